@@ -1,0 +1,271 @@
+"""What the reference scripts share: test pictures, the reference processor and model, one golden case.
+
+The judge is transformers with the Pillow image processors, float32 and eager attention. Tokens come from
+`tokenizer.json` through the tokenizers library, because `GPT2Tokenizer` of transformers 5 rebuilds the
+pre-tokenizer without its Digits step.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL
+import tokenizers
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
+from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
+
+HUB = Path(__file__).resolve().parents[2] / "tests" / "data" / "hub"
+STEPS = 20  # greedy tokens per case
+VISION_ROWS = 32  # rows kept of each vision state
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_json(path, value, indent=2):
+    text = json.dumps(value, indent=indent, ensure_ascii=False, separators=None if indent else (",", ":"))
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def picture(width, height, dx=0, dy=0):
+    """The test picture, computed instead of stored: [height, width, 3] u8."""
+    x = np.arange(dx, dx + width, dtype=np.int64)[None, :, None]
+    y = np.arange(dy, dy + height, dtype=np.int64)[:, None, None]
+    c = np.arange(3, dtype=np.int64)[None, None, :]
+    value = ((x * x * (c + 1) + 3 * y * y + x * y * (2 * c + 1)) >> 6) + 5 * ((x >> 4) ^ (y >> 4))
+    return (value & 255).astype(np.uint8)
+
+
+def load_tokenizer(folder):
+    special = read_json(folder / "special_tokens_map.json")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")),
+        clean_up_tokenization_spaces=False,
+        **{name: special[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
+        additional_special_tokens=special["additional_special_tokens"],
+    )
+
+
+class Reference:
+    """The reference processor of one checkpoint folder, at one encoder side (None: the native side)."""
+
+    def __init__(self, folder, side=None, longest_edge=None, tokenizer=None):
+        folder = Path(folder)
+        config = read_json(folder / "config.json")
+        settings = read_json(folder / "preprocessor_config.json")
+        settings = {k: v for k, v in settings.items() if k not in ("image_processor_type", "processor_class")}
+        if side is not None:
+            settings["max_image_size"] = {"longest_edge": side}
+        if longest_edge is not None:
+            settings["size"] = {"longest_edge": longest_edge}
+        self.side = settings["max_image_size"]["longest_edge"]
+        self.longest_edge = settings["size"]["longest_edge"]
+        grid = self.side // config["vision_config"]["patch_size"] // config["scale_factor"]
+        self.plain = tokenizers.Tokenizer.from_file(str((tokenizer or folder) / "tokenizer.json"))
+        hf_tokenizer = load_tokenizer(tokenizer or folder)
+        arguments = {
+            "image_seq_len": grid * grid,
+            "chat_template": (folder / "chat_template.jinja").read_text(encoding="utf-8"),
+        }
+        image_settings = {k: v for k, v in settings.items() if k != "video_sampling"}
+        if config["model_type"] == "smolvlm":
+            self.processor = SmolVLMProcessor(
+                SmolVLMImageProcessorPil(**image_settings),
+                hf_tokenizer,
+                SmolVLMVideoProcessor(**json.loads(json.dumps(settings))),
+                **arguments,
+            )
+        else:
+            self.processor = Idefics3Processor(Idefics3ImageProcessorPil(**image_settings), hf_tokenizer, **arguments)
+
+    def render(self, messages):
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True)
+
+    def __call__(self, messages, pictures=(), splitting=False, video=None):
+        """Prompt text, inputs (input_ids, pixel_values, ...) and the [rows, columns] of each picture.
+
+        With `video` (its metadata) the pictures are the frames, already sampled.
+        """
+        text = self.render(messages)
+        images = [Image.fromarray(p) for p in pictures]
+        options = {"return_tensors": "pt", "add_special_tokens": False}
+        tiles = []
+        if video is not None:
+            inputs = self.processor(
+                text=text,
+                videos=[np.stack(pictures)],
+                video_metadata=[dict(video)],
+                do_sample_frames=False,
+                **options,
+            )
+        elif images:
+            layout = self.processor.image_processor(
+                [images], do_image_splitting=splitting, return_row_col_info=True, return_tensors="pt"
+            )
+            tiles = [list(t) for t in zip(layout["rows"][0], layout["cols"][0])]
+            inputs = self.processor(text=text, images=[images], do_image_splitting=splitting, **options)
+        else:
+            inputs = self.processor(text=text, **options)
+        ids = inputs["input_ids"][0].tolist()
+        expanded = self.processor.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert self.plain.encode(expanded, add_special_tokens=False).ids == ids, "tokenization differs"
+        return text, inputs, tiles
+
+
+def load_models(folder):
+    """The same checkpoint in float32, in bfloat16 and in float32 with SDPA."""
+
+    def load(dtype, attention):
+        return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
+
+    return load(torch.float32, "eager"), load(torch.bfloat16, "eager"), load(torch.float32, "sdpa")
+
+
+@torch.no_grad()
+def greedy(model, inputs, steps=STEPS):
+    """The logits of `steps` greedy tokens [steps, vocabulary], end of text ignored, and the tokens."""
+    pixels = {k: inputs[k] for k in ("pixel_values", "pixel_attention_mask") if k in inputs}
+    out = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=True, **pixels)
+    rows = [out.logits[0, -1].float()]
+    tokens = [int(rows[-1].argmax())]
+    while len(rows) < steps:
+        out = model(input_ids=torch.tensor([[tokens[-1]]]), past_key_values=out.past_key_values, use_cache=True)
+        rows.append(out.logits[0, -1].float())
+        tokens.append(int(rows[-1].argmax()))
+    return torch.stack(rows), tokens
+
+
+def margins(logits):
+    top = logits.topk(2, dim=-1).values
+    return [round(float(m), 5) for m in top[:, 0] - top[:, 1]]
+
+
+class VisionStates:
+    """Records the states of the vision tower and the connector, picture 0 only, during one forward pass."""
+
+    def __init__(self, model):
+        vision = model.model.vision_model
+        modules = {"vision.embeddings": vision.embeddings}
+        modules |= {f"vision.layer.{i}": layer for i, layer in enumerate(vision.encoder.layers)}
+        modules |= {"vision.post_layernorm": vision.post_layernorm, "connector": model.model.connector}
+        self.states = {}
+        self.hooks = [m.register_forward_hook(self.keep(name)) for name, m in modules.items()]
+
+    def keep(self, name):
+        def hook(module, args, output):
+            output = output[0] if isinstance(output, tuple) else output
+            self.states.setdefault(name, output[0].clone())
+
+        return hook
+
+    def __enter__(self):
+        return self.states
+
+    def __exit__(self, *_):
+        for hook in self.hooks:
+            hook.remove()
+
+
+def pixels_u8(pixel_values):
+    """[pictures, 3, H, W] u8 of normalised reference pixels (mean and deviation 0.5)."""
+    pixels = pixel_values[0].double()
+    return ((pixels * 0.5 + 0.5) * 255).round().to(torch.uint8)
+
+
+def run_case(folder, models, case, tokenizer=None):
+    """One golden case: its entry for golden.json and its tensors for golden.safetensors."""
+    full, half, sdpa = models
+    reference = Reference(folder, case.get("side"), case.get("longest_edge"), tokenizer)
+    pictures = [picture(*p) for p in case["pictures"]]
+    video = case.get("video")
+    splitting = case.get("splitting", False)
+    text, inputs, tiles = reference(case["messages"], pictures, splitting, video)
+
+    with VisionStates(full) as states:
+        logits, tokens = greedy(full, inputs)
+    logits_bf16, tokens_bf16 = greedy(half, inputs)
+    logits_sdpa, _ = greedy(sdpa, inputs, steps=1)
+    sdpa_error = float((logits_sdpa[0] - logits[0]).abs().max())
+    assert sdpa_error < 1e-3, f"sdpa differs from eager by {sdpa_error}"
+
+    pixels = pixels_u8(inputs["pixel_values"])
+    stride = case.get("row_stride", 16)
+    tensors = {
+        "pixels": pixels[:, :, ::stride],
+        "connector": states["connector"],
+        "logits": logits if case.get("all_logits") else logits[:1],
+        "logits_bf16": logits_bf16[0],
+    }
+    if case.get("vision_states"):
+        patches = states["vision.embeddings"].shape[0]
+        rows = torch.linspace(0, patches - 1, min(VISION_ROWS, patches)).round().long()
+        tensors["vision.rows"] = rows
+        tensors |= {name: state[rows] for name, state in states.items() if name != "connector"}
+    entry = {
+        "name": case["name"],
+        "messages": case["messages"],
+        "pictures": [dict(zip(("width", "height", "dx", "dy"), (*p, 0, 0))) for p in case["pictures"]],
+        "video": video,
+        "splitting": splitting,
+        "max_image_side": reference.side,
+        "longest_edge": reference.longest_edge,
+        "prompt": text,
+        "input_ids": inputs["input_ids"][0].tolist(),
+        "tiles": tiles,
+        "pixel_pictures": pixels.shape[0],
+        "pixels_sha256": hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest(),
+        "pixels_row_stride": stride,
+        "tokens": tokens,
+        "margins": margins(logits),
+        "min_margin": min(margins(logits)),
+        "tokens_bf16": tokens_bf16,
+        "margins_bf16": margins(logits_bf16),
+        "min_margin_bf16": min(margins(logits_bf16)),
+        "logits_bf16_error": round(float((logits_bf16[0] - logits[0]).abs().max()), 5),
+        "logits_sdpa_error": float(f"{sdpa_error:.2e}"),
+        "tensors": sorted(f"{case['name']}.{name}" for name in tensors),
+    }
+    return entry, {f"{case['name']}.{name}": t.contiguous() for name, t in tensors.items()}
+
+
+def write_goldens(folder, facts, results):
+    """golden.json (facts of the member, then its cases) and golden.safetensors."""
+    tensors = {}
+    for _, part in results:
+        tensors |= part
+    save_file(tensors, folder / "golden.safetensors")
+    versions = {m.__name__: m.__version__ for m in (transformers, torch, tokenizers, PIL)}
+    header = json.dumps(facts | {"versions": versions}, ensure_ascii=False)
+    cases = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry, _ in results)
+    (folder / "golden.json").write_text(f'{header[:-1]}, "cases": [\n{cases}\n]}}\n', encoding="utf-8")
+
+
+def fill_weights(model, seed, dtype):
+    """Random weights of a useful spread (attention not flat, norms near 1, biases not 0), exact in `dtype`."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in sorted(model.named_parameters()):
+            noise = torch.randn(weight.shape, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                value = 1 + 0.2 * noise
+            elif name.endswith("bias"):
+                value = 0.1 * noise
+            elif "position_embedding" in name:
+                value = 0.5 * noise
+            elif "embed_tokens" in name:
+                value = noise if not model.config.tie_word_embeddings else 0.5 * noise
+            else:
+                gain = {"q_proj": 1.6, "k_proj": 1.6, "lm_head": 4.0, "patch_embedding": 1.5}
+                gain = next((g for part, g in gain.items() if part in name), 1.0)
+                value = gain * noise / weight[0].numel() ** 0.5
+            weight.copy_(value.to(dtype).float())
