@@ -253,6 +253,7 @@ def write_goldens(folder, facts, results):
 def fill_weights(model, seed, dtype):
     """Random weights of a useful spread (attention not flat, norms near 1, biases not 0), exact in `dtype`."""
     generator = torch.Generator().manual_seed(seed)
+    tied = model.config.tie_word_embeddings
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
             noise = torch.randn(weight.shape, generator=generator)
@@ -263,9 +264,11 @@ def fill_weights(model, seed, dtype):
             elif "position_embedding" in name:
                 value = 0.5 * noise
             elif "embed_tokens" in name:
-                value = noise if not model.config.tie_word_embeddings else 0.5 * noise
+                value = 0.3 * noise if tied else noise
             else:
                 gain = {"q_proj": 1.6, "k_proj": 1.6, "lm_head": 4.0, "patch_embedding": 1.5}
+                if tied:  # the layers must outweigh the embedding, or every token repeats itself
+                    gain["down_proj"] = 2.5
                 gain = next((g for part, g in gain.items() if part in name), 1.0)
                 value = gain * noise / weight[0].numel() ** 0.5
             weight.copy_(value.to(dtype).float())

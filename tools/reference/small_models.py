@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.utils import logging
 
 import reference as ref
 
@@ -39,20 +40,23 @@ def text(heads, kv_heads, head_dim, intermediate):
 
 
 # style: "official" as published, "saved" as save_pretrained of transformers 5 writes it, "nested" official with the
-# older names `model.text_model.model.*`; seed: the first one tried.
+# older names `model.text_model.model.*`; seed: the first one tried, as found by an earlier run.
 MEMBERS = {
-    "smolvlm-256m": dict(hub="SmolVLM-256M-Instruct", text=text(9, 3, 8, 144), dtype=torch.bfloat16, seed=0),
-    "smolvlm-500m": dict(hub="SmolVLM-500M-Instruct", text=text(15, 5, 8, 200), dtype=torch.bfloat16, seed=0, shards=3),
-    "smolvlm-2.2b": dict(hub="SmolVLM-Instruct", text=text(4, 4, 16, 128), dtype=torch.float32, seed=0, style="nested"),
+    "smolvlm-256m": dict(hub="SmolVLM-256M-Instruct", text=text(9, 3, 8, 144), dtype=torch.bfloat16, seed=1),
+    "smolvlm-500m": dict(hub="SmolVLM-500M-Instruct", text=text(15, 5, 8, 160), dtype=torch.bfloat16, seed=8, shards=3),
+    "smolvlm-2.2b": dict(hub="SmolVLM-Instruct", text=text(4, 4, 16, 128), dtype=torch.float32, seed=3, style="nested"),
     "smolvlm2-256m": dict(
-        hub="SmolVLM2-256M-Video-Instruct", text=text(9, 3, 8, 144), dtype=torch.bfloat16, seed=0, style="saved", tied=True
+        hub="SmolVLM2-256M-Video-Instruct", text=text(9, 3, 8, 144), dtype=torch.bfloat16, seed=1, style="saved", tied=True
     ),
-    "smolvlm2-500m": dict(hub="SmolVLM2-500M-Video-Instruct", text=text(15, 5, 8, 200), dtype=torch.bfloat16, seed=0),
-    "smolvlm2-2.2b": dict(hub="SmolVLM2-2.2B-Instruct", text=text(4, 4, 16, 128), dtype=torch.float16, seed=0, style="saved"),
+    "smolvlm2-500m": dict(hub="SmolVLM2-500M-Video-Instruct", text=text(15, 5, 8, 160), dtype=torch.bfloat16, seed=11),
+    "smolvlm2-2.2b": dict(hub="SmolVLM2-2.2B-Instruct", text=text(4, 4, 16, 128), dtype=torch.float16, seed=1, style="saved"),
 }
 
+# Texts whose tokens the small tokenizer keeps, so that its prompts are cut as the real ones are.
+SAMPLES = ["User:", "\nAssistant:", "System:", "\n\n", "\nFrame from 00:01:", "Can you describe this image?"]
+
 IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
-DESCRIBE = "Can you describe this image?"
+DESCRIBE = SAMPLES[-1]
 
 
 def say(words):
@@ -95,8 +99,7 @@ def cases(member):
         result.append(
             dict(name=f"side_{side}", messages=one, pictures=sizes[3:], side=side, vision_states=True, **edge)
         )
-    # Six columns at most: 1000x120 would give tiles without change of meaning, but a wide picture keeps the prompt short.
-    tiled = (1000, 120) if turn % 2 else (96, 64)
+    tiled = (1000, 120) if turn % 2 else (96, 64)  # 1 row or 3 rows of 4 tiles
     result.append(dict(name="tiled", messages=one, pictures=[tiled], splitting=True, row_stride=64))
     if member.startswith("smolvlm2"):
         frames = [(*sizes[0], 37 * k, 11 * k) for k in range(4)]
@@ -129,9 +132,9 @@ def small_tokenizer(hub):
             for part in parents[token]:
                 want(part)
 
-    prompts = "User: Assistant:\n\n\nFrame from System: You are provided the following series of four frames from a video."
-    for token in real.encode(prompts + DESCRIBE, add_special_tokens=False).tokens:
-        want(token)
+    for sample in SAMPLES:
+        for token in real.encode(sample, add_special_tokens=False).tokens:
+            want(token)
     for merge in merges:
         if len(wanted) == MERGES:
             break
@@ -272,6 +275,7 @@ def main():
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(2)
+    logging.disable_progress_bar()
     for name in options.members or MEMBERS:
         build(name, options.out)
 
