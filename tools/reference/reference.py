@@ -94,7 +94,8 @@ class Reference:
     def __call__(self, messages, pictures=(), splitting=False, video=None):
         """Prompt text, inputs (input_ids, pixel_values, ...) and the [rows, columns] of each picture.
 
-        With `video` (its metadata) the pictures are the frames, already sampled.
+        With `video` (its metadata) the pictures are the frames, already sampled. Its pixels are those of the Pillow
+        processor; `video_pixels` are those of the video processor, which resizes with torchvision.
         """
         text = self.render(messages)
         images = [Image.fromarray(p) for p in pictures]
@@ -108,6 +109,9 @@ class Reference:
                 do_sample_frames=False,
                 **options,
             )
+            frames = self.processor.image_processor([images], do_image_splitting=False, return_tensors="pt")
+            inputs["video_pixels"] = inputs["pixel_values"]
+            inputs["pixel_values"] = frames["pixel_values"]
         elif images:
             layout = self.processor.image_processor(
                 [images], do_image_splitting=splitting, return_row_col_info=True, return_tensors="pt"
@@ -123,12 +127,9 @@ class Reference:
 
 
 def load_models(folder):
-    """The same checkpoint in float32, in bfloat16 and in float32 with SDPA."""
-
-    def load(dtype, attention):
-        return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
-
-    return load(torch.float32, "eager"), load(torch.bfloat16, "eager"), load(torch.float32, "sdpa")
+    """The same checkpoint in float32 and in bfloat16."""
+    load = AutoModelForImageTextToText.from_pretrained
+    return [load(folder, dtype=d, attn_implementation="eager").eval() for d in (torch.float32, torch.bfloat16)]
 
 
 @torch.no_grad()
@@ -182,9 +183,29 @@ def pixels_u8(pixel_values):
     return ((pixels * 0.5 + 0.5) * 255).round().to(torch.uint8)
 
 
+def sha256(tensor):
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+
+
+def compare_video(model, inputs, pixels, stride):
+    """What the pixels of the video processor change against those of the Pillow processor."""
+    video_pixels = pixels_u8(inputs["video_pixels"])
+    logits, tokens = greedy(model, {**inputs, "pixel_values": inputs["video_pixels"]})
+    difference = (video_pixels.int() - pixels.int()).abs()
+    facts = {
+        "resampling": "torchvision LANCZOS on u8, antialias",
+        "pixels_sha256": sha256(video_pixels),
+        "max_difference": int(difference.max()),
+        "differing": round(float((difference > 0).float().mean()), 5),
+        "tokens": tokens,
+        "min_margin": min(margins(logits)),
+    }
+    return {"video_processor": facts}, {"video_processor.pixels": video_pixels[:, :, ::stride], "video_processor.logits": logits[:1]}
+
+
 def run_case(folder, models, case, tokenizer=None):
     """One golden case: its entry for golden.json and its tensors for golden.safetensors."""
-    full, half, sdpa = models
+    full, half = models
     reference = Reference(folder, case.get("side"), case.get("longest_edge"), tokenizer)
     pictures = [picture(*p) for p in case["pictures"]]
     video = case.get("video")
@@ -194,7 +215,9 @@ def run_case(folder, models, case, tokenizer=None):
     with VisionStates(full) as states:
         logits, tokens = greedy(full, inputs)
     logits_bf16, tokens_bf16 = greedy(half, inputs)
-    logits_sdpa, _ = greedy(sdpa, inputs, steps=1)
+    full.set_attn_implementation("sdpa")
+    logits_sdpa, _ = greedy(full, inputs, steps=1)
+    full.set_attn_implementation("eager")
     sdpa_error = float((logits_sdpa[0] - logits[0]).abs().max())
     assert sdpa_error < 1e-3, f"sdpa differs from eager by {sdpa_error}"
 
@@ -211,6 +234,10 @@ def run_case(folder, models, case, tokenizer=None):
         rows = torch.linspace(0, patches - 1, min(VISION_ROWS, patches)).round().long()
         tensors["vision.rows"] = rows
         tensors |= {name: state[rows] for name, state in states.items() if name != "connector"}
+    facts = {}
+    if video:
+        facts, more = compare_video(full, inputs, pixels, stride)
+        tensors |= more
     entry = {
         "name": case["name"],
         "messages": case["messages"],
@@ -223,7 +250,7 @@ def run_case(folder, models, case, tokenizer=None):
         "input_ids": inputs["input_ids"][0].tolist(),
         "tiles": tiles,
         "pixel_pictures": pixels.shape[0],
-        "pixels_sha256": hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest(),
+        "pixels_sha256": sha256(pixels),
         "pixels_row_stride": stride,
         "tokens": tokens,
         "margins": margins(logits),
@@ -234,7 +261,7 @@ def run_case(folder, models, case, tokenizer=None):
         "logits_bf16_error": round(float((logits_bf16[0] - logits[0]).abs().max()), 5),
         "logits_sdpa_error": float(f"{sdpa_error:.2e}"),
         "tensors": sorted(f"{case['name']}.{name}" for name in tensors),
-    }
+    } | facts
     return entry, {f"{case['name']}.{name}": t.contiguous() for name, t in tensors.items()}
 
 

@@ -231,7 +231,7 @@ def healthy(entry):
     return entry["min_margin"] > 1e-2 and len(set(entry["tokens"])) > 4
 
 
-def attempt(member, folder, work):
+def attempt(folder, work):
     """Golden results of every case, or None where a margin is too small or the tokens repeat."""
     models = ref.load_models(folder)
     results = []
@@ -254,7 +254,7 @@ def build(name, out):
         for seed in itertools.count(member["seed"]):
             print(f"{name}: seed {seed}")
             write_weights(member, folder, seed)
-            if results := attempt(member, folder, cases(name)):
+            if results := attempt(folder, cases(name)):
                 break
         style = member.get("style", "official")
         if style == "saved":
