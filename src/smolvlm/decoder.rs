@@ -1,0 +1,232 @@
+//! Llama decoder over embeddings, after
+//! [`modeling_llama.py`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/llama/modeling_llama.py).
+//!
+//! `candle_transformers::models::llama` would fit but for its cache: private, grown by concatenation,
+//! without a way back to a prefix.
+
+use candle_core::{D, DType, Device, Module, Result as CandleResult, Tensor};
+use candle_nn::{
+    Embedding, Linear, RmsNorm, VarBuilder, embedding, linear_b, linear_no_bias, ops::silu,
+    rms_norm, rotary_emb::rope,
+};
+
+use super::{
+    Config, KvCache, Observer, Result, config::TextConfig, layer_done, vision::softmax_f32,
+};
+
+#[derive(Debug)]
+pub struct Decoder {
+    embed_tokens: Embedding,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    lm_head: Linear,
+    rope: Rope,
+}
+
+impl Decoder {
+    /// `vb` is at the checkpoint's root.
+    pub(super) fn load(config: &Config, vb: VarBuilder) -> CandleResult<Self> {
+        let c = &config.text_config;
+        let m = vb.pp("model.text_model");
+        let embed_tokens = embedding(c.vocab_size, c.hidden_size, m.pp("embed_tokens"))?;
+        let layers = (0..c.num_hidden_layers)
+            .map(|i| Layer::load(c, m.pp("layers").pp(i)))
+            .collect::<CandleResult<_>>()?;
+        let lm_head = if config.tied_head() {
+            Linear::new(embed_tokens.embeddings().clone(), None)
+        } else {
+            linear_no_bias(c.hidden_size, c.vocab_size, vb.pp("lm_head"))?
+        };
+        Ok(Self {
+            embed_tokens,
+            layers,
+            norm: rms_norm(c.hidden_size, c.rms_norm_eps, m.pp("norm"))?,
+            lm_head,
+            rope: Rope::new(c, vb.device())?,
+        })
+    }
+
+    /// An empty cache in this decoder's shape.
+    pub(super) fn cache(&self) -> KvCache {
+        let kv_heads = self.layers.first().map_or(0, |l| l.kv_heads);
+        KvCache::new(self.layers.len(), kv_heads, self.rope.head_dim)
+    }
+
+    /// `[tokens, hidden]`
+    pub(super) fn embed(&self, ids: &[u32]) -> CandleResult<Tensor> {
+        let ids = Tensor::new(ids, self.embed_tokens.embeddings().device())?;
+        self.embed_tokens.forward(&ids)
+    }
+
+    /// Runs `[n, hidden]` embeddings behind what `cache` holds, in room that the caller has reserved, and
+    /// returns the logits (`[vocab]`, f32) of the last position.
+    pub(super) fn forward(
+        &self,
+        embeds: &Tensor,
+        cache: &mut KvCache,
+        observer: &mut Observer<'_>,
+    ) -> Result<Tensor> {
+        let n = embeds.dim(0)?;
+        let (cos, sin) = self.rope.at(cache.len(), n, embeds.dtype())?;
+        let mask = (n > 1)
+            .then(|| causal_mask(n, cache.len(), embeds.dtype(), embeds.device()))
+            .transpose()?;
+        let mut x = embeds.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, (&cos, &sin), mask.as_ref(), cache, i)?;
+            layer_done(observer)?;
+        }
+        cache.advance(n);
+        // Only the last position's logits are ever read; the head is as large as the rest of the pass.
+        let last = self.norm.forward(&x.narrow(0, n - 1, 1)?.contiguous()?)?;
+        let logits = self.lm_head.forward(&last)?;
+        Ok(logits.squeeze(0)?.to_dtype(DType::F32)?)
+    }
+}
+
+/// Zero where token `i` of `n` may look back, −∞ beyond; `seen` tokens stand before them.
+fn causal_mask(n: usize, seen: usize, dtype: DType, device: &Device) -> CandleResult<Tensor> {
+    let mask = (0..n)
+        .flat_map(|i| {
+            (0..seen + n).map(move |j| {
+                if j <= seen + i {
+                    0.0
+                } else {
+                    f32::NEG_INFINITY
+                }
+            })
+        })
+        .collect::<Vec<_>>();
+    Tensor::from_vec(mask, (n, seen + n), device)?.to_dtype(dtype)
+}
+
+/// Rotary position embedding; angles in f32 from the inverse frequencies, as the reference makes them.
+#[derive(Debug)]
+struct Rope {
+    inv_freq: Tensor,
+    head_dim: usize,
+}
+
+impl Rope {
+    fn new(c: &TextConfig, device: &Device) -> CandleResult<Self> {
+        let head_dim = c.head_dim();
+        let inv_freq = (0..head_dim)
+            .step_by(2)
+            .map(|i| 1.0 / (c.rope_theta() as f32).powf(i as f32 / head_dim as f32))
+            .collect::<Vec<_>>();
+        Ok(Self {
+            inv_freq: Tensor::new(inv_freq, device)?.unsqueeze(0)?,
+            head_dim,
+        })
+    }
+
+    /// Cosines and sines, `[n, head_dim / 2]`, of the positions `start..start + n`.
+    fn at(&self, start: usize, n: usize, dtype: DType) -> CandleResult<(Tensor, Tensor)> {
+        let positions = Tensor::arange(start as f32, (start + n) as f32, self.inv_freq.device())?
+            .unsqueeze(1)?;
+        let angles = positions.matmul(&self.inv_freq)?;
+        Ok((
+            angles.cos()?.to_dtype(dtype)?,
+            angles.sin()?.to_dtype(dtype)?,
+        ))
+    }
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_layernorm: RmsNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    post_attention_layernorm: RmsNorm,
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Layer {
+    fn load(c: &TextConfig, vb: VarBuilder) -> CandleResult<Self> {
+        let (n, head_dim) = (c.hidden_size, c.head_dim());
+        let (heads, kv_heads) = (c.num_attention_heads, c.num_key_value_heads());
+        let attn = vb.pp("self_attn");
+        let mlp = vb.pp("mlp");
+        let norm = |name| rms_norm(n, c.rms_norm_eps, vb.pp(name));
+        let attn_linear = |from, to, name| linear_b(from, to, c.attention_bias, attn.pp(name));
+        let mlp_linear = |from, to, name| linear_b(from, to, c.mlp_bias, mlp.pp(name));
+        Ok(Self {
+            input_layernorm: norm("input_layernorm")?,
+            q_proj: attn_linear(n, heads * head_dim, "q_proj")?,
+            k_proj: attn_linear(n, kv_heads * head_dim, "k_proj")?,
+            v_proj: attn_linear(n, kv_heads * head_dim, "v_proj")?,
+            o_proj: attn_linear(heads * head_dim, n, "o_proj")?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            gate_proj: mlp_linear(n, c.intermediate_size, "gate_proj")?,
+            up_proj: mlp_linear(n, c.intermediate_size, "up_proj")?,
+            down_proj: mlp_linear(c.intermediate_size, n, "down_proj")?,
+            heads,
+            kv_heads,
+            head_dim,
+        })
+    }
+
+    fn forward(
+        &self,
+        x: &Tensor,
+        rope: (&Tensor, &Tensor),
+        mask: Option<&Tensor>,
+        cache: &KvCache,
+        index: usize,
+    ) -> CandleResult<Tensor> {
+        let normed = self.input_layernorm.forward(x)?;
+        let x = (x + self.attention(&normed, rope, mask, cache, index)?)?;
+        let normed = self.post_attention_layernorm.forward(&x)?;
+        let gate = silu(&self.gate_proj.forward(&normed)?)?;
+        let mlp = self
+            .down_proj
+            .forward(&(gate * self.up_proj.forward(&normed)?)?)?;
+        x + mlp
+    }
+
+    fn attention(
+        &self,
+        x: &Tensor,
+        (cos, sin): (&Tensor, &Tensor),
+        mask: Option<&Tensor>,
+        cache: &KvCache,
+        index: usize,
+    ) -> CandleResult<Tensor> {
+        let n = x.dim(0)?;
+        let split = |x: Tensor, heads| {
+            x.reshape((1, n, heads, self.head_dim))?
+                .transpose(1, 2)?
+                .contiguous()
+        };
+        let q = rope(&split(self.q_proj.forward(x)?, self.heads)?, cos, sin)?;
+        let k = rope(&split(self.k_proj.forward(x)?, self.kv_heads)?, cos, sin)?;
+        let v = split(self.v_proj.forward(x)?, self.kv_heads)?;
+        let (keys, values) = cache.write(index, &k.squeeze(0)?, &v.squeeze(0)?)?;
+        // Query heads that share a key head stand next to each other: one product per key head does
+        // them all, without repeating keys or values.
+        let group = self.heads / self.kv_heads * n;
+        let q = q.reshape((self.kv_heads, group, self.head_dim))?;
+        let scores = (q.matmul(&keys.t()?)? * (self.head_dim as f64).powf(-0.5))?;
+        let total = scores.dim(D::Minus1)?;
+        let scores = match mask {
+            Some(mask) => scores
+                .reshape((self.heads, n, total))?
+                .broadcast_add(mask)?
+                .reshape((self.kv_heads, group, total))?,
+            None => scores,
+        };
+        let out = softmax_f32(&scores)?
+            .matmul(&values)?
+            .reshape((self.heads, n, self.head_dim))?
+            .transpose(0, 1)?
+            .reshape((n, self.heads * self.head_dim))?;
+        self.o_proj.forward(&out)
+    }
+}

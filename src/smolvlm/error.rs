@@ -1,0 +1,85 @@
+use std::path::{Path, PathBuf};
+
+/// What can go wrong between a model's files and a caption.
+///
+/// `Display` is one line that names the file or the property and what to do about it, because that
+/// line is what a person reads in `gst-launch-1.0`.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{path}: no such {what}. {remedy}")]
+    NotFound {
+        path: PathBuf,
+        what: &'static str,
+        remedy: String,
+    },
+    #[error("{path}: {reason}. {remedy}")]
+    File {
+        path: PathBuf,
+        reason: String,
+        remedy: String,
+    },
+    #[error("{property}: {reason}")]
+    Setting {
+        property: &'static str,
+        reason: String,
+    },
+    #[error("cancelled")]
+    Cancelled,
+    #[error("prompt: {0}")]
+    Prompt(String),
+    #[error("inference failed: {}", plain(.0))]
+    Inference(#[from] candle_core::Error),
+}
+
+/// The coarse class of an [`Error`], for whoever maps it to another error system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// A model or one of its files is not there.
+    NotFound,
+    /// A file is there but can't be used.
+    OpenRead,
+    /// A setting doesn't fit the model or the machine.
+    Settings,
+    /// Someone asked to stop.
+    Cancelled,
+    /// One caption failed; the next may not.
+    Failed,
+}
+
+impl Error {
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::File { .. } => ErrorKind::OpenRead,
+            Self::Setting { .. } => ErrorKind::Settings,
+            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Prompt(_) | Self::Inference(_) => ErrorKind::Failed,
+        }
+    }
+
+    /// A file that is there and unusable; `remedy` is a sentence.
+    pub(super) fn file(
+        path: &Path,
+        reason: impl std::fmt::Display,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self::File {
+            path: path.to_owned(),
+            // Parsers' messages may span lines; the bus shows one.
+            reason: reason.to_string().replace('\n', " "),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+/// A candle error on one line, without the backtrace that `RUST_BACKTRACE` adds to its `Display`.
+pub(super) fn plain(error: &candle_core::Error) -> String {
+    use candle_core::Error as E;
+    match error {
+        E::WithBacktrace { inner, .. } | E::WithPath { inner, .. } => plain(inner),
+        E::CannotFindTensor { path } => format!("the tensor `{path}` is missing"),
+        other => other.to_string().replace('\n', " "),
+    }
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,342 @@
+//! Pictures on their way to pixel values.
+//!
+//! Two roads. A live frame is scaled once, straight to the encoder's square, by whoever has the frame.
+//! The reference's processor first resizes to a long edge of 2048 (2.2B: 1536) and then to that square,
+//! or to tiles of it, each time with Pillow's Lanczos filter on 8-bit RGB; [`Processor`] does exactly
+//! that, for parity and for detail.
+
+use super::{PreprocessorConfig, Result, error::Error};
+
+/// An RGB picture, 8 bits a channel, rows packed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    pub width: u32,
+    pub height: u32,
+    pub rgb: Vec<u8>,
+}
+
+impl Picture {
+    /// `None` if `rgb` is not `width × height × 3` bytes or a side is zero.
+    pub fn new(width: u32, height: u32, rgb: Vec<u8>) -> Option<Self> {
+        let bytes = (width as usize)
+            .checked_mul(height as usize)?
+            .checked_mul(3)?;
+        (bytes > 0 && bytes == rgb.len()).then_some(Self { width, height, rgb })
+    }
+
+    /// Pillow's `Image.resize((width, height), Image.LANCZOS)`, to the bit.
+    ///
+    /// Crates that come close (`image`, `fast_image_resize`) round their weights differently and miss
+    /// by a level here and there, which is enough to change a caption's tokens.
+    pub fn resize(&self, width: u32, height: u32) -> Self {
+        let wide = if width == self.width {
+            self.clone()
+        } else {
+            self.resample_rows(width)
+        };
+        if height == self.height {
+            wide
+        } else {
+            wide.resample_columns(height)
+        }
+    }
+
+    fn resample_rows(&self, width: u32) -> Self {
+        let taps = Taps::lanczos(self.width as usize, width as usize);
+        let mut rgb = Vec::with_capacity(width as usize * self.height as usize * 3);
+        for row in self.rgb.chunks_exact(self.width as usize * 3) {
+            for (start, weights) in taps.iter() {
+                let mut sum = [ROUND; 3];
+                for (pixel, weight) in row[start * 3..].chunks_exact(3).zip(weights) {
+                    for (sum, &value) in sum.iter_mut().zip(pixel) {
+                        *sum += i32::from(value) * weight;
+                    }
+                }
+                rgb.extend(sum.map(clip));
+            }
+        }
+        Self {
+            width,
+            height: self.height,
+            rgb,
+        }
+    }
+
+    fn resample_columns(&self, height: u32) -> Self {
+        let taps = Taps::lanczos(self.height as usize, height as usize);
+        let stride = self.width as usize * 3;
+        let mut rgb = Vec::with_capacity(stride * height as usize);
+        let mut sums = vec![0; stride];
+        for (start, weights) in taps.iter() {
+            sums.fill(ROUND);
+            for (row, weight) in self.rgb[start * stride..].chunks_exact(stride).zip(weights) {
+                for (sum, &value) in sums.iter_mut().zip(row) {
+                    *sum += i32::from(value) * weight;
+                }
+            }
+            rgb.extend(sums.iter().copied().map(clip));
+        }
+        Self {
+            width: self.width,
+            height,
+            rgb,
+        }
+    }
+
+    /// The part of `width` × `height` pixels at `(x, y)`, which must lie inside.
+    fn crop(&self, x: u32, y: u32, width: u32, height: u32) -> Self {
+        let stride = self.width as usize * 3;
+        let rgb = self
+            .rgb
+            .chunks_exact(stride)
+            .skip(y as usize)
+            .take(height as usize)
+            .flat_map(|row| &row[x as usize * 3..(x + width) as usize * 3])
+            .copied()
+            .collect();
+        Self { width, height, rgb }
+    }
+
+    /// Normalised values, one plane a channel: `(value · rescale − mean) / std`.
+    pub(super) fn normalise(&self, config: &PreprocessorConfig) -> Vec<f32> {
+        // 256 values a channel: a table is exact and spares the arithmetic.
+        let tables = std::array::from_fn::<_, 3, _>(|c| {
+            std::array::from_fn::<_, 256, _>(|value| {
+                (value as f32 * config.rescale_factor - config.image_mean[c]) / config.image_std[c]
+            })
+        });
+        let mut planes = Vec::with_capacity(self.rgb.len());
+        for (channel, table) in tables.iter().enumerate() {
+            planes.extend(
+                self.rgb[channel..]
+                    .iter()
+                    .step_by(3)
+                    .map(|&value| table[usize::from(value)]),
+            );
+        }
+        planes
+    }
+}
+
+/// Bits behind the point in Pillow's fixed-point weights (`PRECISION_BITS` in `Resample.c`).
+const PRECISION_BITS: u32 = 32 - 8 - 2;
+const ROUND: i32 = 1 << (PRECISION_BITS - 1);
+
+fn clip(sum: i32) -> u8 {
+    (sum >> PRECISION_BITS).clamp(0, 255) as u8
+}
+
+/// For each output position: the first input position and the weights from there.
+struct Taps {
+    bounds: Vec<(usize, usize)>,
+    weights: Vec<i32>,
+    stride: usize,
+}
+
+impl Taps {
+    fn lanczos(from: usize, to: usize) -> Self {
+        const LOBES: f64 = 3.0;
+        let scale = from as f64 / to as f64;
+        let filter_scale = scale.max(1.0);
+        let support = LOBES * filter_scale;
+        let stride = support.ceil() as usize * 2 + 1;
+        let mut bounds = Vec::with_capacity(to);
+        let mut weights = vec![0; to * stride];
+        let mut row = Vec::with_capacity(stride);
+        for (i, fixed) in weights.chunks_exact_mut(stride).enumerate() {
+            let center = (i as f64 + 0.5) * scale;
+            let start = (center - support + 0.5).max(0.0) as usize;
+            let end = ((center + support + 0.5) as usize).min(from);
+            row.clear();
+            row.extend((start..end).map(|x| {
+                let x = (x as f64 - center + 0.5) / filter_scale;
+                if (-LOBES..LOBES).contains(&x) {
+                    sinc(x) * sinc(x / LOBES)
+                } else {
+                    0.0
+                }
+            }));
+            let sum: f64 = row.iter().sum();
+            for (fixed, weight) in fixed.iter_mut().zip(&row) {
+                let scaled = weight / sum * f64::from(1 << PRECISION_BITS);
+                *fixed = (scaled + 0.5f64.copysign(scaled)) as i32;
+            }
+            bounds.push((start, end - start));
+        }
+        Self {
+            bounds,
+            weights,
+            stride,
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
+        self.bounds
+            .iter()
+            .zip(self.weights.chunks_exact(self.stride))
+            .map(|(&(start, len), weights)| (start, &weights[..len]))
+    }
+}
+
+fn sinc(x: f64) -> f64 {
+    if x == 0.0 {
+        1.0
+    } else {
+        let x = x * std::f64::consts::PI;
+        x.sin() / x
+    }
+}
+
+/// One picture as the reference's processor hands it to the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Processed {
+    /// Tiles row by row and the whole picture last; without splitting, the whole picture alone.
+    pub pictures: Vec<Picture>,
+    /// Rows and columns of tiles; zero without splitting.
+    pub grid: (usize, usize),
+}
+
+/// The reference's image processor
+/// ([`Idefics3ImageProcessor`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/idefics3/image_processing_idefics3.py)).
+#[derive(Debug, Clone, Copy)]
+pub struct Processor {
+    /// Long edge of the first resize.
+    pub longest_edge: u32,
+    /// Side of the encoder's square.
+    pub side: u32,
+}
+
+/// The reference's bound on either side after the first resize.
+const MAX_IMAGE_SIZE: u32 = 4096;
+
+impl Processor {
+    pub fn new(config: &PreprocessorConfig) -> Self {
+        Self {
+            longest_edge: config.size.longest_edge as u32,
+            side: config.max_image_size.longest_edge as u32,
+        }
+    }
+
+    /// The whole picture squashed to the square, aspect not kept.
+    pub fn whole(&self, picture: &Picture) -> Result<Processed> {
+        let resized = self.to_longest_edge(picture)?;
+        Ok(Processed {
+            pictures: vec![resized.resize(self.side, self.side)],
+            grid: (0, 0),
+        })
+    }
+
+    /// The picture cut into tiles of the square's size, and the whole one after them.
+    pub fn split(&self, picture: &Picture) -> Result<Processed> {
+        let resized = self.to_longest_edge(picture)?;
+        let (width, height) = self.tiled_size(resized.width, resized.height);
+        let resized = resized.resize(width, height);
+        let (rows, cols) = (height / self.side, width / self.side);
+        if (rows, cols) == (1, 1) {
+            return Ok(Processed {
+                pictures: vec![resized],
+                grid: (0, 0),
+            });
+        }
+        let mut pictures = (0..rows)
+            .flat_map(|row| (0..cols).map(move |col| (row, col)))
+            .map(|(row, col)| resized.crop(col * self.side, row * self.side, self.side, self.side))
+            .collect::<Vec<_>>();
+        pictures.push(resized.resize(self.side, self.side));
+        Ok(Processed {
+            pictures,
+            grid: (rows as usize, cols as usize),
+        })
+    }
+
+    fn to_longest_edge(self, picture: &Picture) -> Result<Picture> {
+        let (width, height) = self.longest_edge_size(picture.width, picture.height);
+        if width == 0 || height == 0 {
+            return Err(Error::Prompt(format!(
+                "a picture of {}×{} pixels is too narrow for the reference's resize",
+                picture.width, picture.height
+            )));
+        }
+        Ok(picture.resize(width, height))
+    }
+
+    /// Long edge to [`longest_edge`](Self::longest_edge), short edge truncated and then made even.
+    fn longest_edge_size(self, width: u32, height: u32) -> (u32, u32) {
+        let edge = self.longest_edge.min(MAX_IMAGE_SIZE);
+        let aspect = f64::from(width) / f64::from(height);
+        if width >= height {
+            let height = (f64::from(edge) / aspect) as u32;
+            (edge, (height + height % 2).max(1))
+        } else {
+            let width = (f64::from(edge) * aspect) as u32;
+            ((width + width % 2).max(1), edge)
+        }
+    }
+
+    /// Both sides up to multiples of the square, the long one first and the short one from its aspect.
+    fn tiled_size(self, width: u32, height: u32) -> (u32, u32) {
+        let aspect = f64::from(width) / f64::from(height);
+        let up = |side: u32| side.next_multiple_of(self.side).max(self.side);
+        if width >= height {
+            let width = up(width);
+            (width, up((f64::from(width) / aspect) as u32))
+        } else {
+            let height = up(height);
+            (up((f64::from(height) * aspect) as u32), height)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROCESSOR: Processor = Processor {
+        longest_edge: 2048,
+        side: 512,
+    };
+
+    #[test]
+    fn sizes_follow_the_reference() {
+        assert_eq!(PROCESSOR.longest_edge_size(640, 427), (2048, 1366));
+        assert_eq!(PROCESSOR.tiled_size(2048, 1366), (2048, 1536));
+        assert_eq!(PROCESSOR.longest_edge_size(427, 640), (1366, 2048));
+        assert_eq!(PROCESSOR.tiled_size(1366, 2048), (1536, 2048));
+    }
+
+    #[test]
+    fn a_flat_picture_stays_flat() {
+        let picture = Picture::new(31, 7, [9, 80, 250].repeat(31 * 7)).unwrap();
+        let resized = picture.resize(64, 3);
+        assert_eq!(resized.rgb, [9, 80, 250].repeat(64 * 3));
+    }
+
+    #[test]
+    fn tiles_go_row_by_row_and_the_whole_picture_comes_last() {
+        let rgb = (0..4u8).flat_map(|i| [i * 60; 3]).collect();
+        let picture = Picture::new(2, 2, rgb).unwrap();
+        let processor = Processor {
+            longest_edge: 16,
+            side: 8,
+        };
+        let processed = processor.split(&picture).unwrap();
+        assert_eq!(processed.grid, (2, 2));
+        let corners = processed
+            .pictures
+            .iter()
+            .map(|p| (p.width, p.height, p.rgb[0] / 20))
+            .collect::<Vec<_>>();
+        // First pixel of each tile: dark at the top left, bright at the bottom right.
+        assert_eq!(corners.len(), 5);
+        assert!(corners[0].2 < corners[1].2 && corners[1].2 < corners[2].2);
+        assert!(corners[2].2 < corners[3].2);
+        assert!(corners.iter().all(|&(w, h, _)| (w, h) == (8, 8)));
+    }
+
+    #[test]
+    fn a_picture_that_is_not_one_is_refused() {
+        assert!(Picture::new(2, 2, vec![0; 11]).is_none());
+        assert!(Picture::new(0, 2, vec![]).is_none());
+        assert!(Picture::new(u32::MAX, u32::MAX, vec![0; 12]).is_none());
+    }
+}

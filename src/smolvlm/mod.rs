@@ -1,0 +1,233 @@
+//! SmolVLM and SmolVLM2 (256M, 500M, 2.2B) in candle.
+//!
+//! One code path for the whole family, driven by the checkpoint's `config.json`: a SigLIP vision encoder
+//! ([`Vision`]), pixel shuffle and a projection into the embeddings of a Llama decoder, greedy or sampled
+//! decoding into a [`KvCache`] that is written in place. The judge is the reference implementation,
+//! transformers' [idefics3](https://github.com/huggingface/transformers/tree/main/src/transformers/models/idefics3)
+//! and [smolvlm](https://github.com/huggingface/transformers/tree/main/src/transformers/models/smolvlm): the
+//! tests in `tests/parity.rs` hold every stage against tensors it wrote.
+//!
+//! Nothing in here knows of GStreamer.
+//!
+//! ```
+//! use std::ops::ControlFlow;
+//! use gstvlmnarrate::smolvlm::{Checkpoint, LoadOptions, Model, Picture, Request, Sampling, Source};
+//!
+//! # fn main() -> Result<(), gstvlmnarrate::smolvlm::Error> {
+//! let checkpoint = Checkpoint::open(&Source::Demo)?;
+//! let side = checkpoint.image_size();
+//! let model = Model::load(&checkpoint, &LoadOptions::default(), &mut |_, _| ControlFlow::Continue(()))?;
+//! let red = [255, 0, 0].repeat((side * side) as usize);
+//! let request = Request {
+//!     pictures: &[Picture::new(side, side, red).expect("a whole picture")],
+//!     system: None,
+//!     prompt: "Describe this frame in one sentence.",
+//!     max_tokens: 20,
+//!     sampling: Sampling::default(),
+//! };
+//! let caption = model.describe(&mut model.session(), &request, &mut |_| ControlFlow::Continue(()))?;
+//! assert!(caption.text.contains("red"));
+//! # Ok(())
+//! # }
+//! ```
+
+mod config;
+mod decoder;
+mod error;
+mod generate;
+mod image;
+mod kv_cache;
+mod prompt;
+mod source;
+mod vision;
+mod weights;
+
+use std::sync::Mutex;
+
+use candle_core::{Device, Tensor};
+use candle_nn::VarBuilder;
+
+pub use config::{Config, LongestEdge, PreprocessorConfig, TextConfig, VisionConfig};
+pub use error::{Error, ErrorKind, Result};
+pub use generate::{Description, Event, Request, Sampling, Session, Timings};
+pub use image::{Picture, Processed, Processor};
+pub use kv_cache::KvCache;
+pub use prompt::{Content, Message, Prompt, Prompter, Role, Span, question, video_question};
+pub use source::{Checkpoint, Source};
+pub use vision::Vision;
+pub use weights::Progress;
+
+use decoder::Decoder;
+use weights::{LoadProgress, Loader};
+
+/// Told of progress at every vision layer, decoder layer and token; `Break` ends the work there with
+/// [`Error::Cancelled`].
+pub type Observer<'a> = dyn FnMut(Event<'_>) -> std::ops::ControlFlow<()> + Send + 'a;
+
+/// One layer is done: may we go on?
+fn layer_done(observer: &mut Observer<'_>) -> Result<()> {
+    if observer(Event::Layer).is_break() {
+        return Err(Error::Cancelled);
+    }
+    Ok(())
+}
+
+/// The type that weights are held and products are computed in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DType {
+    /// The fastest on the device: f32 on the CPU, where candle widens anything smaller on each product.
+    #[default]
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+impl DType {
+    fn resolve(self) -> candle_core::DType {
+        match self {
+            Self::Auto | Self::F32 => candle_core::DType::F32,
+            Self::Bf16 => candle_core::DType::BF16,
+            Self::F16 => candle_core::DType::F16,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions {
+    pub dtype: DType,
+    /// CPU threads for matrix products; 0 takes all cores.
+    pub threads: usize,
+}
+
+/// A loaded model. Immutable: callers that share it bring a [`Session`] each.
+#[derive(Debug)]
+pub struct Model {
+    name: String,
+    revision: String,
+    config: Config,
+    preprocessor: PreprocessorConfig,
+    prompter: Prompter,
+    vision: Vision,
+    decoder: Decoder,
+    /// Tokens that end a caption.
+    stop: Vec<u32>,
+    dtype: candle_core::DType,
+    device: Device,
+    pool: rayon::ThreadPool,
+}
+
+impl Model {
+    /// Loads what `checkpoint` found; `progress` hears of every tensor and may end the load.
+    pub fn load<'a>(
+        checkpoint: &'a Checkpoint,
+        options: &LoadOptions,
+        progress: &'a mut Progress<'a>,
+    ) -> Result<Self> {
+        let device = Device::Cpu;
+        let dtype = options.dtype.resolve();
+        let prompter = Prompter::new(checkpoint.chat_template.clone(), checkpoint.tokenizer()?)
+            .map_err(|reason| checkpoint.file_error(source::TOKENIZER, reason))?;
+        let config = checkpoint.config.clone();
+        if let (Some(expected), Some(found)) = (config.image_token_id, prompter.token_id("<image>"))
+            && expected != found
+        {
+            return Err(checkpoint.file_error(
+                source::TOKENIZER,
+                format!("`<image>` is {found}, config.json says {expected}"),
+            ));
+        }
+        let stop = prompter
+            .token_id(prompt::END_OF_UTTERANCE)
+            .into_iter()
+            .chain(checkpoint.eos.iter().copied())
+            .collect();
+
+        let progress = Mutex::new(LoadProgress::new(progress));
+        let loader = Loader {
+            weights: &checkpoint.weights,
+            progress: &progress,
+        };
+        let vb = VarBuilder::from_backend(Box::new(loader), dtype, device.clone());
+        let loaded = Vision::load(&config, vb.pp("model"))
+            .and_then(|vision| Ok((vision, Decoder::load(&config, vb)?)));
+        let (vision, decoder) = loaded.map_err(|e| {
+            if progress.lock().is_ok_and(|p| p.cancelled) {
+                return Error::Cancelled;
+            }
+            checkpoint.file_error(source::WEIGHTS, error::plain(&e))
+        })?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .thread_name(|i| format!("vlmnarrate-cpu{i}"))
+            .build()
+            .map_err(|e| Error::Setting {
+                property: "threads",
+                reason: format!("{e}; lower it"),
+            })?;
+        Ok(Self {
+            name: checkpoint.name().to_owned(),
+            revision: checkpoint.revision().to_owned(),
+            preprocessor: checkpoint.preprocessor.clone(),
+            config,
+            prompter,
+            vision,
+            decoder,
+            stop,
+            dtype,
+            device,
+            pool,
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    /// Where it runs: `cpu`.
+    pub fn device(&self) -> &str {
+        "cpu"
+    }
+
+    /// A fresh session, empty but for its shape.
+    pub fn session(&self) -> Session {
+        Session {
+            cache: self.decoder.cache(),
+        }
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub fn preprocessor(&self) -> &PreprocessorConfig {
+        &self.preprocessor
+    }
+
+    pub fn prompter(&self) -> &Prompter {
+        &self.prompter
+    }
+
+    pub fn vision(&self) -> &Vision {
+        &self.vision
+    }
+
+    /// Normalised pixel values, `[3, height, width]`, in the model's type.
+    pub fn pixels(&self, picture: &Picture) -> Result<Tensor> {
+        let shape = (3, picture.height as usize, picture.width as usize);
+        let planes = picture.normalise(&self.preprocessor);
+        Ok(Tensor::from_vec(planes, shape, &self.device)?.to_dtype(self.dtype)?)
+    }
+
+    /// How a square picture of this size stands in the prompt, behind `grid` tiles of the same size.
+    pub fn span(&self, picture: &Picture, grid: (usize, usize)) -> Span {
+        Span {
+            grid,
+            tokens: self.config.tokens_per_picture(picture.width as usize),
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! Where a model comes from, and what can be known of it before it is loaded.
+
+use std::{
+    borrow::Cow,
+    fs, io,
+    path::{Component, Path, PathBuf},
+};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    Config, Error, PreprocessorConfig, Result,
+    weights::{Bytes, Weights},
+};
+
+/// What the `model` property names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The model embedded in this library; it knows `videotestsrc` pictures only.
+    Demo,
+    /// A folder with the files of a checkpoint.
+    Folder(PathBuf),
+}
+
+impl Source {
+    /// `None` and the empty string are the demo model, anything else is a folder.
+    pub fn parse(model: Option<&str>) -> Result<Self> {
+        let Some(model) = model.filter(|m| !m.is_empty()) else {
+            return Ok(Self::Demo);
+        };
+        let path = PathBuf::from(model);
+        if path.is_dir() {
+            return Ok(Self::Folder(path));
+        }
+        let remedy = if looks_like_hub_id(model) {
+            format!(
+                "To use a model of the Hugging Face hub, download it first (huggingface-cli download {model} \
+                 --local-dir DIR) and set model=DIR"
+            )
+        } else if path.exists() {
+            "Set model to the folder that holds config.json, not to a file in it".into()
+        } else {
+            "Set model to a folder with config.json, tokenizer.json and model.safetensors".into()
+        };
+        Err(Error::NotFound {
+            path,
+            what: "model folder",
+            remedy,
+        })
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>> {
+        match self {
+            Self::Demo => Ok(demo::file(name).map(Cow::Borrowed)),
+            Self::Folder(folder) => {
+                let path = folder.join(name);
+                match fs::read(&path) {
+                    Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                    Err(e) => Err(Error::file(&path, e, "Check its permissions")),
+                }
+            }
+        }
+    }
+
+    fn open(&self, name: &str) -> Result<Option<Box<dyn Bytes>>> {
+        match self {
+            Self::Demo => {
+                Ok(demo::file(name).map(|b| Box::new(io::Cursor::new(b)) as Box<dyn Bytes>))
+            }
+            Self::Folder(folder) => {
+                let path = folder.join(name);
+                match fs::File::open(&path) {
+                    Ok(file) => Ok(Some(Box::new(file))),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                    Err(e) => Err(Error::file(&path, e, "Check its permissions")),
+                }
+            }
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        match self {
+            Self::Demo => Path::new("demo").join(name),
+            Self::Folder(folder) => folder.join(name),
+        }
+    }
+
+    fn require<T>(&self, name: &str, found: Option<T>) -> Result<T> {
+        found.ok_or_else(|| Error::NotFound {
+            path: self.path(name),
+            what: "file",
+            remedy:
+                "A model folder needs config.json, preprocessor_config.json, tokenizer.json and \
+                     model.safetensors; download the whole repository"
+                    .into(),
+        })
+    }
+
+    /// A file that must be there, through `parse`.
+    fn parsed<T>(&self, name: &str, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T> {
+        let bytes = self.require(name, self.read(name)?)?;
+        parse(&bytes).map_err(|reason| {
+            Error::file(
+                &self.path(name),
+                reason,
+                "vlmnarrate runs SmolVLM and SmolVLM2 checkpoints in safetensors form",
+            )
+        })
+    }
+
+    /// A JSON file that may be missing; one that doesn't parse is an error all the same.
+    fn json(&self, name: &str) -> Result<Option<Value>> {
+        self.read(name)?
+            .map(|bytes| {
+                serde_json::from_slice(&bytes)
+                    .map_err(|e| Error::file(&self.path(name), e, "Download it again"))
+            })
+            .transpose()
+    }
+
+    /// Name and revision for the caption record.
+    fn identity(&self) -> (String, String) {
+        match self {
+            Self::Demo => ("demo".into(), env!("CARGO_PKG_VERSION").into()),
+            Self::Folder(folder) => {
+                let folder = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+                hub_cache_identity(&folder).unwrap_or_else(|| {
+                    let name = folder.file_name().unwrap_or(folder.as_os_str());
+                    let revision = local_dir_revision(&folder).unwrap_or_default();
+                    (name.to_string_lossy().into_owned(), revision)
+                })
+            }
+        }
+    }
+}
+
+fn looks_like_hub_id(model: &str) -> bool {
+    let mut parts = model.split('/');
+    let word = |part: Option<&str>| {
+        part.is_some_and(|p| {
+            !p.is_empty()
+                && !p.starts_with('.')
+                && p.chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        })
+    };
+    word(parts.next()) && word(parts.next()) && parts.next().is_none()
+}
+
+/// `…/models--owner--name/snapshots/<commit>`, as the hub's cache lays it out.
+fn hub_cache_identity(folder: &Path) -> Option<(String, String)> {
+    let commit = folder.file_name()?.to_str()?;
+    let snapshots = folder.parent()?;
+    let repo = snapshots.parent()?.file_name()?.to_str()?;
+    if snapshots.file_name()? != "snapshots" {
+        return None;
+    }
+    let name = repo.strip_prefix("models--")?.replace("--", "/");
+    Some((name, commit.to_owned()))
+}
+
+/// The commit that `huggingface-cli download --local-dir` notes beside the files.
+fn local_dir_revision(folder: &Path) -> Option<String> {
+    let note = folder.join(".cache/huggingface/download/config.json.metadata");
+    let note = fs::read_to_string(note).ok()?;
+    let commit = note.lines().next()?.trim();
+    (commit.len() == 40 && commit.chars().all(|c| c.is_ascii_hexdigit())).then(|| commit.to_owned())
+}
+
+/// A model's files, looked at and found fit, nothing heavy read yet.
+pub struct Checkpoint {
+    pub(super) source: Source,
+    name: String,
+    revision: String,
+    pub(super) config: Config,
+    pub(super) preprocessor: PreprocessorConfig,
+    pub(super) chat_template: String,
+    /// Ids that end generation, from `generation_config.json`.
+    pub(super) eos: Vec<u32>,
+    pub(super) weights: Weights,
+}
+
+impl Checkpoint {
+    /// Reads the configuration and the weights' headers, and checks that every file is there and whole.
+    pub fn open(source: &Source) -> Result<Self> {
+        let config = source.parsed(CONFIG, Config::from_json)?;
+        let preprocessor = preprocessor(source)?;
+        // Parsing megabytes of merges is the worker's job; that the file is there is known now.
+        source.require(TOKENIZER, source.open(TOKENIZER)?)?;
+        let weights = Weights::open(weight_files(source)?)?;
+        let (name, revision) = source.identity();
+        Ok(Self {
+            name,
+            revision,
+            chat_template: chat_template(source)?,
+            eos: eos(source)?,
+            source: source.clone(),
+            config,
+            preprocessor,
+            weights,
+        })
+    }
+
+    /// The hub's name if the folder shows it, else the folder's; `demo` for the embedded model.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The hub's commit, or empty where the folder doesn't tell.
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    pub fn is_demo(&self) -> bool {
+        self.source == Source::Demo
+    }
+
+    /// Side in pixels of the squares seen in training.
+    pub fn image_size(&self) -> u32 {
+        self.preprocessor.max_image_size.longest_edge as u32
+    }
+
+    /// Whether the encoder can run on squares of `side` pixels.
+    pub fn check_image_size(&self, side: u32) -> Result<()> {
+        let least = (self.config.vision_config.patch_size * self.config.scale_factor) as u32;
+        let most = self.image_size();
+        if (least..=most).contains(&side) {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            property: "image-size",
+            reason: format!(
+                "{side} pixels is outside the {least} to {most} that model `{}` can see; 0 takes {most}",
+                self.name
+            ),
+        })
+    }
+
+    pub(super) fn tokenizer(&self) -> Result<tokenizers::Tokenizer> {
+        self.source.parsed(TOKENIZER, |bytes| {
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())
+        })
+    }
+
+    /// An error that concerns one of the checkpoint's files.
+    pub(super) fn file_error(&self, name: &str, reason: impl std::fmt::Display) -> Error {
+        Error::file(
+            &self.source.path(name),
+            reason,
+            "Are all files from the same checkpoint?",
+        )
+    }
+}
+
+/// In a file of its own as published, inside `processor_config.json` as transformers 5 saves it.
+fn preprocessor(source: &Source) -> Result<PreprocessorConfig> {
+    if source.read(PREPROCESSOR_CONFIG)?.is_none() {
+        let processor = source.json(PROCESSOR_CONFIG)?;
+        if let Some(config) = processor.as_ref().and_then(|p| p.get("image_processor")) {
+            return PreprocessorConfig::from_json(config.to_string().as_bytes()).map_err(
+                |reason| Error::file(&source.path(PROCESSOR_CONFIG), reason, "Download it again"),
+            );
+        }
+    }
+    source.parsed(PREPROCESSOR_CONFIG, PreprocessorConfig::from_json)
+}
+
+const CONFIG: &str = "config.json";
+const PROCESSOR_CONFIG: &str = "processor_config.json";
+const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const WEIGHTS: &str = "model.safetensors";
+const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: std::collections::BTreeMap<String, String>,
+}
+
+/// The one file, or every shard that the index names.
+fn weight_files(source: &Source) -> Result<Vec<(PathBuf, Box<dyn Bytes>)>> {
+    if let Some(bytes) = source.open(WEIGHTS)? {
+        return Ok(vec![(source.path(WEIGHTS), bytes)]);
+    }
+    let Some(index) = source.read(WEIGHTS_INDEX)? else {
+        return source.require(WEIGHTS, None);
+    };
+    let index: Index = serde_json::from_slice(&index)
+        .map_err(|e| Error::file(&source.path(WEIGHTS_INDEX), e, "Download it again"))?;
+    let shards: std::collections::BTreeSet<_> = index.weight_map.into_values().collect();
+    shards
+        .into_iter()
+        .map(|shard| {
+            let mut parts = Path::new(&shard).components();
+            if !matches!(
+                (parts.next(), parts.next()),
+                (Some(Component::Normal(_)), None)
+            ) {
+                return Err(Error::file(
+                    &source.path(WEIGHTS_INDEX),
+                    format!("names `{shard}`, which is not a file of this folder"),
+                    "Do not use this checkpoint",
+                ));
+            }
+            let bytes = source.require(&shard, source.open(&shard)?)?;
+            Ok((source.path(&shard), bytes))
+        })
+        .collect()
+}
+
+/// The template of every published checkpoint, for folders that come without one.
+const CHAT_TEMPLATE: &str = "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}\
+    {% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}\
+    {% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}\
+    {% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n\
+    {% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}";
+
+fn chat_template(source: &Source) -> Result<String> {
+    if let Some(bytes) = source.read("chat_template.jinja")? {
+        return String::from_utf8(bytes.into_owned())
+            .map_err(|e| Error::file(&source.path("chat_template.jinja"), e, "Download it again"));
+    }
+    for name in [
+        "chat_template.json",
+        PROCESSOR_CONFIG,
+        "tokenizer_config.json",
+    ] {
+        let json = source.json(name)?;
+        if let Some(template) = json.as_ref().and_then(|j| j.get("chat_template")?.as_str()) {
+            return Ok(template.to_owned());
+        }
+    }
+    Ok(CHAT_TEMPLATE.into())
+}
+
+/// `eos_token_id` is a number or a list of them.
+fn eos(source: &Source) -> Result<Vec<u32>> {
+    let json = source.json("generation_config.json")?;
+    let ids = match json.as_ref().and_then(|j| j.get("eos_token_id")) {
+        Some(Value::Array(ids)) => ids.iter().collect(),
+        Some(id) => vec![id],
+        None => vec![],
+    };
+    Ok(ids
+        .into_iter()
+        .filter_map(|id| id.as_u64()?.try_into().ok())
+        .collect())
+}
+
+/// The files of `models/demo`, built in.
+mod demo {
+    macro_rules! files {
+        ($($name:literal),*) => {
+            pub(super) fn file(name: &str) -> Option<&'static [u8]> {
+                match name {
+                    $($name => Some(include_bytes!(concat!("../../models/demo/", $name))),)*
+                    _ => None,
+                }
+            }
+        };
+    }
+    files!(
+        "config.json",
+        "preprocessor_config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "tokenizer.json",
+        "model.safetensors"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hub_ids_are_told_from_folders_that_are_missing() {
+        for (model, says) in [
+            (
+                "HuggingFaceTB/SmolVLM-256M-Instruct",
+                "huggingface-cli download",
+            ),
+            ("/no/such/folder", "Set model to a folder"),
+        ] {
+            let error = Source::parse(Some(model)).unwrap_err().to_string();
+            assert!(error.contains(model) && error.contains(says), "{error}");
+        }
+        assert_eq!(Source::parse(None).unwrap(), Source::Demo);
+    }
+
+    #[test]
+    fn the_cache_folder_tells_name_and_commit() {
+        let folder = Path::new("/c/models--HuggingFaceTB--SmolVLM-256M-Instruct/snapshots/abc");
+        assert_eq!(
+            hub_cache_identity(folder),
+            Some(("HuggingFaceTB/SmolVLM-256M-Instruct".into(), "abc".into()))
+        );
+        assert_eq!(hub_cache_identity(Path::new("/models/mine")), None);
+    }
+}
