@@ -1,0 +1,142 @@
+"""Training examples from rendered frames: drawn by class, masks coloured and moved, all lightly disturbed."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+
+from captions import (
+    COLOURS, ball_caption, bar_caption, cell, colour_name, gradient_caption, pair_names, pinwheel_caption, sentence,
+    solid_caption,
+)  # fmt: skip
+from scenes import Draw
+
+SHARES = {"ball": 0.38, "bar": 0.08, "solid": 0.12, "gradient": 0.05, "pinwheel": 0.05, "other": 0.32}
+NAMES = list(COLOURS)
+COLOUR_WORD = re.compile(r"\b(" + "|".join(NAMES) + r")\b")
+
+
+def group(row):
+    if row["caption"].startswith(" A solid"):
+        return "solid"
+    return row["pattern"] if row["pattern"] in SHARES else "other"
+
+
+def template(caption):
+    """The caption without its colours and position: what kind of picture it is."""
+    return re.sub(
+        r"\b(an?|A|An)\b",
+        "a",
+        COLOUR_WORD.sub("*", caption.split(",")[0] if " ball " in caption or " bar " in caption else caption),
+    )
+
+
+def channels(colour):
+    return np.array([colour >> 16 & 255, colour >> 8 & 255, colour & 255], np.float32)
+
+
+class Examples:
+    def __init__(self, folder, seed):
+        folder = Path(folder)
+        self.random, self.numpy = random.Random(seed), np.random.default_rng(seed)
+        self.colours = Draw(seed, held_out=False)
+        self.masks = np.load(folder / "mask.npy", mmap_mode="r")
+        self.plain = np.load(folder / "plain.npy", mmap_mode="r")
+        self.mask_rows, self.plain_rows = (json.loads((folder / f"{n}.json").read_text()) for n in ("mask", "plain"))
+        self.mask_index, self.plain_index = {}, {}
+        for i, row in enumerate(self.mask_rows):
+            self.mask_index.setdefault(row["pattern"], []).append(i)
+        for i, row in enumerate(self.plain_rows):
+            self.plain_index.setdefault(group(row), {}).setdefault(row["kind"], []).append(i)
+        self.noise = self.numpy.standard_normal((16, 256, 256, 3), np.float32)
+        self.templates = sorted({template(r["caption"]) for r in self.plain_rows})
+
+    def pair(self, plain):
+        """Two colours as 0xRRGGBB and their names; white on black with probability `plain`."""
+        colours = {"foreground_color": 0xFFFFFF, "background_color": 0}
+        if self.random.random() > plain:
+            colours = self.colours.pair()
+        colours = [c & 0xFFFFFF for c in colours.values()]
+        return colours, pair_names(*colours)
+
+    def place(self, radius):
+        """A coordinate for the ball's centre: a third of the time near a line of the grid."""
+        while True:
+            c = self.random.uniform(radius, 1 - radius)
+            if self.random.random() < 0.35:
+                c = self.random.choice([1 / 3, 2 / 3]) + self.random.choice([-1, 1]) * self.random.uniform(0.01, 0.05)
+            if (cell(c) is not None and radius <= c <= 1 - radius) or radius > 0.3:
+                return c
+
+    def coloured(self, pattern):
+        """A mask in two colours, its ball or bar moved."""
+        index = self.random.choice(self.mask_index[pattern])
+        row, mask = self.mask_rows[index], self.masks[index, :, :, 0]
+        colours, names = self.pair({"ball": 0.3, "bar": 0.3}.get(pattern, 0.4))
+        if pattern == "ball":
+            x, y = row["centre"]
+            if self.random.random() < 0.5:
+                mask, x = mask[:, ::-1], 1 - x
+            if self.random.random() < 0.5:
+                mask, y = mask[::-1], 1 - y
+            if row["properties"]["motion"] == "wavy":
+                dx = round((self.place(20 / row["width"]) - x) * 256)
+                dy = round((self.place(20 / row["height"]) - y) * 256)
+                mask, x, y = np.roll(mask, (dy, dx), (0, 1)), x + dx / 256, y + dy / 256
+            caption = ball_caption(names, x, y)
+        elif pattern == "bar":
+            dx = (
+                round((self.random.uniform(0, 1 - row["bar"]) - row["left"]) * 256) if self.random.random() < 0.7 else 0
+            )
+            mask = np.roll(mask, dx, 1)
+            caption = bar_caption(names, row["left"] + dx / 256, row["bar"])
+        else:
+            caption = gradient_caption(names) if pattern == "gradient" else pinwheel_caption(names)
+        if not caption:
+            return self.coloured(pattern)
+        front, back = (channels(c) for c in colours)
+        return back + (front - back) * (mask[..., None] / np.float32(255)), sentence(caption)
+
+    def disturbed(self, picture):
+        """Slightly other levels, noise and blocks, as from a camera or a codec. Never moved."""
+        r, n = self.random, self.numpy
+        if r.random() < 0.7:
+            picture = picture * np.float32(r.uniform(0.94, 1.06)) + np.float32(r.gauss(0, 3))
+            picture = picture + n.normal(0, 3, 3).astype(np.float32)
+            if r.random() < 0.5:
+                picture = picture + self.noise[r.randrange(16), :: r.choice([-1, 1])] * np.float32(r.uniform(0, 5))
+            if r.random() < 0.3:
+                blocks = n.standard_normal((32, 32, 3), np.float32) * np.float32(r.uniform(0, 4))
+                picture = picture + blocks.repeat(8, 0).repeat(8, 1)
+        return np.clip(np.rint(picture), 0, 255)
+
+    def example(self):
+        """float32 [256, 256, 3] of 0..255, caption"""
+        r = self.random
+        which = r.choices(list(SHARES), SHARES.values())[0]
+        if which == "solid" and r.random() < 0.6:
+            colour = self.colours.colour()
+            while not colour_name(colour):
+                colour = self.colours.colour()
+            picture, caption = np.broadcast_to(channels(colour), (256, 256, 3)), sentence(solid_caption(colour))
+        elif which in self.mask_index and r.random() < 0.6:
+            picture, caption = self.coloured(which)
+        else:
+            index = r.choice(r.choice(list(self.plain_index[which].values())))
+            picture, caption = self.plain[index].astype(np.float32), self.plain_rows[index]["caption"]
+        return self.disturbed(picture), caption
+
+
+def labels(caption, templates):
+    """[template, column, row, first colour, second colour] of a caption; -100 where there is none."""
+    out = [templates.index(template(caption)) if template(caption) in templates else -100, -100, -100, -100, -100]
+    if template(caption).endswith(" background") and "," in caption:
+        where = caption.rsplit(",")[-1]
+        out[1] = 0 if "left" in where else 2 if "right" in where else 1
+        out[2] = 0 if "top" in where else 2 if "bottom" in where else 1
+    if "*" in template(caption):
+        for slot, name in zip((3, 4), COLOUR_WORD.findall(caption)):
+            out[slot] = NAMES.index(name)
+    return out
