@@ -1,0 +1,100 @@
+#!/usr/bin/python3
+"""Judges the demo model through the element: exact captions of held-out scenes, per class.
+
+    GST_PLUGIN_PATH=target/release /usr/bin/python3 tools/demo/evaluate.py [--at-least 97]
+
+Needs the element and python3-gi (GStreamer 1.0), nothing else. Exits 1 below `--at-least` per cent, over all frames
+or averaged over classes; 2 if the element is missing or a pipeline fails.
+"""
+
+import argparse
+import sys
+import time
+
+import gi
+
+gi.require_version("Gst", "1.0")
+from gi.repository import Gst  # noqa: E402
+
+from scenes import held_out, kind  # noqa: E402
+
+X264_SHIFT = 1000 * 3600 * 10**9  # x264enc moves timestamps so that none is negative
+
+
+def messages(description, seconds):
+    """The `vlmnarrate` structures of a pipeline's run, up to its end."""
+    pipeline = Gst.parse_launch(description)
+    bus = pipeline.get_bus()
+    pipeline.set_state(Gst.State.PLAYING)
+    wanted = Gst.MessageType.ELEMENT | Gst.MessageType.EOS | Gst.MessageType.ERROR
+    try:
+        while True:
+            message = bus.timed_pop_filtered(seconds * Gst.SECOND, wanted)
+            if message is None:
+                raise RuntimeError(f"nothing for {seconds} s: {description}")
+            if message.type == Gst.MessageType.EOS:
+                return
+            if message.type == Gst.MessageType.ERROR:
+                error, detail = message.parse_error()
+                raise RuntimeError(f"{error.message} ({detail}): {description}")
+            structure = message.get_structure()
+            if structure.get_name() == "vlmnarrate":
+                yield structure
+    finally:
+        pipeline.set_state(Gst.State.NULL)
+
+
+def captions(scene, options):
+    """{frame number: caption} as the element posts them."""
+    description = f"{scene.source()} ! vlmnarrate mode=recorded interval=0 every-nth={scene.step} {options.element} ! fakesink sync=false"
+    rate = scene.framerate[0] / scene.framerate[1] / 1e9
+    found = {}
+    for structure in messages(description, options.seconds):
+        ok, time_ns = structure.get_uint64("timestamp")
+        if not ok or (structure.has_field("partial") and structure.get_value("partial")):
+            continue
+        if time_ns >= X264_SHIFT:
+            time_ns -= X264_SHIFT
+        found[round(time_ns * rate)] = structure.get_string("text").strip()
+    return found
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--at-least", type=float, default=97, metavar="PERCENT")
+    p.add_argument("--scale", type=int, default=1, help="so many times the scenes")
+    p.add_argument("--every", type=int, default=1, help="only each n-th scene")
+    p.add_argument("--element", default="", help="further properties of the element, such as model=models/demo")
+    p.add_argument("--seconds", type=int, default=120, help="patience with one caption")
+    p.add_argument("--show", action="store_true", help="print each wrong caption")
+    options = p.parse_args()
+    Gst.init(None)
+    if Gst.ElementFactory.find("vlmnarrate") is None:
+        print("no element vlmnarrate: is GST_PLUGIN_PATH set?", file=sys.stderr)
+        return 2
+    begin, score = time.monotonic(), {}
+    for scene in held_out(options.scale)[:: options.every]:
+        true = {frame: c.strip() for frame, c in scene.captions().items() if c}
+        try:
+            said = captions(scene, options) if true else {}
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            return 2
+        for frame, caption in true.items():
+            entry = score.setdefault(kind(scene), [0, 0])
+            entry[0] += said.get(frame) == caption
+            entry[1] += 1
+            if options.show and said.get(frame) != caption:
+                print(f"{scene}\n  frame {frame}: {caption!r}, said {said.get(frame)!r}")
+    for name, (right, count) in sorted(score.items()):
+        print(f"{name:28} {right:4} of {count:4}  {right / count:7.2%}")
+    right, count = (sum(e[i] for e in score.values()) for i in (0, 1))
+    frames, classes = 100 * right / count, 100 * sum(r / n for r, n in score.values()) / len(score)
+    print(
+        f"exact: {frames:.2f} % of {count} frames, {classes:.2f} % over {len(score)} classes, {time.monotonic() - begin:.0f} s"
+    )
+    return 0 if min(frames, classes) >= options.at_least else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
