@@ -46,7 +46,8 @@ def messages(description, seconds):
 
 def captions(scene, options):
     """{frame number: caption} as the element posts them."""
-    description = f"{scene.source()} ! vlmnarrate mode=recorded interval=0 every-nth={scene.step} {options.element} ! fakesink sync=false"
+    narrator = f"vlmnarrate mode=recorded interval=0 every-nth={scene.step} {options.element}"
+    description = f"{scene.source()} ! {narrator} ! fakesink sync=false"
     rate = scene.framerate[0] / scene.framerate[1] / 1e9
     found = {}
     for structure in messages(description, options.seconds):
@@ -90,9 +91,8 @@ def main():
         print(f"{name:28} {right:4} of {count:4}  {right / count:7.2%}")
     right, count = (sum(e[i] for e in score.values()) for i in (0, 1))
     frames, classes = 100 * right / count, 100 * sum(r / n for r, n in score.values()) / len(score)
-    print(
-        f"exact: {frames:.2f} % of {count} frames, {classes:.2f} % over {len(score)} classes, {time.monotonic() - begin:.0f} s"
-    )
+    seconds = time.monotonic() - begin
+    print(f"exact: {frames:.2f} % of {count} frames, {classes:.2f} % over {len(score)} classes, {seconds:.0f} s")
     return 0 if min(frames, classes) >= options.at_least else 1
 
 

@@ -44,9 +44,11 @@ class Scene:
     def source(self):
         """The gst-launch description up to raw frames in `format`."""
         properties = " ".join(f"{k}={str(v).lower()}" for k, v in self.properties.items())
+        buffers = (self.frames - 1) * self.step + 1
         text = (
-            f"videotestsrc pattern={self.pattern} num-buffers={(self.frames - 1) * self.step + 1} {properties} ! video/x-raw,format={self.format},"
-            f"width={self.width},height={self.height},framerate={self.framerate[0]}/{self.framerate[1]}"
+            f"videotestsrc pattern={self.pattern} num-buffers={buffers} {properties} ! video/x-raw,"
+            f"format={self.format},width={self.width},height={self.height},"
+            f"framerate={self.framerate[0]}/{self.framerate[1]}"
         )
         if self.quantizer:
             text += (

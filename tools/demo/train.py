@@ -2,10 +2,10 @@
 
     torchrun --nproc-per-node 2 train.py FRAMES CHECKPOINT --minutes 40 [--resume CHECKPOINT]
 
-Two processes of one thread each; the steps in bfloat16, the weights in float32. The learning rate follows the clock, so that training ends when it was told to, on
-a busy machine too. A checkpoint (averaged weights, float32) is written every few minutes, with the accuracy on the
-held-out frames. Beside the captions, a small auxiliary head on the picture tokens (kind of picture, thirds, colours)
-guides the vision part; it is thrown away.
+Two processes of one thread each; the steps in bfloat16, the weights in float32. The learning rate follows the clock,
+so that training ends when it was told to, on a busy machine too. A checkpoint (averaged weights) is written every few
+minutes, with the accuracy on the held-out frames. Beside the captions, a small auxiliary head on the picture tokens
+(kind of picture, thirds, colours) guides the vision part; it is thrown away.
 """
 
 import argparse
