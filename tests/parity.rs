@@ -5,13 +5,16 @@
 //! models of `tools/reference/full_size.py` take the same road: name their folders in
 //! `VLMNARRATE_REFERENCE`, separated by colons, and run `cargo nextest run --run-ignored all full_size`.
 
+mod reference;
+
 use std::{collections::HashMap, fs, ops::ControlFlow, path::Path};
 
 use candle_core::{DType as Type, Device, Tensor};
 use gstvlmnarrate::smolvlm::{
-    Checkpoint, DType, Event, LoadOptions, Message, Model, Picture, Processed, Processor, Prompt,
-    Source, Span, question, video_question,
+    Checkpoint, DType, Event, LoadOptions, Model, Picture, Processed, Processor, Prompt, Source,
+    Span, question,
 };
+use reference::{Video, messages};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -51,13 +54,6 @@ struct PictureSpec {
     height: u32,
     dx: u32,
     dy: u32,
-}
-
-#[derive(Deserialize)]
-struct Video {
-    fps: f64,
-    duration: f64,
-    frames_indices: Vec<u64>,
 }
 
 impl PictureSpec {
@@ -119,9 +115,9 @@ impl Member {
             .map(|spec| {
                 let picture = spec.draw();
                 if case.splitting {
-                    processor.split(&picture).unwrap()
+                    processor.split(&picture)
                 } else {
-                    processor.whole(&picture).unwrap()
+                    processor.whole(&picture)
                 }
             })
             .collect()
@@ -132,10 +128,7 @@ impl Member {
             .iter()
             .map(|p| self.model.span(&p.pictures[0], p.grid))
             .collect::<Vec<Span>>();
-        let messages = match &case.video {
-            None => serde_json::from_value::<Vec<Message>>(case.messages.clone()).unwrap(),
-            Some(video) => video_messages(video, &case.messages),
-        };
+        let messages = messages(&case.messages, case.video.as_ref());
         self.model.prompter().encode(&messages, &spans).unwrap()
     }
 
@@ -148,17 +141,6 @@ impl Member {
             })
             .collect()
     }
-}
-
-fn video_messages(video: &Video, messages: &serde_json::Value) -> Vec<Message> {
-    let content = messages[0]["content"].as_array().unwrap();
-    let text = content.iter().find_map(|c| c["text"].as_str()).unwrap();
-    let seconds = video
-        .frames_indices
-        .iter()
-        .map(|&i| (i as f64 / video.fps) as u64)
-        .collect::<Vec<_>>();
-    video_question(None, &seconds, video.duration as u64, text)
 }
 
 fn go_on(_: Event<'_>) -> ControlFlow<()> {

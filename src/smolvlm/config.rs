@@ -14,8 +14,9 @@ pub struct Config {
     /// Side, in patches, of the square that pixel shuffle folds into one token.
     #[serde(default = "default_scale_factor")]
     pub scale_factor: usize,
+    /// Whether a missing `lm_head` is the embedding table; the decoder's own key does not count.
     #[serde(default)]
-    pub tie_word_embeddings: Option<bool>,
+    pub tie_word_embeddings: bool,
     #[serde(default)]
     pub image_token_id: Option<u32>,
     pub text_config: TextConfig,
@@ -48,8 +49,6 @@ pub struct TextConfig {
     pub attention_bias: bool,
     #[serde(default)]
     pub mlp_bias: bool,
-    #[serde(default)]
-    tie_word_embeddings: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -215,13 +214,6 @@ impl Config {
         Ok(())
     }
 
-    /// Whether the output head is the embedding table; the top-level key decides, as in the reference.
-    pub fn tied_head(&self) -> bool {
-        self.tie_word_embeddings
-            .or(self.text_config.tie_word_embeddings)
-            .unwrap_or(false)
-    }
-
     /// Patches per side of a square picture of `side` pixels; a remainder is left out, as the
     /// reference's convolution does (384 / 14 → 27).
     pub fn patches_per_side(&self, side: usize) -> usize {
@@ -262,7 +254,7 @@ pub struct PreprocessorConfig {
     pub max_image_size: LongestEdge,
     pub image_mean: [f32; 3],
     pub image_std: [f32; 3],
-    pub rescale_factor: f32,
+    pub rescale_factor: f64,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -322,7 +314,7 @@ mod tests {
         assert_eq!(config.vision_config.intermediate_size, 3072);
         assert_eq!(config.text_config.head_dim(), 64);
         assert_eq!(config.text_config.rope_theta(), 100_000.0);
-        assert!(!config.tied_head());
+        assert!(!config.tie_word_embeddings);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{
 };
 
 #[derive(Debug)]
-pub struct Decoder {
+pub(super) struct Decoder {
     embed_tokens: Embedding,
     layers: Vec<Layer>,
     norm: RmsNorm,
@@ -32,7 +32,8 @@ impl Decoder {
         let layers = (0..c.num_hidden_layers)
             .map(|i| Layer::load(c, m.pp("layers").pp(i)))
             .collect::<CandleResult<_>>()?;
-        let lm_head = if config.tied_head() {
+        // As transformers 5 reads it: a stored head counts whatever the configuration says.
+        let lm_head = if config.tie_word_embeddings && !vb.contains_tensor("lm_head.weight") {
             Linear::new(embed_tokens.embeddings().clone(), None)
         } else {
             linear_no_bias(c.hidden_size, c.vocab_size, vb.pp("lm_head"))?

@@ -52,7 +52,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use generate::{Description, Event, Request, Sampling, Session, Timings};
 pub use image::{Picture, Processed, Processor};
 pub use kv_cache::KvCache;
-pub use prompt::{Content, Message, Prompt, Prompter, Role, Span, question, video_question};
+pub use prompt::{Content, Message, Prompt, Prompter, Role, Span, question, video};
 pub use source::{Checkpoint, Source};
 pub use vision::Vision;
 pub use weights::Progress;

@@ -220,32 +220,26 @@ pub fn question(system: Option<&str>, pictures: usize, prompt: &str) -> Vec<Mess
         .collect()
 }
 
-/// The message list of a caption over several frames of a video (SmolVLM2): each frame stands behind its
-/// time, after the reference's
+/// What stands for a video in a message (SmolVLM2): its frames, each behind its time in seconds, after the
+/// reference's
 /// [`processing_smolvlm.py`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/smolvlm/processing_smolvlm.py).
-pub fn video_question(
-    system: Option<&str>,
-    seconds: &[u64],
-    duration: u64,
-    prompt: &str,
-) -> Vec<Message> {
+pub fn video(frames: &[u64], duration: u64) -> Vec<Content> {
     let clock = |t: u64| format!("{:02}:{:02}", t / 60, t % 60);
-    let mut content = vec![Content::text(format!(
+    let intro = format!(
         "You are provided the following series of {} frames from a {}:{} [H:MM:SS] video.\n",
-        number_in_words(seconds.len()),
+        number_in_words(frames.len()),
         duration / 3600,
         clock(duration % 3600),
-    ))];
-    for &second in seconds {
-        content.push(Content::text(format!("\nFrame from {}:", clock(second))));
-        content.push(Content::Image);
-    }
-    content.push(Content::text(format!("\n\n{prompt}")));
-    let mut messages = question(system, 0, "");
-    if let Some(user) = messages.last_mut() {
-        user.content = content;
-    }
-    messages
+    );
+    let frames = frames.iter().flat_map(|&second| {
+        let time = format!("\nFrame from {}:", clock(second));
+        [Content::text(time), Content::Image]
+    });
+    [Content::text(intro)]
+        .into_iter()
+        .chain(frames)
+        .chain([Content::text("\n\n")])
+        .collect()
 }
 
 /// As `num2words` writes them, up to the reference's most frames (64).

@@ -182,6 +182,15 @@ pub struct Checkpoint {
     pub(super) weights: Weights,
 }
 
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("source", &self.source)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Checkpoint {
     /// Reads the configuration and the weights' headers, and checks that every file is there and whole.
     pub fn open(source: &Source) -> Result<Self> {

@@ -48,7 +48,7 @@ pub(super) struct Weights {
 
 impl Weights {
     /// Reads the headers and checks that every tensor lies inside its file.
-    pub fn open(files: Vec<(PathBuf, Box<dyn Bytes>)>) -> Result<Self> {
+    pub(super) fn open(files: Vec<(PathBuf, Box<dyn Bytes>)>) -> Result<Self> {
         let mut weights = Self {
             files: Vec::with_capacity(files.len()),
             entries: HashMap::new(),
@@ -174,18 +174,18 @@ pub type Progress<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + Send + 'a;
 
 /// [`Weights`] as a `VarBuilder` reads them, with progress and a way out.
 pub(super) struct Loader<'a> {
-    pub weights: &'a Weights,
-    pub progress: &'a Mutex<LoadProgress<'a>>,
+    pub(super) weights: &'a Weights,
+    pub(super) progress: &'a Mutex<LoadProgress<'a>>,
 }
 
 pub(super) struct LoadProgress<'a> {
     read: u64,
-    pub cancelled: bool,
+    pub(super) cancelled: bool,
     report: &'a mut Progress<'a>,
 }
 
 impl<'a> LoadProgress<'a> {
-    pub fn new(report: &'a mut Progress<'a>) -> Self {
+    pub(super) fn new(report: &'a mut Progress<'a>) -> Self {
         Self {
             read: 0,
             cancelled: false,
