@@ -1,0 +1,29 @@
+//! GStreamer element that watches video and says what it sees.
+//!
+//! The element is [`vlmnarrate`]; its page says how to use it in a pipeline. Rust applications find
+//! here what they need to read its captions ([`Caption`]), to ask about a frame and to bring their
+//! own model ([`vlmnarrate::VlmNarrate`], [`narrator`]).
+
+pub mod caption;
+pub mod narrator;
+pub mod smolvlm;
+pub mod vlmnarrate;
+
+pub use caption::Caption;
+pub use vlmnarrate::VlmNarrate;
+
+fn plugin_init(plugin: &gst::Plugin) -> Result<(), gst::glib::BoolError> {
+    vlmnarrate::register(plugin)
+}
+
+gst::plugin_define!(
+    vlmnarrate,
+    env!("CARGO_PKG_DESCRIPTION"),
+    plugin_init,
+    concat!(env!("CARGO_PKG_VERSION"), "-", env!("COMMIT_ID")),
+    "MIT/X11",
+    env!("CARGO_PKG_NAME"),
+    env!("CARGO_PKG_NAME"),
+    env!("CARGO_PKG_REPOSITORY"),
+    env!("BUILD_REL_DATE")
+);

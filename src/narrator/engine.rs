@@ -1,0 +1,102 @@
+//! What the worker needs from a model, and nothing more.
+//!
+//! SmolVLM is one engine (see [`super::SmolVlmLoader`]); an application brings another through
+//! [`VlmNarrate::set_engine_loader`](crate::vlmnarrate::VlmNarrate::set_engine_loader).
+
+use std::{ops::ControlFlow, sync::Arc};
+
+pub use crate::smolvlm::{
+    DType, Description, ErrorKind, Event, Picture, Request, Sampling, Timings,
+};
+
+/// Which model, and how to hold it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelSettings {
+    /// A folder; `None` is the model embedded in the library.
+    pub model: Option<String>,
+    pub dtype: DType,
+    /// 0 = all cores.
+    pub threads: usize,
+}
+
+/// What went wrong, in one line that names the file or property and the remedy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    pub kind: ErrorKind,
+    pub message: String,
+}
+
+impl Error {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
+
+    pub fn cancelled() -> Self {
+        Self::new(ErrorKind::Cancelled, "cancelled")
+    }
+}
+
+impl From<crate::smolvlm::Error> for Error {
+    fn from(error: crate::smolvlm::Error) -> Self {
+        Self::new(error.kind(), error.to_string())
+    }
+}
+
+/// Hears how many bytes of how many are loaded; `Break` ends the load.
+pub type LoadWatch<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + Send + 'a;
+
+/// Hears of each layer and token; `Break` ends the answer.
+pub type Watch<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + Send + 'a;
+
+/// Finds a model from the element's settings.
+pub trait EngineLoader: Send + Sync {
+    /// Checks all that can be checked at once: it runs inside the state change NULL→READY.
+    fn open(&self, settings: &ModelSettings) -> Result<Arc<dyn Checkpoint>, Error>;
+}
+
+/// A model that was found and looks whole, not yet loaded.
+pub trait Checkpoint: Send + Sync {
+    fn name(&self) -> &str;
+
+    /// Side in pixels of the pictures that the model was trained on.
+    fn image_size(&self) -> u32;
+
+    /// Whether the model can look at pictures of this side.
+    fn check_image_size(&self, side: u32) -> Result<(), Error>;
+
+    /// The small model inside the library, which knows `videotestsrc` pictures only.
+    fn is_demo(&self) -> bool {
+        false
+    }
+
+    /// Loads it. Runs on the worker's thread and may take long.
+    fn load(&self, watch: &mut LoadWatch<'_>) -> Result<Box<dyn Engine>, Error>;
+}
+
+/// What a caption says of the engine that made it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineInfo {
+    pub model: String,
+    pub revision: String,
+    pub device: String,
+}
+
+/// A loaded model.
+///
+/// It is made and dropped on the worker's thread, so it need not be `Send`.
+pub trait Engine {
+    fn info(&self) -> EngineInfo;
+
+    /// Answers one request. `watch` wants to be called often (each layer, each token): how fast
+    /// a flush or a state change can interrupt depends on it. After a `Break` the answer is
+    /// [`ErrorKind::Cancelled`].
+    fn describe(
+        &mut self,
+        request: &Request<'_>,
+        watch: &mut Watch<'_>,
+    ) -> Result<Description, Error>;
+}

@@ -1,0 +1,219 @@
+//! The faces of a caption: bus message, buffer meta and timed text.
+//!
+//! Message and meta have the same fields. In Rust, read either back:
+//!
+//! ```no_run
+//! use gstvlmnarrate::Caption;
+//!
+//! # fn on(message: &gst::MessageRef, buffer: &gst::BufferRef) {
+//! if let Some(Ok(caption)) = message.structure().map(Caption::try_from) {
+//!     println!("{}", caption.text);
+//! }
+//! if let Ok(caption) = Caption::try_from(buffer) {
+//!     println!("{}", caption.text);
+//! }
+//! # }
+//! ```
+
+use std::{ops::Range, time::Duration};
+
+use gst::{ClockTime, glib};
+
+use crate::caption::{Caption, Cost, FrameStamp};
+
+/// Name of the element message.
+pub const MESSAGE_NAME: &str = "vlmnarrate";
+
+/// Name of the custom meta.
+pub const META_NAME: &str = "VlmNarrateMeta";
+
+/// Why something is not a caption.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotACaption {
+    #[error("the structure is named {0}")]
+    Name(String),
+    #[error("field {0} is missing or malformed")]
+    Field(&'static str),
+    #[error("the buffer has no {META_NAME}")]
+    NoMeta,
+    #[error("the buffer has no time, no duration or is not UTF-8 text")]
+    NotText,
+}
+
+/// Makes the meta's name known; once per process.
+pub(crate) fn register_meta() {
+    if !gst::meta::CustomMeta::is_registered(META_NAME) {
+        // No tags: the caption is about the scene and stays true through scaling and conversion.
+        gst::meta::CustomMeta::register_simple(META_NAME);
+    }
+}
+
+/// Attaches the caption to a buffer.
+pub(crate) fn attach(
+    caption: &Caption,
+    buffer: &mut gst::BufferRef,
+) -> Result<(), glib::BoolError> {
+    let mut meta = gst::meta::CustomMeta::add(buffer, META_NAME)?;
+    write(caption, meta.mut_structure());
+    Ok(())
+}
+
+fn write(caption: &Caption, s: &mut gst::StructureRef) {
+    let Caption { stamp, cost, .. } = caption;
+    s.set("timestamp", stamp.timestamp);
+    s.set("stream-time", stamp.stream_time);
+    s.set("running-time", stamp.running_time);
+    s.set("duration", stamp.duration);
+    s.set("arrival-time", caption.arrival_time);
+    s.set("text", &caption.text);
+    s.set("prompt", &caption.prompt);
+    s.set("model", &caption.model);
+    s.set("revision", &caption.revision);
+    s.set("device", &caption.device);
+    s.set("sequence", caption.sequence);
+    s.set("frame", stamp.frame);
+    s.set("tokens", caption.tokens);
+    s.set("truncated", caption.truncated);
+    s.set("partial", caption.partial);
+    s.set("trigger", stamp.trigger.as_str());
+    s.set("request-id", stamp.request_id);
+    s.set("latency-ms", millis(cost.latency));
+    s.set("preprocess-ms", millis(cost.preprocess));
+    s.set("vision-ms", millis(cost.vision));
+    s.set("prefill-ms", millis(cost.prefill));
+    s.set("decode-ms", millis(cost.decode));
+}
+
+fn read(s: &gst::StructureRef) -> Result<Caption, NotACaption> {
+    let duration = |name| {
+        Duration::try_from_secs_f64(field::<f64>(s, name)? / 1e3)
+            .map_err(|_| NotACaption::Field(name))
+    };
+    Ok(Caption {
+        stamp: FrameStamp {
+            timestamp: field(s, "timestamp")?,
+            stream_time: field(s, "stream-time")?,
+            running_time: field(s, "running-time")?,
+            duration: field(s, "duration")?,
+            frame: field(s, "frame")?,
+            trigger: field::<&str>(s, "trigger")?
+                .parse()
+                .map_err(|_| NotACaption::Field("trigger"))?,
+            request_id: field(s, "request-id")?,
+        },
+        arrival_time: field(s, "arrival-time")?,
+        text: field(s, "text")?,
+        prompt: field(s, "prompt")?,
+        model: field(s, "model")?,
+        revision: field(s, "revision")?,
+        device: field(s, "device")?,
+        sequence: field(s, "sequence")?,
+        tokens: field(s, "tokens")?,
+        truncated: field(s, "truncated")?,
+        partial: field(s, "partial")?,
+        cost: Cost {
+            latency: duration("latency-ms")?,
+            preprocess: duration("preprocess-ms")?,
+            vision: duration("vision-ms")?,
+            prefill: duration("prefill-ms")?,
+            decode: duration("decode-ms")?,
+        },
+    })
+}
+
+fn field<'s, T: glib::value::FromValue<'s>>(
+    s: &'s gst::StructureRef,
+    name: &'static str,
+) -> Result<T, NotACaption> {
+    s.value(name)
+        .ok()
+        .and_then(|value| value.get().ok())
+        .ok_or(NotACaption::Field(name))
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// The body of the bus message.
+impl From<&Caption> for gst::Structure {
+    fn from(caption: &Caption) -> Self {
+        let mut structure = gst::Structure::new_empty(MESSAGE_NAME);
+        write(caption, &mut structure);
+        structure
+    }
+}
+
+/// From the body of a bus message or of a meta.
+impl TryFrom<&gst::StructureRef> for Caption {
+    type Error = NotACaption;
+
+    fn try_from(structure: &gst::StructureRef) -> Result<Self, NotACaption> {
+        match structure.name().as_str() {
+            MESSAGE_NAME | META_NAME => read(structure),
+            other => Err(NotACaption::Name(other.to_owned())),
+        }
+    }
+}
+
+/// From a buffer's meta.
+impl TryFrom<&gst::BufferRef> for Caption {
+    type Error = NotACaption;
+
+    fn try_from(buffer: &gst::BufferRef) -> Result<Self, NotACaption> {
+        let meta = gst::meta::CustomMeta::from_buffer(buffer, META_NAME)
+            .map_err(|_| NotACaption::NoMeta)?;
+        read(meta.structure())
+    }
+}
+
+/// A stretch of text: the caption's face on the text pad.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TextCue {
+    pub text: String,
+    /// In the time of the stream's segment.
+    pub span: Range<ClockTime>,
+}
+
+impl TextCue {
+    /// A model may say anything; subtitle formats can't. An empty line ends a cue in WebVTT and
+    /// SubRip, and Pango stumbles over control characters.
+    pub fn new(caption: &Caption, span: Range<ClockTime>) -> Self {
+        let lines = caption.text.lines().map(|line| {
+            let line: String = line.chars().filter(|c| !c.is_control()).collect();
+            line.trim().to_owned()
+        });
+        let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
+        Self {
+            text: lines.join("\n"),
+            span,
+        }
+    }
+}
+
+impl From<TextCue> for gst::Buffer {
+    fn from(cue: TextCue) -> Self {
+        let duration = cue.span.end.saturating_sub(cue.span.start);
+        let mut buffer = gst::Buffer::from_slice(cue.text.into_bytes());
+        // Ours alone: it was made a line above.
+        let fresh = buffer.make_mut();
+        fresh.set_pts(cue.span.start);
+        fresh.set_duration(duration);
+        buffer
+    }
+}
+
+impl TryFrom<&gst::BufferRef> for TextCue {
+    type Error = NotACaption;
+
+    fn try_from(buffer: &gst::BufferRef) -> Result<Self, NotACaption> {
+        let start = buffer.pts().ok_or(NotACaption::NotText)?;
+        let duration = buffer.duration().ok_or(NotACaption::NotText)?;
+        let bytes = buffer.map_readable().map_err(|_| NotACaption::NotText)?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| NotACaption::NotText)?;
+        Ok(Self {
+            text: text.to_owned(),
+            span: start..start.saturating_add(duration),
+        })
+    }
+}

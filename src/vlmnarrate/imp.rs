@@ -1,0 +1,375 @@
+//! The virtual functions of the element.
+
+use std::sync::{Arc, LazyLock, Mutex};
+
+use gst::{glib, prelude::*, subclass::prelude::*};
+use gst_base::{prelude::*, subclass::prelude::*};
+
+use super::{
+    narration::{Loaded, Shown},
+    requests::Requests,
+    settings::{PROPERTIES, Property, Settings},
+    stats::Stats,
+    stream::Stream,
+    text_pad::{self, TextPad},
+};
+use crate::narrator::{EngineLoader, SmolVlmLoader};
+
+pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    gst::DebugCategory::new(
+        "vlmnarrate",
+        gst::DebugColorFlags::empty(),
+        Some("VLM Video Narrator"),
+    )
+});
+
+/// Name of the signal and of the custom event.
+const DESCRIBE_NOW: &str = "describe-now";
+const DESCRIBE_NOW_EVENT: &str = "vlmnarrate-describe-now";
+
+/// No two of the locks are ever held together, and none while anything is pushed, posted or
+/// waited for.
+#[derive(Default)]
+pub struct VlmNarrate {
+    pub(super) settings: Mutex<Settings>,
+    pub(super) loader: Mutex<Loader>,
+    /// From READY up.
+    pub(super) loaded: Mutex<Option<Arc<Loaded>>>,
+    pub(super) shown: Mutex<Shown>,
+    pub(super) requests: Requests,
+    pub(super) stats: Stats,
+    pub(super) stream: Stream,
+    pub(super) text: TextPad,
+}
+
+pub(super) struct Loader(pub(super) Arc<dyn EngineLoader>);
+
+impl Default for Loader {
+    fn default() -> Self {
+        Self(Arc::new(SmolVlmLoader))
+    }
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for VlmNarrate {
+    const NAME: &'static str = "GstVlmNarrate";
+    type Type = super::VlmNarrate;
+    type ParentType = gst_base::BaseTransform;
+}
+
+impl ObjectImpl for VlmNarrate {
+    fn properties() -> &'static [glib::ParamSpec] {
+        static SPECS: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+            let caption = glib::ParamSpecString::builder("caption")
+                .nick("Caption")
+                .blurb("The current caption (null = none yet); notifies of each new one")
+                .read_only()
+                .build();
+            let stats = glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+                .nick("Statistics")
+                .blurb(
+                    "Counts since the element started: frames, sampled, unchanged, dropped, \
+                     captions, errors; of the last 256 captions, the 50th and 95th percentile in \
+                     nanoseconds of each stage, as in queue-p50, for queue, preprocess, vision, \
+                     prefill, decode and total; tokens-per-second while decoding",
+                )
+                .read_only()
+                .build();
+            let settings = PROPERTIES.iter().map(|property| property.spec.clone());
+            settings.chain([caption, stats]).collect()
+        });
+        &SPECS
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, spec: &glib::ParamSpec) {
+        if spec.name() == "image-size"
+            && let Ok(side) = value.get()
+            && let Err(error) = self.check_image_size(side)
+        {
+            gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{error}"));
+            return;
+        }
+        if let Some(property) = Property::find(spec.name()) {
+            property.set(&mut self.settings.lock().unwrap(), value);
+        }
+    }
+
+    fn property(&self, _id: usize, spec: &glib::ParamSpec) -> glib::Value {
+        match Property::find(spec.name()) {
+            Some(property) => property.get(&mut self.settings.lock().unwrap()),
+            None if spec.name() == "stats" => self.stats.structure().to_value(),
+            None => self
+                .current()
+                .map(|caption| caption.text.clone())
+                .to_value(),
+        }
+    }
+
+    fn signals() -> &'static [glib::subclass::Signal] {
+        static SIGNALS: LazyLock<Vec<glib::subclass::Signal>> = LazyLock::new(|| {
+            vec![
+                // Describes the next frame, whatever `interval` and `scene-threshold` say. Takes a
+                // prompt (null = `detail-prompt`) and a number of tokens (0 =
+                // `detail-max-tokens`), returns the `request-id` of the caption to come, or 0 if
+                // the element is in NULL or too many requests wait.
+                glib::subclass::Signal::builder(DESCRIBE_NOW)
+                    .param_types([String::static_type(), u32::static_type()])
+                    .return_type::<u32>()
+                    .run_last()
+                    .action()
+                    .class_handler(|values| {
+                        let [element, prompt, max_tokens] = values else {
+                            return None;
+                        };
+                        let element = element.get::<super::VlmNarrate>().ok()?;
+                        let prompt = prompt.get::<Option<String>>().ok()?;
+                        let max_tokens = Some(max_tokens.get::<u32>().ok()?).filter(|max| *max > 0);
+                        let id = element.imp().describe_now(prompt, max_tokens);
+                        Some(id.unwrap_or(0).to_value())
+                    })
+                    .build(),
+            ]
+        });
+        &SIGNALS
+    }
+}
+
+impl GstObjectImpl for VlmNarrate {}
+
+impl ElementImpl for VlmNarrate {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "VLM Video Narrator",
+                "Filter/Analyzer/Video",
+                "Describes video frames in words with a vision language model (SmolVLM)",
+                "The gst-plugin-vlmnarrate developers",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        use gst::{PadDirection, PadPresence, PadTemplate};
+        static TEMPLATES: LazyLock<Vec<PadTemplate>> = LazyLock::new(|| {
+            let mut video = gst_video::VideoCapsBuilder::new().build();
+            let overlaid = gst_video::VideoCapsBuilder::new()
+                .features([
+                    gst::CAPS_FEATURE_MEMORY_SYSTEM_MEMORY.as_str(),
+                    gst_video::CAPS_FEATURE_META_GST_VIDEO_OVERLAY_COMPOSITION.as_str(),
+                ])
+                .build();
+            video.merge(overlaid);
+            let text = text_pad::caps();
+            [
+                ("sink", PadDirection::Sink, PadPresence::Always, &video),
+                ("src", PadDirection::Src, PadPresence::Always, &video),
+                (
+                    text_pad::NAME,
+                    PadDirection::Src,
+                    PadPresence::Request,
+                    &text,
+                ),
+            ]
+            .into_iter()
+            .filter_map(|(name, direction, presence, caps)| {
+                PadTemplate::new(name, direction, presence, caps).ok()
+            })
+            .collect()
+        });
+        &TEMPLATES
+    }
+
+    fn change_state(
+        &self,
+        transition: gst::StateChange,
+    ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        match transition {
+            gst::StateChange::NullToReady => self.load()?,
+            gst::StateChange::ReadyToPaused => {
+                self.reload_if_changed()?;
+                self.start_narrating();
+            }
+            // Before the pads are deactivated, which takes the streaming thread's lock.
+            gst::StateChange::PausedToReady => self.stop_narrating(),
+            gst::StateChange::ReadyToNull => {
+                self.unload();
+                self.requests.clear();
+            }
+            _ => (),
+        }
+        self.parent_change_state(transition).inspect_err(|_| {
+            if transition == gst::StateChange::NullToReady {
+                self.unload();
+            }
+        })
+    }
+
+    fn request_new_pad(
+        &self,
+        template: &gst::PadTemplate,
+        _name: Option<&str>,
+        _caps: Option<&gst::Caps>,
+    ) -> Option<gst::Pad> {
+        let pad = gst::Pad::builder_from_template(template)
+            .name(text_pad::NAME)
+            .event_function(|pad, parent, event| {
+                Self::catch_panic_pad_function(
+                    parent,
+                    || false,
+                    |this| this.text_src_event(pad, event),
+                )
+            })
+            .flags(gst::PadFlags::FIXED_CAPS)
+            .build();
+        pad.set_active(true).ok()?;
+        if !self.text.add(&pad, self.obj().src_pad()) {
+            gst::warning!(CAT, imp = self, "There is a text pad already");
+            return None;
+        }
+        if let Err(error) = self.obj().add_pad(&pad) {
+            gst::warning!(CAT, imp = self, "No text pad: {error}");
+            self.text.remove(&pad);
+            return None;
+        }
+        Some(pad)
+    }
+
+    fn release_pad(&self, pad: &gst::Pad) {
+        // First, so that the streaming thread does not mistake the deactivation for a flush.
+        self.text.remove(pad);
+        let _ = pad.set_active(false);
+        let _ = self.obj().remove_pad(pad);
+    }
+}
+
+impl BaseTransformImpl for VlmNarrate {
+    const MODE: gst_base::subclass::BaseTransformMode =
+        gst_base::subclass::BaseTransformMode::AlwaysInPlace;
+    // A passthrough buffer can't take metas.
+    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
+    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+
+    fn start(&self) -> Result<(), gst::ErrorMessage> {
+        self.stream.reset();
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        self.stream.reset();
+        self.text.reset();
+        Ok(())
+    }
+
+    fn set_caps(&self, incaps: &gst::Caps, _outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
+        let info = gst_video::VideoInfo::from_caps(incaps)
+            .map_err(|_| gst::loggable_error!(CAT, "Not raw video: {incaps}"))?;
+        self.stream.set_info(info);
+        Ok(())
+    }
+
+    fn transform_ip(
+        &self,
+        buffer: &mut gst::BufferRef,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        self.frame(buffer)
+    }
+
+    fn sink_event(&self, event: gst::Event) -> bool {
+        use gst::EventView;
+        if is_describe_now(&event) {
+            return self.describe_now_by(&event);
+        }
+        match event.view() {
+            EventView::StreamStart(stream_start) => {
+                // Nobody wants to hear of the last stream over the pictures of the next.
+                self.flush_start();
+                self.flush_stop();
+                self.stream.forget_scene();
+                self.text.stream_start(stream_start);
+            }
+            EventView::Segment(segment) => {
+                self.stream.set_segment(segment.segment());
+                self.text.segment(segment);
+            }
+            EventView::Gap(gap) => {
+                let (position, duration) = gap.get();
+                self.text.gap(position, duration);
+            }
+            EventView::FlushStart(_) => {
+                self.flush_start();
+                self.text.forward(&event);
+            }
+            EventView::FlushStop(_) => {
+                self.flush_stop();
+                self.stream.forget_scene();
+                self.text.forward(&event);
+            }
+            EventView::SegmentDone(_) => {
+                self.drain();
+                self.text.forward(&event);
+            }
+            EventView::Eos(_) => {
+                self.drain();
+                let interval = self.settings.lock().unwrap().pace.interval;
+                self.text.eos(&event, self.current().as_deref(), interval);
+            }
+            _ => (),
+        }
+        self.parent_sink_event(event)
+    }
+
+    fn src_event(&self, event: gst::Event) -> bool {
+        if is_describe_now(&event) {
+            return self.describe_now_by(&event);
+        }
+        self.parent_src_event(event)
+    }
+}
+
+impl VlmNarrate {
+    /// Events from whoever takes the text.
+    fn text_src_event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
+        if is_describe_now(&event) {
+            return self.describe_now_by(&event);
+        }
+        match event.type_() {
+            // How late the text is says nothing about the video.
+            gst::EventType::Qos => true,
+            _ => gst::Pad::event_default(pad, Some(&*self.obj()), event),
+        }
+    }
+
+    /// Asks for a detailed caption of the next frame; returns the request's number.
+    pub(super) fn describe_now(
+        &self,
+        prompt: Option<String>,
+        max_tokens: Option<u32>,
+    ) -> Option<u32> {
+        if self.loaded().is_none() {
+            gst::warning!(CAT, imp = self, "Can't describe in NULL");
+            return None;
+        }
+        let id = self.requests.push(prompt, max_tokens);
+        if id.is_none() {
+            gst::warning!(CAT, imp = self, "Too many requests wait already");
+        }
+        id
+    }
+
+    fn describe_now_by(&self, event: &gst::EventRef) -> bool {
+        let field = event.structure();
+        let prompt = field.and_then(|s| s.get::<String>("prompt").ok());
+        // gst-launch and Python make an int of it where nobody says otherwise.
+        let max_tokens = field.and_then(|s| {
+            let signed = || u32::try_from(s.get::<i32>("max-tokens").ok()?).ok();
+            s.get::<u32>("max-tokens").ok().or_else(signed)
+        });
+        self.describe_now(prompt, max_tokens.filter(|max| *max > 0))
+            .is_some()
+    }
+}
+
+fn is_describe_now(event: &gst::EventRef) -> bool {
+    event.has_name(DESCRIBE_NOW_EVENT)
+}

@@ -1,0 +1,403 @@
+//! The element's settings and, in one table, the properties that show them.
+
+use std::{ops::RangeInclusive, sync::LazyLock};
+
+use gst::{glib, prelude::*};
+
+use crate::narrator::{self, ModelSettings, Question, Sampling};
+
+/// Whether a frame waits for its caption.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVlmNarrateMode")]
+pub enum Mode {
+    /// live if upstream's answer to a LATENCY query says so, else recorded
+    #[default]
+    #[enum_value(name = "Auto: live if upstream is live, else recorded", nick = "auto")]
+    Auto,
+    /// never holds a buffer; captions come when they are ready and the newest frame wins
+    #[enum_value(
+        name = "Live: never hold a buffer, describe the newest frame",
+        nick = "live"
+    )]
+    Live,
+    /// a frame whose turn it is waits for its caption; the same input gives the same captions
+    #[enum_value(
+        name = "Recorded: a frame waits for its caption, none is lost",
+        nick = "recorded"
+    )]
+    Recorded,
+}
+
+/// Where the model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVlmNarrateDevice")]
+pub enum Device {
+    #[default]
+    #[enum_value(name = "Auto: the fastest that build and machine have", nick = "auto")]
+    Auto,
+    #[enum_value(name = "CPU", nick = "cpu")]
+    Cpu,
+}
+
+/// Number format of the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVlmNarrateDType")]
+pub enum DType {
+    #[default]
+    #[enum_value(name = "Auto: the fastest on the device", nick = "auto")]
+    Auto,
+    #[enum_value(name = "32-bit float", nick = "f32")]
+    F32,
+    #[enum_value(name = "16-bit brain float", nick = "bf16")]
+    Bf16,
+    #[enum_value(name = "16-bit float", nick = "f16")]
+    F16,
+}
+
+impl From<DType> for narrator::DType {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::Auto => Self::Auto,
+            DType::F32 => Self::F32,
+            DType::Bf16 => Self::Bf16,
+            DType::F16 => Self::F16,
+        }
+    }
+}
+
+/// How a question is put; `describe-now` has its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asking {
+    pub prompt: Option<String>,
+    pub max_tokens: u32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub model: Option<String>,
+    pub device: Device,
+    pub dtype: DType,
+    pub threads: u32,
+    pub asking: Asking,
+    pub detail: Asking,
+    pub system_prompt: Option<String>,
+    pub image_size: u32,
+    pub temperature: f64,
+    pub top_p: f64,
+    pub top_k: u32,
+    pub repetition_penalty: f64,
+    pub seed: u64,
+    pub mode: Mode,
+    pub pace: Pace,
+    pub drain_timeout: gst::ClockTime,
+    pub post_messages: bool,
+    pub attach_meta: bool,
+    pub partial_captions: bool,
+}
+
+/// When it is a frame's turn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    pub interval: gst::ClockTime,
+    pub every_nth: u32,
+    pub scene_threshold: f64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let sampling = Sampling::default();
+        Self {
+            model: None,
+            device: Device::Auto,
+            dtype: DType::Auto,
+            threads: 0,
+            asking: Asking {
+                prompt: Some("Describe this frame in one sentence.".into()),
+                max_tokens: 20,
+            },
+            detail: Asking {
+                prompt: Some("Describe this frame in detail.".into()),
+                max_tokens: 50,
+            },
+            system_prompt: None,
+            image_size: 0,
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            top_k: 0,
+            repetition_penalty: sampling.repetition_penalty.into(),
+            seed: sampling.seed,
+            mode: Mode::Auto,
+            pace: Pace {
+                interval: gst::ClockTime::SECOND,
+                every_nth: 1,
+                scene_threshold: 0.0,
+            },
+            drain_timeout: 10 * gst::ClockTime::SECOND,
+            post_messages: true,
+            attach_meta: true,
+            partial_captions: false,
+        }
+    }
+}
+
+impl Settings {
+    /// What decides which model is loaded, and how.
+    pub fn model_settings(&self) -> ModelSettings {
+        ModelSettings {
+            model: self.model.clone(),
+            dtype: self.dtype.into(),
+            threads: self.threads as usize,
+        }
+    }
+
+    /// The question to ask about a frame.
+    pub fn question(&self, asking: &Asking) -> Question {
+        Question {
+            system: self.system_prompt.clone().filter(|s| !s.is_empty()),
+            prompt: asking.prompt.clone().unwrap_or_default(),
+            max_tokens: asking.max_tokens,
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_p: self.top_p,
+                top_k: self.top_k as usize,
+                repetition_penalty: self.repetition_penalty as f32,
+                seed: self.seed,
+            },
+            partial: self.partial_captions,
+        }
+    }
+}
+
+/// A property that shows one field of [`Settings`].
+pub struct Property {
+    pub spec: glib::ParamSpec,
+    get: Box<dyn Fn(&mut Settings) -> glib::Value + Send + Sync>,
+    set: Box<dyn Fn(&mut Settings, &glib::Value) + Send + Sync>,
+}
+
+impl Property {
+    pub fn find(name: &str) -> Option<&'static Property> {
+        PROPERTIES.iter().find(|p| p.spec.name() == name)
+    }
+
+    /// Takes `&mut` for no better reason than that a table of `fn(&mut Settings) -> &mut T`
+    /// serves reading and writing alike.
+    pub fn get(&self, settings: &mut Settings) -> glib::Value {
+        (self.get)(settings)
+    }
+
+    pub fn set(&self, settings: &mut Settings, value: &glib::Value) {
+        (self.set)(settings, value);
+    }
+}
+
+/// The highest state in which a change is heeded.
+#[derive(Clone, Copy)]
+enum Mutable {
+    Ready,
+    Playing,
+}
+use Mutable::{Playing, Ready};
+
+impl Mutable {
+    fn flags(self) -> glib::ParamFlags {
+        glib::ParamFlags::READWRITE
+            | match self {
+                Ready => gst::PARAM_FLAG_MUTABLE_READY,
+                Playing => gst::PARAM_FLAG_MUTABLE_PLAYING,
+            }
+    }
+}
+
+/// What a property's name, nick, blurb and flags have in common.
+struct Texts<'a> {
+    name: &'a str,
+    nick: &'a str,
+    blurb: &'a str,
+    flags: glib::ParamFlags,
+}
+
+/// A type of field that can be a property.
+trait Field: ToValue + for<'v> glib::value::FromValue<'v> + 'static {
+    /// Numbers have one.
+    type Range;
+
+    fn spec(texts: Texts<'_>, range: Self::Range, default: &Self) -> glib::ParamSpec;
+}
+
+macro_rules! field {
+    ($type:ty, $range:ty, |$name:ident, $bounds:pat_param, $default:ident| $builder:expr) => {
+        impl Field for $type {
+            type Range = $range;
+
+            fn spec(texts: Texts<'_>, $bounds: $range, $default: &Self) -> glib::ParamSpec {
+                let $name = texts.name;
+                $builder
+                    .nick(texts.nick)
+                    .blurb(texts.blurb)
+                    .flags(texts.flags)
+                    .build()
+            }
+        }
+    };
+    ($type:ty, $spec:ty) => {
+        field!($type, RangeInclusive<$type>, |name, range, default| {
+            <$spec>::builder(name)
+                .minimum(*range.start())
+                .maximum(*range.end())
+                .default_value(*default)
+        });
+    };
+    ($type:ty) => {
+        field!($type, (), |name, (), default| {
+            glib::ParamSpecEnum::builder_with_default(name, *default)
+        });
+    };
+}
+field!(u32, glib::ParamSpecUInt);
+field!(u64, glib::ParamSpecUInt64);
+field!(f64, glib::ParamSpecDouble);
+field!(Mode);
+field!(Device);
+field!(DType);
+field!(bool, (), |name, (), default| {
+    glib::ParamSpecBoolean::builder(name).default_value(*default)
+});
+field!(Option<String>, (), |name, (), default| {
+    glib::ParamSpecString::builder(name).default_value(default.as_deref())
+});
+field!(gst::ClockTime, (), |name, (), default| {
+    // The largest value stands for "no time".
+    glib::ParamSpecUInt64::builder(name)
+        .maximum(gst::ClockTime::MAX.nseconds())
+        .default_value(default.nseconds())
+});
+
+/// One row of the table.
+fn row<T: Field>(
+    mutable: Mutable,
+    (name, nick): (&str, &str),
+    range: T::Range,
+    field: fn(&mut Settings) -> &mut T,
+    blurb: &str,
+) -> Property {
+    let texts = Texts {
+        name,
+        nick,
+        blurb,
+        flags: mutable.flags(),
+    };
+    Property {
+        spec: T::spec(texts, range, field(&mut Settings::default())),
+        get: Box::new(move |settings| field(settings).to_value()),
+        set: Box::new(move |settings, value| {
+            // GObject has checked type and range.
+            if let Ok(value) = value.get() {
+                *field(settings) = value;
+            }
+        }),
+    }
+}
+
+#[rustfmt::skip]
+pub static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
+    vec![
+        row(Ready, ("model", "Model"), (), |s| &mut s.model,
+            "Folder with a SmolVLM or SmolVLM2 checkpoint, as huggingface-cli download leaves it \
+             (null = the embedded demo model, which knows videotestsrc pictures only)"),
+        row(Ready, ("device", "Device"), (), |s| &mut s.device,
+            "Where the model runs"),
+        row(Ready, ("dtype", "Data type"), (), |s| &mut s.dtype,
+            "Number format in which the weights are held"),
+        row(Ready, ("threads", "Threads"), 0..=1024, |s| &mut s.threads,
+            "CPU threads for the model (0 = all cores)"),
+        row(Playing, ("prompt", "Prompt"), (), |s| &mut s.asking.prompt,
+            "Question asked about each frame (null or empty = the picture alone)"),
+        row(Playing, ("system-prompt", "System prompt"), (), |s| &mut s.system_prompt,
+            "Instruction that goes before every question (null or empty = none)"),
+        row(Playing, ("image-size", "Image size"), 0..=4096, |s| &mut s.image_size,
+            "Side in pixels of the square to which a frame is scaled before the vision encoder; \
+             smaller is faster and sees less (0 = as the model was trained)"),
+        row(Playing, ("max-tokens", "Maximum tokens"), 1..=4096, |s| &mut s.asking.max_tokens,
+            "Length in tokens at which a caption is cut off"),
+        row(Playing, ("temperature", "Temperature"), 0.0..=10.0, |s| &mut s.temperature,
+            "Randomness of the choice of tokens (0 = always the likeliest)"),
+        row(Playing, ("top-p", "Top p"), 0.0..=1.0, |s| &mut s.top_p,
+            "Choose among the likeliest tokens that together have this probability \
+             (1 = all; heeded when temperature is above 0)"),
+        row(Playing, ("top-k", "Top k"), 0..=u32::MAX, |s| &mut s.top_k,
+            "Choose among this many of the likeliest tokens \
+             (0 = all; heeded when temperature is above 0)"),
+        row(Playing, ("repetition-penalty", "Repetition penalty"), 0.1..=10.0,
+            |s| &mut s.repetition_penalty,
+            "Divides the score of tokens that were used before (1 = off)"),
+        row(Playing, ("seed", "Seed"), 0..=u64::MAX, |s| &mut s.seed,
+            "Start of the random choices of each caption (heeded when temperature is above 0)"),
+        row(Ready, ("mode", "Mode"), (), |s| &mut s.mode,
+            "Whether a frame waits for its caption (recorded) or captions come when they are \
+             ready (live)"),
+        row(Playing, ("interval", "Interval"), (), |s| &mut s.pace.interval,
+            "Stream time in nanoseconds from one described frame to the next \
+             (0 = every frame if recorded, whenever the model is idle if live)"),
+        row(Playing, ("every-nth", "Every nth"), 1..=u32::MAX, |s| &mut s.pace.every_nth,
+            "Of the frames that interval chooses, describe every nth"),
+        row(Playing, ("scene-threshold", "Scene threshold"), 0.0..=1.0,
+            |s| &mut s.pace.scene_threshold,
+            "Do not describe a frame whose picture differs less than this from the last one \
+             described: mean absolute difference of 16x16 grey cells, 1 = black to white; \
+             about 0.02 tells a cut from noise. After 30 s a frame is described anyway (0 = off)"),
+        row(Playing, ("detail-prompt", "Detail prompt"), (), |s| &mut s.detail.prompt,
+            "Question that describe-now asks when it is given none"),
+        row(Playing, ("detail-max-tokens", "Detail maximum tokens"), 1..=4096,
+            |s| &mut s.detail.max_tokens,
+            "Length in tokens at which a caption of describe-now is cut off"),
+        row(Playing, ("drain-timeout", "Drain timeout"), (), |s| &mut s.drain_timeout,
+            "Nanoseconds that EOS and segment events wait for captions under way (0 = not at all)"),
+        row(Playing, ("post-messages", "Post messages"), (), |s| &mut s.post_messages,
+            "Post each caption on the bus, as an element message named vlmnarrate"),
+        row(Playing, ("attach-meta", "Attach meta"), (), |s| &mut s.attach_meta,
+            "Attach the current caption to every buffer, as a custom meta VlmNarrateMeta"),
+        row(Playing, ("partial-captions", "Partial captions"), (), |s| &mut s.partial_captions,
+            "Post a message at each token too, with the text so far and partial set"),
+    ]
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Any value but the default.
+    fn other(spec: &glib::ParamSpec) -> glib::Value {
+        if let Ok(default) = spec.default_value().get::<bool>() {
+            (!default).to_value()
+        } else if let Some(spec) = spec.downcast_ref::<glib::ParamSpecEnum>() {
+            spec.enum_class().to_value(1).unwrap()
+        } else if let Some(spec) = spec.downcast_ref::<glib::ParamSpecDouble>() {
+            (spec.minimum() + 0.25).to_value()
+        } else if spec.value_type() == glib::Type::STRING {
+            "other".to_value()
+        } else {
+            7u32.to_value()
+                .transform_with_type(spec.value_type())
+                .unwrap()
+        }
+    }
+
+    #[test]
+    fn each_row_has_a_field_of_its_own() {
+        gst::init().unwrap();
+        let changed = |settings: &mut Settings| {
+            let changed = PROPERTIES.iter().filter(|p| {
+                let value = p.get(settings);
+                p.spec.default_value().compare(&value) != Some(std::cmp::Ordering::Equal)
+            });
+            changed.map(|p| p.spec.name()).collect::<Vec<_>>()
+        };
+        assert_eq!(changed(&mut Settings::default()), [""; 0]);
+        for property in PROPERTIES.iter() {
+            let mut settings = Settings::default();
+            property.set(&mut settings, &other(&property.spec));
+            assert_eq!(changed(&mut settings), [property.spec.name()]);
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The way of a frame through the element.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use gst::{ClockTime, glib, prelude::*, subclass::prelude::*};
+use gst_base::prelude::*;
+
+use super::{
+    downscale::Downscaler,
+    faces,
+    imp::{CAT, VlmNarrate},
+    narration::Loaded,
+    requests::Request,
+    sampler::Sampler,
+    scene::Scene,
+    settings::Mode,
+    text_pad::Place,
+    timeline::{Cue, frame_end},
+};
+use crate::{
+    caption::{FrameStamp, Trigger},
+    narrator::{Job, Picture, Question, Refused, Wait},
+};
+
+/// What the streaming thread knows of the stream.
+///
+/// Nobody else takes the lock for longer than an assignment, so for the streaming thread it is
+/// free; it is not held while a frame waits, nor while anything is pushed or posted.
+#[derive(Default)]
+pub(super) struct Stream {
+    state: Mutex<State>,
+    /// The next picture counts as new; set from the worker too.
+    scene_forgotten: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    info: Option<gst_video::VideoInfo>,
+    segment: gst::FormattedSegment<ClockTime>,
+    /// Found out at the first buffer.
+    live: Option<bool>,
+    sampler: Sampler,
+    scene: Scene,
+    /// Made for the first frame that is due.
+    downscaler: Option<Downscaler>,
+}
+
+impl Stream {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub(super) fn reset(&self) {
+        *self.lock() = State::default();
+    }
+
+    pub(super) fn set_info(&self, info: gst_video::VideoInfo) {
+        let mut state = self.lock();
+        state.info = Some(info);
+        state.live = None;
+        state.downscaler = None;
+    }
+
+    pub(super) fn set_segment(&self, segment: &gst::Segment) {
+        let mut state = self.lock();
+        // Buffers of other formats have no times to speak of.
+        state.segment = segment
+            .downcast_ref::<ClockTime>()
+            .cloned()
+            .unwrap_or_default();
+        state.live = None;
+        state.sampler = Sampler::default();
+    }
+
+    pub(super) fn forget_scene(&self) {
+        self.scene_forgotten.store(true, Ordering::Relaxed);
+    }
+}
+
+impl State {
+    fn picture(
+        &mut self,
+        buffer: &gst::BufferRef,
+        side: u32,
+        memory: Vec<u8>,
+    ) -> Result<Picture, glib::BoolError> {
+        let downscaler = match self
+            .downscaler
+            .take_if(|downscaler| downscaler.side() == side)
+        {
+            Some(downscaler) => downscaler,
+            None => {
+                let info = self.info.as_ref();
+                let info = info.ok_or_else(|| glib::bool_error!("no caps"))?;
+                Downscaler::new(info, side)?
+            }
+        };
+        self.downscaler.insert(downscaler).picture(buffer, memory)
+    }
+}
+
+/// A frame's turn, or the lack of it.
+struct Turn {
+    /// Where the frame stands in the stream.
+    position: Option<ClockTime>,
+    /// Where it stands on the text pad's timeline.
+    place: Option<Place>,
+    due: bool,
+    stamp: FrameStamp,
+}
+
+/// Why a frame is described.
+enum Ask {
+    Turn,
+    Request(Request),
+}
+
+impl VlmNarrate {
+    /// A frame comes through. Only its metadata is touched.
+    pub(super) fn frame(
+        &self,
+        buffer: &mut gst::BufferRef,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let Some(loaded) = self.loaded() else {
+            return Err(gst::FlowError::Flushing);
+        };
+        let live = self.is_live();
+        let turn = self.turn(buffer, &loaded, live);
+        let wanted = self.requests.is_waiting() && (!live || loaded.narrator.has_room());
+        if (turn.due || wanted) && has_picture(buffer) {
+            match self.describe(buffer, &turn, &loaded, live) {
+                // The worker is gone and has said why: live video goes on without it.
+                Err(Refused::Dead) if live => (),
+                Err(Refused::Dead) => return Err(gst::FlowError::Error),
+                Err(Refused::Flushing) => return Err(gst::FlowError::Flushing),
+                Ok(()) => (),
+            }
+        }
+
+        let caption = self.current();
+        if let Some(caption) = &caption
+            && self.settings.lock().unwrap().attach_meta
+            && let Err(error) = faces::attach(caption, buffer)
+        {
+            gst::warning!(CAT, imp = self, "No meta on this buffer: {error}");
+        }
+        match turn.place {
+            Some(place) => self.text.frame(place, caption.as_deref()),
+            None => Ok(gst::FlowSuccess::Ok),
+        }
+    }
+
+    /// Upstream is asked once per caps or segment, on the streaming thread.
+    fn is_live(&self) -> bool {
+        if let Some(live) = self.stream.lock().live {
+            return live;
+        }
+        let mode = self.settings.lock().unwrap().mode;
+        let live = match mode {
+            Mode::Live => true,
+            Mode::Recorded => false,
+            Mode::Auto => {
+                let mut query = gst::query::Latency::new();
+                self.obj().sink_pad().peer_query(&mut query) && query.result().0
+            }
+        };
+        let word = if live { "live" } else { "recorded" };
+        gst::debug!(CAT, imp = self, "This is a {word} stream");
+        self.stream.lock().live = Some(live);
+        live
+    }
+
+    /// Sees whether it is this frame's turn.
+    fn turn(&self, buffer: &gst::BufferRef, loaded: &Loaded, live: bool) -> Turn {
+        let pace = self.settings.lock().unwrap().pace;
+        let free = !live || loaded.narrator.is_idle();
+        let pts = buffer.pts();
+        let mut stream = self.stream.lock();
+        let State {
+            info,
+            segment,
+            sampler,
+            ..
+        } = &mut *stream;
+
+        let period = info.as_ref().and_then(frame_period);
+        let position = sampler.position(pts, period);
+        let duration = buffer.duration().or(period);
+        let inside = is_inside(segment, pts, duration);
+        let due = inside && has_picture(buffer) && sampler.is_due(position, &pace, free);
+        let place = position.filter(|_| inside).map(|position| {
+            let cue = if live {
+                Cue::Slice(pace.interval)
+            } else {
+                Cue::Until(sampler.next_due(position, frame_end(position, duration), &pace))
+            };
+            Place {
+                position,
+                duration,
+                cue,
+            }
+        });
+        Turn {
+            position,
+            place,
+            due,
+            stamp: FrameStamp {
+                timestamp: pts,
+                stream_time: segment.to_stream_time(pts),
+                running_time: segment.to_running_time(pts),
+                duration: buffer.duration(),
+                frame: self.stats.frames.add_one(),
+                trigger: Trigger::Interval,
+                request_id: 0,
+            },
+        }
+    }
+
+    /// Hands a frame to the worker; if recorded, stays until it is described.
+    fn describe(
+        &self,
+        buffer: &gst::BufferRef,
+        turn: &Turn,
+        loaded: &Loaded,
+        live: bool,
+    ) -> Result<(), Refused> {
+        let narrator = &loaded.narrator;
+        narrator.check()?;
+        let settings = self.settings.lock().unwrap().clone();
+        // The worker has room for one live frame that was asked about; recorded ones wait in turn.
+        let room = match live {
+            true => usize::from(narrator.has_room()),
+            false => usize::MAX,
+        };
+        let requests = std::iter::from_fn(|| self.requests.next()).take(room);
+        let asks = (turn.due.then_some(Ask::Turn).into_iter())
+            .chain(requests.map(Ask::Request))
+            .collect::<Vec<_>>();
+
+        let sampled_at = Instant::now();
+        let side = loaded.side(settings.image_size);
+        let picture = self.stream.lock().picture(buffer, side, narrator.spare());
+        let picture = picture.map(Arc::new);
+        let scaling = sampled_at.elapsed();
+
+        for ask in asks {
+            let mut stamp = turn.stamp;
+            let question = match &ask {
+                Ask::Turn => settings.question(&settings.asking),
+                Ask::Request(request) => {
+                    stamp.trigger = Trigger::Request;
+                    stamp.request_id = request.id;
+                    settings.question(&request.asking(&settings.detail))
+                }
+            };
+            let picture = match &picture {
+                Ok(picture) => picture.clone(),
+                Err(error) => {
+                    self.not_described(&stamp, error);
+                    continue;
+                }
+            };
+            if let Ask::Turn = ask {
+                let threshold = settings.pace.scene_threshold;
+                match self.judge(&picture, turn.position, &question, threshold) {
+                    Some(trigger) => stamp.trigger = trigger,
+                    None => {
+                        self.stats.unchanged.add_one();
+                        continue;
+                    }
+                }
+            }
+            self.stats.sampled.add_one();
+            let job = Job {
+                picture,
+                stamp,
+                question,
+                sampled_at,
+                scaling,
+            };
+            match ask {
+                Ask::Turn => {
+                    if narrator.submit(job)? {
+                        self.stats.dropped.add_one();
+                    }
+                }
+                Ask::Request(_) => narrator.ask(job)?,
+            }
+            if !live && let Wait::Refused(refused) = narrator.wait_idle(None) {
+                return Err(refused);
+            }
+        }
+        Ok(())
+    }
+
+    fn judge(
+        &self,
+        picture: &Picture,
+        position: Option<ClockTime>,
+        question: &Question,
+        threshold: f64,
+    ) -> Option<Trigger> {
+        let mut stream = self.stream.lock();
+        if self.stream.scene_forgotten.swap(false, Ordering::Relaxed) {
+            stream.scene.forget();
+        }
+        stream.scene.judge(picture, position, question, threshold)
+    }
+
+    /// Waits for captions under way, at most `drain-timeout`, before an event that ends the
+    /// stream goes on.
+    pub(super) fn drain(&self) {
+        let timeout = self.settings.lock().unwrap().drain_timeout;
+        let Some(loaded) = self.loaded().filter(|_| !timeout.is_zero()) else {
+            return;
+        };
+        if loaded.narrator.wait_idle(Some(timeout.into())) == Wait::TimedOut {
+            gst::warning!(
+                CAT,
+                imp = self,
+                "A caption took longer than drain-timeout {timeout}"
+            );
+        }
+    }
+}
+
+fn frame_period(info: &gst_video::VideoInfo) -> Option<ClockTime> {
+    let (numer, denom) = (info.fps().numer(), info.fps().denom());
+    let (numer, denom) = (u64::try_from(numer).ok()?, u64::try_from(denom).ok()?);
+    ClockTime::SECOND.mul_div_floor(denom, numer)
+}
+
+/// Frames that the segment leaves out are shown to nobody and described to nobody.
+fn is_inside(
+    segment: &gst::FormattedSegment<ClockTime>,
+    pts: Option<ClockTime>,
+    duration: Option<ClockTime>,
+) -> bool {
+    pts.is_none_or(|pts| {
+        let end = duration.map(|duration| pts.saturating_add(duration));
+        segment.clip(pts, end).is_some()
+    })
+}
+
+fn has_picture(buffer: &gst::BufferRef) -> bool {
+    buffer.size() > 0 && !buffer.flags().contains(gst::BufferFlags::GAP)
+}
