@@ -21,93 +21,91 @@ use crate::narrator::EngineLoader;
 pub use settings::{DType, Device, Mode};
 
 glib::wrapper! {
-    /**
-     * SECTION:element-vlmnarrate
-     *
-     * Watches raw video and says in words what it sees. Every `interval` it takes a frame, scales
-     * it to a small square and asks a SmolVLM vision language model about it. The video itself
-     * goes through untouched: nothing but metadata is added to it.
-     *
-     * Without a `model` it uses a tiny one that is built in and names `videotestsrc` pictures: good
-     * to see that everything works, and for nothing else. For real video, set `model` to the
-     * folder of a SmolVLM or SmolVLM2 checkpoint.
-     *
-     * ## Captions
-     *
-     * A caption comes in four ways:
-     *
-     * - as an element message named `vlmnarrate` on the bus (`post-messages`);
-     * - as a custom meta named `VlmNarrateMeta` on every buffer while the caption is current
-     *   (`attach-meta`);
-     * - as timed text on the request pad `text_src`;
-     * - as the property `caption`, which notifies.
-     *
-     * Message and meta have these fields:
-     *
-     * - `timestamp`, `stream-time`, `running-time`, `duration` (#guint64, nanoseconds): of the frame
-     *   that is described. `GST_CLOCK_TIME_NONE` where unknown.
-     * - `arrival-time` (#guint64, nanoseconds): the running time at which the caption was ready.
-     * - `text`, `prompt` (string).
-     * - `model`, `revision`, `device` (string): what made it.
-     * - `sequence` (#guint64): number of the caption since the element started, from 0.
-     * - `frame` (#guint64): number of the frame since the element started, from 0.
-     * - `tokens` (#guint): length of the caption; `truncated` (#gboolean): it was cut off at
-     *   `max-tokens`.
-     * - `partial` (#gboolean): more is to come (with `partial-captions`, in messages only).
-     * - `trigger` (string): `interval`, `scene` (the picture had changed, with `scene-threshold`) or
-     *   `request`; `request-id` (#guint): what `describe-now` returned, or 0.
-     * - `latency-ms`, `preprocess-ms`, `vision-ms`, `prefill-ms`, `decode-ms` (#gdouble): from the
-     *   moment the frame was taken to the finished caption, and the stages of that.
-     *
-     * The debug category `vlmnarrate` logs one line per caption at level INFO.
-     *
-     * ## Live and recorded
-     *
-     * If upstream is live, no buffer is ever held and no latency is added. Captions come when they
-     * are ready; while the model is busy the newest frame waits for it, and takes the place of the
-     * one that waited before. Otherwise each frame whose turn it is waits for its caption, so that
-     * none is lost, the caption is on the buffer it describes, and the same input gives the same
-     * captions. `mode` overrides what the LATENCY query says.
-     *
-     * ## Asking
-     *
-     * The action signal `describe-now` (prompt or null, number of tokens or 0) describes the next
-     * frame whatever `interval` says, with `detail-prompt` and `detail-max-tokens` where the
-     * arguments leave them open. It returns the `request-id` of the caption to come. A custom event
-     * named `vlmnarrate-describe-now`, upstream or downstream, with the optional fields `prompt`
-     * (string) and `max-tokens` (#guint), does the same for those who have no handle on the element.
-     *
-     * ## The text pad
-     *
-     * `text_src` gives `text/x-raw,format=utf8` in a stream of its own, for `textoverlay`,
-     * `webvttenc`, `srtenc`, `matroskamux` and the like. Every caption has a duration and every
-     * stretch without one a GAP event, so nothing downstream waits in vain. Recorded, a caption
-     * lasts until the next frame that is due; live, it starts where the video is when it is ready
-     * and is repeated every `interval`, at most every second, for as long as it is current. A
-     * caption that comes while the one before has not ended waits for its end. Where both pads lead
-     * to one element, as in the second example, put a `queue` behind each.
-     *
-     * ## Example launch lines
-     *
-     * ```bash
-     * gst-launch-1.0 -m videotestsrc pattern=ball num-buffers=300 ! vlmnarrate ! autovideosink
-     * ```
-     * Describes a bouncing ball once a second; `-m` prints the captions.
-     *
-     * ```bash
-     * gst-launch-1.0 uridecodebin uri=file:///tmp/in.mp4 ! videoconvert \
-     *     ! vlmnarrate name=n model=/models/SmolVLM-256M-Instruct image-size=224 interval=2000000000 \
-     *     n.src ! queue ! textoverlay name=o wait-text=true ! videoconvert ! autovideosink \
-     *     n.text_src ! queue ! o.text_sink
-     * ```
-     * Draws the captions into the video of a file.
-     *
-     * ```bash
-     * gst-launch-1.0 v4l2src ! videoconvert ! vlmnarrate name=n model=/models/SmolVLM-256M-Instruct \
-     *     scene-threshold=0.02 ! fakesink n.text_src ! queue ! webvttenc ! filesink location=out.vtt
-     * ```
-     * Writes WebVTT subtitles of what a camera sees, when it changes.
-     */
+    /// SECTION:element-vlmnarrate
+    ///
+    /// Watches raw video and says in words what it sees. Every `interval` it takes a frame, scales
+    /// it to a small square and asks a SmolVLM vision language model about it. The video itself
+    /// goes through untouched: nothing but metadata is added to it.
+    ///
+    /// Without a `model` it uses a tiny one that is built in and names `videotestsrc` pictures: good
+    /// to see that everything works, and for nothing else. For real video, set `model` to the
+    /// folder of a SmolVLM or SmolVLM2 checkpoint.
+    ///
+    /// ## Captions
+    ///
+    /// A caption comes in four ways:
+    ///
+    /// - as an element message named `vlmnarrate` on the bus (`post-messages`);
+    /// - as a custom meta named `VlmNarrateMeta` on every buffer while the caption is current
+    ///   (`attach-meta`);
+    /// - as timed text on the request pad `text_src`;
+    /// - as the property `caption`, which notifies.
+    ///
+    /// Message and meta have these fields:
+    ///
+    /// - `timestamp`, `stream-time`, `running-time`, `duration` (#guint64, nanoseconds): of the frame
+    ///   that is described. `GST_CLOCK_TIME_NONE` where unknown.
+    /// - `arrival-time` (#guint64, nanoseconds): the running time at which the caption was ready.
+    /// - `text`, `prompt` (string).
+    /// - `model`, `revision`, `device` (string): what made it.
+    /// - `sequence` (#guint64): number of the caption since the element started, from 0.
+    /// - `frame` (#guint64): number of the frame since the element started, from 0.
+    /// - `tokens` (#guint): length of the caption; `truncated` (#gboolean): it was cut off at
+    ///   `max-tokens`.
+    /// - `partial` (#gboolean): more is to come (with `partial-captions`, in messages only).
+    /// - `trigger` (string): `interval`, `scene` (the picture had changed, with `scene-threshold`) or
+    ///   `request`; `request-id` (#guint): what `describe-now` returned, or 0.
+    /// - `latency-ms`, `preprocess-ms`, `vision-ms`, `prefill-ms`, `decode-ms` (#gdouble): from the
+    ///   moment the frame was taken to the finished caption, and the stages of that.
+    ///
+    /// The debug category `vlmnarrate` logs one line per caption at level INFO.
+    ///
+    /// ## Live and recorded
+    ///
+    /// If upstream is live, no buffer is ever held and no latency is added. Captions come when they
+    /// are ready; while the model is busy the newest frame waits for it, and takes the place of the
+    /// one that waited before. Otherwise each frame whose turn it is waits for its caption, so that
+    /// none is lost, the caption is on the buffer it describes, and the same input gives the same
+    /// captions. `mode` overrides what the LATENCY query says.
+    ///
+    /// ## Asking
+    ///
+    /// The action signal `describe-now` (prompt or null, number of tokens or 0) describes the next
+    /// frame whatever `interval` says, with `detail-prompt` and `detail-max-tokens` where the
+    /// arguments leave them open. It returns the `request-id` of the caption to come. A custom event
+    /// named `vlmnarrate-describe-now`, upstream or downstream, with the optional fields `prompt`
+    /// (string) and `max-tokens` (#guint), does the same for those who have no handle on the element.
+    ///
+    /// ## The text pad
+    ///
+    /// `text_src` gives `text/x-raw,format=utf8` in a stream of its own, for `textoverlay`,
+    /// `webvttenc`, `srtenc`, `matroskamux` and the like. Every caption has a duration and every
+    /// stretch without one a GAP event, so nothing downstream waits in vain. Recorded, a caption
+    /// lasts until the next frame that is due; live, it starts where the video is when it is ready
+    /// and is repeated every `interval`, at most every second, for as long as it is current. A
+    /// caption that comes while the one before has not ended waits for its end. Where both pads lead
+    /// to one element, as in the second example, put a `queue` behind each.
+    ///
+    /// ## Example launch lines
+    ///
+    /// ```bash
+    /// gst-launch-1.0 -m videotestsrc pattern=ball num-buffers=300 ! vlmnarrate ! autovideosink
+    /// ```
+    /// Describes a bouncing ball once a second; `-m` prints the captions.
+    ///
+    /// ```bash
+    /// gst-launch-1.0 uridecodebin uri=file:///tmp/in.mp4 ! videoconvert \
+    ///     ! vlmnarrate name=n model=/models/SmolVLM-256M-Instruct image-size=224 interval=2000000000 \
+    ///     n.src ! queue ! textoverlay name=o wait-text=true ! videoconvert ! autovideosink \
+    ///     n.text_src ! queue ! o.text_sink
+    /// ```
+    /// Draws the captions into the video of a file.
+    ///
+    /// ```bash
+    /// gst-launch-1.0 v4l2src ! videoconvert ! vlmnarrate name=n model=/models/SmolVLM-256M-Instruct \
+    ///     scene-threshold=0.02 ! fakesink n.text_src ! queue ! webvttenc ! filesink location=out.vtt
+    /// ```
+    /// Writes WebVTT subtitles of what a camera sees, when it changes.
     pub struct VlmNarrate(ObjectSubclass<imp::VlmNarrate>)
         @extends gst_base::BaseTransform, gst::Element, gst::Object;
 }

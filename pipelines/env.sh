@@ -1,0 +1,24 @@
+# Sourced by the scripts beside it: installs and builds what is missing, and makes GStreamer find the plugin.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+"$root/tools/setup.sh" >&2
+[ -e "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
+# The first build takes some minutes; later ones are no work.
+cargo build --release --quiet --manifest-path "$root/Cargo.toml" >&2
+export GST_PLUGIN_PATH="${CARGO_TARGET_DIR:-$root/target}/release${GST_PLUGIN_PATH:+:$GST_PLUGIN_PATH}"
+
+# Prints the URI of a file, or passes a URI through.
+uri_of() {
+    case $1 in
+    *://*) printf '%s' "$1" ;;
+    *)
+        [ -r "$1" ] || { echo "$1: no such file, or it can't be read" >&2; exit 1; }
+        gst_file_uri "$1"
+        ;;
+    esac
+}
+
+# Percent-encodes what a file name may hold and a URI may not.
+gst_file_uri() {
+    /usr/bin/python3 -c 'import pathlib, sys; print(pathlib.Path(sys.argv[1]).resolve().as_uri(), end="")' "$1"
+}

@@ -1,0 +1,116 @@
+//! The README's promises that a machine can check. Its Rust program is a doc test, see `src/lib.rs`.
+
+use std::{collections::BTreeSet, process::Command};
+
+use gst::{glib, prelude::*};
+
+const README: &str = include_str!("../README.md");
+
+fn element() -> gst::Element {
+    gst::init().unwrap();
+    gstvlmnarrate::plugin_register_static().unwrap();
+    gst::ElementFactory::make("vlmnarrate").build().unwrap()
+}
+
+/// Cells of the table rows under the first heading that starts so.
+fn table(heading: &str) -> Vec<Vec<&'static str>> {
+    let start = README.find(heading).unwrap();
+    README[start..]
+        .lines()
+        .skip_while(|line| !line.starts_with('|'))
+        .take_while(|line| line.starts_with('|'))
+        .skip(2)
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect()
+}
+
+/// The default as the README's table writes it: `0 = all` is 0.
+fn written(default: &glib::Value) -> String {
+    if let Ok(text) = default.get::<Option<String>>() {
+        return text.unwrap_or_else(|| "null".into());
+    }
+    if let Some((_, value)) = glib::EnumValue::from_value(default) {
+        return value.nick().into();
+    }
+    let text = default.transform::<String>().unwrap();
+    let text = text.get::<String>().unwrap();
+    match text.parse::<f64>() {
+        Ok(number) => number.to_string(),
+        Err(_) => text.to_lowercase(),
+    }
+}
+
+#[test]
+fn the_property_table_is_whole_and_true() {
+    let element = element();
+    let own = element
+        .list_properties()
+        .iter()
+        .filter(|spec| spec.owner_type() == element.type_())
+        .cloned()
+        .collect::<Vec<_>>();
+    let rows = table("### Properties");
+    assert_eq!(rows.len(), own.len());
+    for spec in own {
+        let name = format!("`{}`", spec.name());
+        let row = rows.iter().find(|row| row[0] == name).expect(&name);
+        if spec.flags().contains(glib::ParamFlags::WRITABLE) {
+            let default = row[1].split(" = ").next().unwrap();
+            assert_eq!(default, written(spec.default_value()), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_field_table_is_whole() {
+    let element = element();
+    let bus = gst::Bus::new();
+    let pipeline = gst::Pipeline::new();
+    let source = gst::ElementFactory::make("videotestsrc")
+        .property("num-buffers", 1)
+        .build()
+        .unwrap();
+    let sink = gst::ElementFactory::make("fakesink").build().unwrap();
+    pipeline.add_many([&source, &element, &sink]).unwrap();
+    gst::Element::link_many([&source, &element, &sink]).unwrap();
+    pipeline.set_bus(Some(&bus));
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let kinds = [gst::MessageType::Element, gst::MessageType::Error];
+    let message = bus.timed_pop_filtered(gst::ClockTime::from_seconds(15), &kinds);
+    let message = message.unwrap();
+    pipeline.set_state(gst::State::Null).unwrap();
+    let structure = message.structure().unwrap();
+    assert_eq!(structure.name(), "vlmnarrate");
+    let sent = structure
+        .fields()
+        .map(|f| f.to_string())
+        .collect::<BTreeSet<_>>();
+    let told = table("### The caption")
+        .iter()
+        .flat_map(|row| row[0].split(", "))
+        .map(|name| name.trim_matches('`').to_owned())
+        .collect::<BTreeSet<_>>();
+    assert_eq!(told, sent);
+}
+
+#[test]
+fn the_python_program_runs() {
+    let program = README.split("```python\n").nth(1).unwrap();
+    let program = program.split("```").next().unwrap();
+    // The plugin as cargo has just built it for this test, alone in a folder.
+    let plugin = std::env::current_exe().unwrap();
+    let plugin = plugin.with_file_name("libgstvlmnarrate.so");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(plugin, folder.path().join("libgstvlmnarrate.so")).unwrap();
+    let output = Command::new("/usr/bin/python3")
+        .args(["-c", program])
+        .env("GST_PLUGIN_PATH", folder.path())
+        .env("GST_REGISTRY", folder.path().join("registry.bin"))
+        .output()
+        .unwrap();
+    let captions = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    assert_eq!(captions.lines().count(), 3, "{captions}{errors}");
+    assert!(captions.contains("0.00 s  A white ball"), "{captions}");
+}
