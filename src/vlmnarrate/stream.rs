@@ -330,10 +330,11 @@ impl VlmNarrate {
     }
 }
 
+/// `None` where the frame rate is variable, 0/1.
 fn frame_period(info: &gst_video::VideoInfo) -> Option<ClockTime> {
-    let (numer, denom) = (info.fps().numer(), info.fps().denom());
-    let (numer, denom) = (u64::try_from(numer).ok()?, u64::try_from(denom).ok()?);
-    ClockTime::SECOND.mul_div_floor(denom, numer)
+    let rate = info.fps();
+    let frames = u64::try_from(rate.numer()).ok().filter(|n| *n > 0)?;
+    ClockTime::SECOND.mul_div_floor(u64::try_from(rate.denom()).ok()?, frames)
 }
 
 /// Frames that the segment leaves out are shown to nobody and described to nobody.

@@ -1,0 +1,268 @@
+//! Any raw video goes through untouched and is described.
+
+mod common;
+
+use common::{Fake, harness};
+use gst::{ClockTime, prelude::*};
+use gst_video::{VideoFormat, VideoInfo};
+
+/// Pushes two frames of noise; they must come out as they went in, described.
+#[track_caller]
+fn passes(caps: &gst::Caps, size: usize) {
+    let fake = Fake::new();
+    let (mut harness, _narrator, log) = harness(&fake, &caps.to_string());
+    for second in 0..2 {
+        let mut noise = 0x9e37_79b9u32 ^ second as u32;
+        let bytes: Vec<u8> = std::iter::repeat_with(|| {
+            noise ^= noise << 13;
+            noise ^= noise >> 17;
+            noise ^= noise << 5;
+            noise as u8
+        })
+        .take(size)
+        .collect();
+        let mut buffer = gst::Buffer::from_slice(bytes.clone());
+        buffer
+            .get_mut()
+            .unwrap()
+            .set_pts(ClockTime::from_seconds(second));
+        let memory = buffer.peek_memory(0).as_ptr();
+        let out = harness.push_and_pull(buffer).unwrap();
+        assert_eq!(out.map_readable().unwrap().as_slice(), bytes, "{caps}");
+        assert_eq!(out.peek_memory(0).as_ptr(), memory, "copied: {caps}");
+        assert_eq!(out.pts(), Some(ClockTime::from_seconds(second)));
+    }
+    let heard = log.heard();
+    assert_eq!(heard.warnings, [""; 0], "{caps}");
+    assert_eq!(heard.captions.len(), 2, "{caps}");
+}
+
+fn passes_info(info: &VideoInfo) {
+    passes(&info.to_caps().unwrap(), info.size());
+}
+
+#[test]
+fn every_format() {
+    common::init();
+    let mut formats = 0;
+    for format in VideoFormat::iter_raw() {
+        // Tiles are whole; everything else may be odd.
+        let (width, height) = (67, 35);
+        let info = VideoInfo::builder(format, width, height)
+            .fps(gst::Fraction::new(1, 1))
+            .build()
+            .unwrap();
+        passes_info(&info);
+        formats += 1;
+    }
+    assert!(formats > 90, "{formats}");
+}
+
+#[test]
+fn every_size() {
+    common::init();
+    for (width, height) in [
+        (1, 1),
+        (2, 1),
+        (1, 3),
+        (3, 2),
+        (17, 4001),
+        (4001, 17),
+        (1921, 1081),
+    ] {
+        for format in [VideoFormat::I420, VideoFormat::Rgb, VideoFormat::Yuy2] {
+            passes_info(&VideoInfo::builder(format, width, height).build().unwrap());
+        }
+    }
+}
+
+#[test]
+fn any_framerate_interlacing_and_aspect() {
+    common::init();
+    for extra in [
+        "framerate=0/1",
+        "framerate=30000/1001,pixel-aspect-ratio=16/11",
+        "framerate=0/1,max-framerate=60/1",
+        "framerate=25/1,interlace-mode=interleaved,field-order=top-field-first",
+        "framerate=25/1,interlace-mode=mixed",
+        "framerate=25/1,interlace-mode=fields",
+        "framerate=25/1,colorimetry=bt2020,chroma-site=mpeg2",
+        "framerate=25/1,multiview-mode=left",
+    ] {
+        let caps = format!("video/x-raw,format=I420,width=720,height=576,{extra}");
+        passes(&caps.parse().unwrap(), 720 * 576 * 3 / 2);
+    }
+    let caps = "video/x-raw(memory:SystemMemory,meta:GstVideoOverlayComposition),format=RGBA,\
+                width=32,height=32,framerate=25/1";
+    passes(&caps.parse().unwrap(), 32 * 32 * 4);
+}
+
+/// What the model sees is the picture, wherever its rows lie.
+#[test]
+fn padded_rows_are_read_where_they_are() {
+    let (width, height, stride) = (50usize, 40usize, 77i32);
+    let said = |padded: bool| {
+        let caps = format!("video/x-raw,format=GRAY8,width={width},height={height},framerate=1/1");
+        let (mut harness, _narrator, log) = harness(&Fake::new(), &caps);
+        // GStreamer's own rows are a multiple of four long.
+        let stride = if padded {
+            stride as usize
+        } else {
+            width.next_multiple_of(4)
+        };
+        let mut bytes = vec![255u8; stride * height];
+        for row in bytes.chunks_exact_mut(stride) {
+            row[..width].fill(40);
+        }
+        let mut buffer = gst::Buffer::from_slice(bytes);
+        let fresh = buffer.get_mut().unwrap();
+        fresh.set_pts(ClockTime::ZERO);
+        if padded {
+            gst_video::VideoMeta::add_full(
+                fresh,
+                gst_video::VideoFrameFlags::empty(),
+                VideoFormat::Gray8,
+                width as u32,
+                height as u32,
+                &[0],
+                &[stride as i32],
+            )
+            .unwrap();
+        }
+        harness.push_and_pull(buffer).unwrap();
+        log.heard().captions.remove(0).text
+    };
+    assert_eq!(said(true), said(false));
+    assert!(
+        said(true).contains("[28, 28, 28]") || said(true).contains("[40, 40, 40]"),
+        "{}",
+        said(true)
+    );
+}
+
+/// The colours that the model sees are those of the picture.
+#[test]
+fn colours_are_right_in_rgb_and_yuv() {
+    for format in ["RGB", "BGRx", "I420", "NV12", "YUY2", "P010_10LE", "v210"] {
+        let fake = Fake::new();
+        let pipeline = common::Pipeline::new(
+            &format!(
+                "videotestsrc pattern=solid-color foreground-color=0xffc83214 num-buffers=1
+                 ! video/x-raw,format={format},width=320,height=240,framerate=1/1
+                 ! vlmnarrate name=n ! fakesink"
+            ),
+            &fake,
+        );
+        let heard = pipeline.run_to_eos();
+        let colour: Vec<i32> = heard.texts()[0]
+            .trim_start_matches("mean colour [")
+            .trim_end_matches(']')
+            .split(", ")
+            .map(|n| n.parse().unwrap())
+            .collect();
+        for (seen, shown) in colour.iter().zip([0xc8, 0x32, 0x14]) {
+            assert!((seen - shown).abs() <= 4, "{format}: {colour:?}");
+        }
+    }
+}
+
+#[test]
+fn frames_without_timestamps_or_pictures() {
+    let caps = "video/x-raw,format=GRAY8,width=8,height=8,framerate=2/1";
+    let (mut harness, narrator, log) = harness(&Fake::new(), caps);
+    // Counted: two frames a second.
+    for _ in 0..4 {
+        harness.push_and_pull(common::buffer(64, 1, None)).unwrap();
+    }
+    let heard = log.heard();
+    let frames: Vec<_> = heard.captions.iter().map(|c| c.stamp.frame).collect();
+    assert_eq!(frames, [0, 2]);
+    assert_eq!(heard.captions[0].stamp.timestamp, None);
+
+    // Nothing to see: an empty buffer and one that is flagged as a gap.
+    harness.push(gst::Buffer::new()).unwrap();
+    let mut gap = common::buffer(64, 1, ClockTime::from_seconds(100));
+    gap.get_mut().unwrap().set_flags(gst::BufferFlags::GAP);
+    harness.push(gap).unwrap();
+    assert_eq!(log.heard().captions.len(), 0);
+
+    // A buffer that is too small for its caps is no reason to stop.
+    harness
+        .push(common::buffer(60, 1, ClockTime::from_seconds(200)))
+        .unwrap();
+    let heard = log.heard();
+    assert_eq!(
+        (heard.captions.len(), heard.warnings.len()),
+        (0, 1),
+        "{heard:#?}"
+    );
+    harness
+        .push(common::buffer(64, 1, ClockTime::from_seconds(300)))
+        .unwrap();
+    assert_eq!(log.heard().captions.len(), 1);
+    assert_eq!(
+        narrator
+            .property::<gst::Structure>("stats")
+            .get::<u64>("errors"),
+        Ok(1)
+    );
+}
+
+#[test]
+fn without_a_framerate_every_frame_without_a_timestamp_is_due() {
+    let caps = "video/x-raw,format=GRAY8,width=8,height=8,framerate=0/1";
+    let (mut harness, _narrator, log) = harness(&Fake::new(), caps);
+    for _ in 0..3 {
+        harness.push_and_pull(common::buffer(64, 1, None)).unwrap();
+    }
+    assert_eq!(log.heard().captions.len(), 3);
+}
+
+#[test]
+fn caps_may_change_midstream() {
+    let fake = Fake::new();
+    let (mut harness, _narrator, log) = harness(
+        &fake,
+        "video/x-raw,format=GRAY8,width=8,height=8,framerate=1/1",
+    );
+    harness
+        .push_and_pull(common::buffer(64, 1, ClockTime::ZERO))
+        .unwrap();
+    harness.set_src_caps_str("video/x-raw,format=RGB,width=16,height=8,framerate=1/1");
+    let frame = common::buffer(16 * 8 * 3, 200, ClockTime::SECOND);
+    harness.push_and_pull(frame).unwrap();
+    assert_eq!(log.heard().texts()[1], "mean colour [200, 200, 200]");
+    assert_eq!(fake.engines(), 1, "the model stays loaded");
+    assert_eq!(fake.loads().len(), 1);
+}
+
+/// Behind a tee the buffer's metadata is copied, its memory is not.
+#[test]
+fn a_tee_costs_no_copy_of_the_picture() {
+    let fake = Fake::new();
+    let pipeline = common::Pipeline::new(
+        "videotestsrc num-buffers=3 ! video/x-raw,framerate=1/1 ! tee name=t
+         t. ! queue ! vlmnarrate name=n ! fakesink name=a signal-handoffs=true
+         t. ! queue ! fakesink name=b signal-handoffs=true",
+        &fake,
+    );
+    let (sender, receiver) = std::sync::mpsc::channel();
+    for name in ["a", "b"] {
+        let sender = sender.clone();
+        pipeline
+            .element(name)
+            .connect("handoff", false, move |values| {
+                let buffer: gst::Buffer = values[1].get().unwrap();
+                sender
+                    .send((buffer.pts(), buffer.peek_memory(0).as_ptr() as usize))
+                    .unwrap();
+                None
+            });
+    }
+    pipeline.run_to_eos();
+    let mut memories: Vec<_> = receiver.try_iter().collect();
+    assert_eq!(memories.len(), 6);
+    memories.sort();
+    memories.dedup();
+    assert_eq!(memories.len(), 3);
+}

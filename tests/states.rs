@@ -1,0 +1,337 @@
+//! States, loading, failures of the engine.
+
+mod common;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{Fake, Log, Pipeline, engine::wait_for, narrator};
+use gst::{ProgressType, prelude::*};
+use gstvlmnarrate::narrator::{DType, Error, ErrorKind};
+
+fn types(progress: &[(ProgressType, String)]) -> Vec<ProgressType> {
+    progress.iter().map(|(type_, _)| *type_).collect()
+}
+
+#[test]
+fn loading_is_told_from_start_to_end() {
+    let fake = Fake::new();
+    fake.plan().loading = Duration::from_millis(500);
+    let element = narrator(&fake);
+    let log = Log::of(&element);
+    let start = Instant::now();
+    element.set_state(gst::State::Ready).unwrap();
+    assert!(
+        start.elapsed() < Duration::from_millis(400),
+        "READY waited for the model"
+    );
+    let ended = |heard: &common::Heard| {
+        heard
+            .progress
+            .iter()
+            .any(|(type_, _)| *type_ == ProgressType::Complete)
+    };
+    let progress = log.wait(ended).progress;
+    assert_eq!(progress[0], (ProgressType::Start, "Loading fake".into()));
+    let percents: Vec<_> = progress[1..progress.len() - 1].iter().collect();
+    assert!(percents.len() >= 3, "{progress:?}");
+    assert!(
+        percents
+            .iter()
+            .all(|(type_, _)| *type_ == ProgressType::Continue)
+    );
+    assert!(percents.iter().all(|(_, text)| text.ends_with('%')));
+    assert_eq!(
+        progress.last(),
+        Some(&(ProgressType::Complete, "Loaded fake".into()))
+    );
+    element.set_state(gst::State::Null).unwrap();
+    wait_for(|| fake.engines() == 0);
+    assert_eq!(log.heard().progress, []);
+}
+
+#[test]
+fn loading_is_cancelled_by_null() {
+    let fake = Fake::new();
+    fake.plan().loading = Duration::from_secs(20);
+    let element = narrator(&fake);
+    let log = Log::of(&element);
+    element.set_state(gst::State::Ready).unwrap();
+    element.set_state(gst::State::Null).unwrap();
+    let heard = log.heard();
+    assert_eq!(types(&heard.progress).first(), Some(&ProgressType::Start));
+    assert_eq!(types(&heard.progress).last(), Some(&ProgressType::Canceled));
+    assert_eq!(heard.errors.len(), 0);
+    drop(element);
+    // Nothing comes after.
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(log.heard().progress, []);
+    assert_eq!(fake.engines(), 0);
+}
+
+#[test]
+fn what_cannot_be_opened_is_an_error_before_the_first_buffer() {
+    for (kind, class) in [
+        (ErrorKind::NotFound, gst::ResourceError::NotFound),
+        (ErrorKind::OpenRead, gst::ResourceError::OpenRead),
+        (ErrorKind::Settings, gst::ResourceError::Settings),
+        (ErrorKind::Failed, gst::ResourceError::Failed),
+    ] {
+        let fake = Fake::new();
+        fake.plan().open = Some(Error::new(kind, "/x/y: no such thing. Get one"));
+        let element = narrator(&fake);
+        let log = Log::of(&element);
+        assert!(element.set_state(gst::State::Ready).is_err());
+        let heard = log.heard();
+        let [(error, _)] = &heard.errors[..] else {
+            panic!("{heard:?}");
+        };
+        assert!(error.matches(class), "{error:?}");
+        assert_eq!(error.message(), "/x/y: no such thing. Get one");
+        assert_eq!(heard.progress, []);
+        // The way out of it.
+        element.set_state(gst::State::Null).unwrap();
+        fake.plan().open = None;
+        element.set_state(gst::State::Ready).unwrap();
+        element.set_state(gst::State::Null).unwrap();
+    }
+}
+
+#[test]
+fn an_image_size_that_the_model_cannot_take_is_an_error_in_ready() {
+    let element = narrator(&Fake::new());
+    let log = Log::of(&element);
+    // Nobody knows yet which model it will be.
+    element.set_property("image-size", 33u32);
+    assert!(element.set_state(gst::State::Ready).is_err());
+    let (error, _) = log.heard().errors.remove(0);
+    assert!(error.matches(gst::ResourceError::Settings));
+    assert_eq!(
+        error.message(),
+        "image-size: 33 is no multiple of 4; take 32"
+    );
+    element.set_state(gst::State::Null).unwrap();
+}
+
+#[test]
+fn what_cannot_be_loaded_ends_the_stream_with_the_reason_first() {
+    for live in [false, true] {
+        let fake = Fake::new();
+        fake.plan().loading = Duration::from_millis(100);
+        fake.plan().load = Some(Error::new(
+            ErrorKind::OpenRead,
+            "w.safetensors: torn. Sew it",
+        ));
+        let pipeline = Pipeline::new(
+            &format!(
+                "videotestsrc is-live={live} ! video/x-raw,framerate=30/1 ! vlmnarrate name=n
+                 ! fakesink"
+            ),
+            &fake,
+        );
+        let heard = pipeline.run();
+        let (error, source) = &heard.errors[0];
+        assert_eq!(
+            (source.as_str(), error.message()),
+            ("n", "w.safetensors: torn. Sew it")
+        );
+        assert!(error.matches(gst::ResourceError::OpenRead));
+        assert_eq!(types(&heard.progress).last(), Some(&ProgressType::Error));
+    }
+}
+
+#[test]
+fn a_panic_is_an_error_and_never_a_quiet_end() {
+    // Recorded: the frame that waits is let go, with an error.
+    let fake = Fake::new();
+    fake.plan().panic = Some(2);
+    let line = "videotestsrc num-buffers=60 ! video/x-raw,framerate=10/1 ! vlmnarrate name=n
+                ! fakesink";
+    let heard = Pipeline::new(line, &fake).run();
+    assert!(!heard.eos);
+    let (error, source) = &heard.errors[0];
+    assert_eq!(source, "n");
+    assert!(error.matches(gst::StreamError::Failed), "{error}");
+    assert_eq!(heard.captions.len(), 2);
+
+    // Live: the video goes on for as long as the application lets it. (Not in preroll: there an
+    // ERROR ends the pipeline's state change.)
+    let fake = Fake::new();
+    fake.plan().panic = Some(3);
+    let line = "videotestsrc is-live=true num-buffers=30 ! video/x-raw,framerate=30/1
+                ! vlmnarrate name=n interval=100000000 ! fakesink";
+    let heard = Pipeline::new(line, &fake).run_past_errors();
+    assert!(heard.errors[0].0.matches(gst::StreamError::Failed));
+    assert_eq!((heard.captions.len(), heard.eos), (3, true));
+}
+
+#[test]
+fn a_panic_while_loading_is_an_error_too() {
+    struct Panics;
+    impl gstvlmnarrate::narrator::EngineLoader for Panics {
+        fn open(
+            &self,
+            _: &gstvlmnarrate::narrator::ModelSettings,
+        ) -> Result<std::sync::Arc<dyn gstvlmnarrate::narrator::Checkpoint>, Error> {
+            Ok(std::sync::Arc::new(Panics))
+        }
+    }
+    impl gstvlmnarrate::narrator::Checkpoint for Panics {
+        fn name(&self) -> &str {
+            "panics"
+        }
+        fn image_size(&self) -> u32 {
+            32
+        }
+        fn check_image_size(&self, _: u32) -> Result<(), Error> {
+            Ok(())
+        }
+        fn load(
+            &self,
+            _: &mut gstvlmnarrate::narrator::LoadWatch<'_>,
+        ) -> Result<Box<dyn gstvlmnarrate::narrator::Engine>, Error> {
+            panic!("as planned")
+        }
+    }
+    let element = narrator(&Fake::new());
+    element.set_engine_loader(Panics);
+    let log = Log::of(&element);
+    element.set_state(gst::State::Ready).unwrap();
+    let heard = log.wait(|heard| !heard.errors.is_empty());
+    assert_eq!(
+        types(&heard.progress),
+        [ProgressType::Start, ProgressType::Error]
+    );
+    assert!(heard.errors[0].0.matches(gst::StreamError::Failed));
+    element.set_state(gst::State::Null).unwrap();
+}
+
+/// The worker can't be interrupted at all here; nobody waits for it.
+#[test]
+fn null_is_quick_however_deep_the_engine_is_in_thought() {
+    for live in [false, true] {
+        let fake = Fake::slow(Duration::from_secs(3));
+        fake.plan().deaf = true;
+        let pipeline = Pipeline::new(
+            &format!(
+                "videotestsrc is-live={live} ! video/x-raw,framerate=30/1 ! vlmnarrate name=n
+                 ! fakesink async=false"
+            ),
+            &fake,
+        );
+        pipeline.play();
+        fake.wait_asked(1);
+        let start = Instant::now();
+        pipeline.pipeline.set_state(gst::State::Null).unwrap();
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        // The model goes when the worker lets go of it, and so may the element before.
+        drop(pipeline);
+        assert_eq!(fake.engines(), 1);
+        wait_for(|| fake.engines() == 0);
+    }
+}
+
+#[test]
+fn a_cancelled_caption_is_neither_heard_nor_a_failure() {
+    let fake = Fake::slow(Duration::from_secs(20));
+    let pipeline = Pipeline::new(
+        "videotestsrc ! video/x-raw,framerate=30/1 ! vlmnarrate name=n ! fakesink",
+        &fake,
+    );
+    pipeline.pipeline.set_auto_flush_bus(false);
+    pipeline.play();
+    fake.wait_asked(1);
+    let start = Instant::now();
+    pipeline.pipeline.set_state(gst::State::Ready).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1));
+    wait_for(|| fake.cancelled() == 1);
+    assert_eq!(fake.engines(), 1, "the model stays in READY");
+    let heard = pipeline.log.heard();
+    assert_eq!(
+        (
+            heard.captions.len(),
+            heard.warnings.len(),
+            heard.errors.len()
+        ),
+        (0, 0, 0)
+    );
+}
+
+#[test]
+fn states_may_change_at_any_time() {
+    use gst::State::{Null, Paused, Playing, Ready};
+    let fake = Fake::slow(Duration::from_millis(5));
+    fake.plan().loading = Duration::from_millis(5);
+    for live in [false, true] {
+        let pipeline = Pipeline::new(
+            &format!(
+                "videotestsrc is-live={live} ! video/x-raw,width=64,height=48,framerate=100/1
+                 ! vlmnarrate name=n interval=0 n.src ! queue ! fakesink async=false
+                 n.text_src ! queue ! fakesink async=false"
+            ),
+            &fake,
+        );
+        for round in 0..60u64 {
+            for state in [Ready, Paused, Playing, Paused, Ready, Playing, Null] {
+                pipeline.pipeline.set_state(state).unwrap();
+                // Now and then it gets to work.
+                thread::sleep(Duration::from_millis(round % 4));
+            }
+        }
+        let heard = pipeline.run_for(Duration::from_millis(300));
+        assert_eq!(
+            (heard.errors.len(), heard.warnings.len()),
+            (0, 0),
+            "{heard:?}"
+        );
+        assert!(!heard.captions.is_empty());
+    }
+    wait_for(|| fake.engines() == 0);
+}
+
+#[test]
+fn the_model_is_loaded_once_and_again_when_ready_changes_it() {
+    let fake = Fake::new();
+    let pipeline = Pipeline::new(
+        "videotestsrc num-buffers=2 ! video/x-raw,framerate=1/1 ! vlmnarrate name=n model=first
+         ! fakesink",
+        &fake,
+    );
+    let run = || {
+        pipeline.play();
+        let heard = pipeline.log.wait(|heard| heard.eos);
+        assert_eq!(heard.captions.len(), 2);
+        pipeline.reach(gst::State::Ready);
+    };
+    run();
+    run();
+    assert_eq!(fake.loads().len(), 1);
+    pipeline.narrator.set_property("model", "second");
+    pipeline.narrator.set_property_from_str("dtype", "bf16");
+    pipeline.narrator.set_property("threads", 3u32);
+    run();
+    let loads = fake.loads();
+    assert_eq!(loads.len(), 2);
+    assert_eq!(loads[0].model.as_deref(), Some("first"));
+    assert_eq!((loads[0].dtype, loads[0].threads), (DType::Auto, 0));
+    assert_eq!(loads[1].model.as_deref(), Some("second"));
+    assert_eq!((loads[1].dtype, loads[1].threads), (DType::Bf16, 3));
+    wait_for(|| fake.engines() == 1);
+}
+
+#[test]
+fn preroll_has_its_caption() {
+    let fake = Fake::slow(Duration::from_millis(50));
+    let pipeline = Pipeline::new(
+        "videotestsrc ! video/x-raw,framerate=1/1 ! vlmnarrate name=n ! fakesink sync=true",
+        &fake,
+    );
+    pipeline.reach(gst::State::Paused);
+    let heard = pipeline.log.heard();
+    // Nobody has started a clock yet.
+    let arrivals: Vec<_> = heard.captions.iter().map(|c| c.arrival_time).collect();
+    assert_eq!(arrivals, [Some(gst::ClockTime::ZERO)]);
+}
