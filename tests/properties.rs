@@ -1,0 +1,201 @@
+//! Properties, statistics, and what `gst-inspect-1.0` shows.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Fake, Pipeline, harness, ms};
+use gst::{glib, prelude::*};
+
+const READY: [&str; 5] = ["model", "device", "dtype", "threads", "mode"];
+
+const PLAYING: [&str; 18] = [
+    "prompt",
+    "system-prompt",
+    "image-size",
+    "max-tokens",
+    "temperature",
+    "top-p",
+    "top-k",
+    "repetition-penalty",
+    "seed",
+    "interval",
+    "every-nth",
+    "scene-threshold",
+    "detail-prompt",
+    "detail-max-tokens",
+    "drain-timeout",
+    "post-messages",
+    "attach-meta",
+    "partial-captions",
+];
+
+#[test]
+fn every_property_is_documented_and_says_when_it_may_change() {
+    let element = common::narrator(&Fake::new());
+    let specs = element.list_properties();
+    let own: Vec<_> = specs
+        .iter()
+        .filter(|spec| spec.owner_type() == element.type_())
+        .collect();
+    assert_eq!(own.len(), READY.len() + PLAYING.len() + 2);
+    for spec in own {
+        let name = spec.name();
+        assert!(
+            spec.nick() != name && !spec.nick().is_empty(),
+            "nick of {name}"
+        );
+        assert!(
+            spec.blurb().is_some_and(|blurb| blurb.len() > 15),
+            "blurb of {name}"
+        );
+        let flags = spec.flags();
+        assert_eq!(
+            flags.contains(gst::PARAM_FLAG_MUTABLE_READY),
+            READY.contains(&name)
+        );
+        assert_eq!(
+            flags.contains(gst::PARAM_FLAG_MUTABLE_PLAYING),
+            PLAYING.contains(&name)
+        );
+        let read_only = ["caption", "stats"].contains(&name);
+        assert_eq!(
+            flags.contains(glib::ParamFlags::WRITABLE),
+            !read_only,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn defaults_are_the_contracts() {
+    let element = common::narrator(&Fake::new());
+    assert_eq!(element.property::<Option<String>>("model"), None);
+    assert_eq!(element.property::<u32>("threads"), 0);
+    assert_eq!(
+        element.property::<String>("prompt"),
+        "Describe this frame in one sentence."
+    );
+    assert_eq!(element.property::<Option<String>>("system-prompt"), None);
+    assert_eq!(element.property::<u32>("image-size"), 0);
+    assert_eq!(element.property::<u32>("max-tokens"), 20);
+    assert_eq!(element.property::<f64>("temperature"), 0.0);
+    assert_eq!(
+        element.property::<gst::ClockTime>("interval"),
+        gst::ClockTime::SECOND
+    );
+    assert_eq!(element.property::<u32>("every-nth"), 1);
+    assert_eq!(element.property::<f64>("scene-threshold"), 0.0);
+    assert_eq!(element.property::<u32>("detail-max-tokens"), 50);
+    assert_eq!(
+        element.property::<gst::ClockTime>("drain-timeout"),
+        10 * gst::ClockTime::SECOND
+    );
+    assert!(element.property::<bool>("post-messages"));
+    assert!(element.property::<bool>("attach-meta"));
+    assert!(!element.property::<bool>("partial-captions"));
+    assert_eq!(element.property::<Option<String>>("caption"), None);
+}
+
+#[test]
+fn enums_have_the_names_that_bindings_see() {
+    let element = common::narrator(&Fake::new());
+    for (property, type_, nicks) in [
+        (
+            "mode",
+            "GstVlmNarrateMode",
+            &["auto", "live", "recorded"][..],
+        ),
+        ("device", "GstVlmNarrateDevice", &["auto", "cpu"]),
+        (
+            "dtype",
+            "GstVlmNarrateDType",
+            &["auto", "f32", "bf16", "f16"],
+        ),
+    ] {
+        let spec = element.find_property(property).unwrap();
+        assert_eq!(spec.value_type().name(), type_);
+        let class = glib::EnumClass::with_type(spec.value_type()).unwrap();
+        let found: Vec<_> = class.values().iter().map(|value| value.nick()).collect();
+        assert_eq!(found, nicks);
+    }
+}
+
+#[test]
+fn the_element_introduces_itself() {
+    common::init();
+    let factory = gst::ElementFactory::find("vlmnarrate").unwrap();
+    assert_eq!(factory.longname(), "VLM Video Narrator");
+    assert_eq!(factory.klass(), "Filter/Analyzer/Video");
+    assert_eq!(factory.rank(), gst::Rank::NONE);
+    assert_eq!(factory.element_type().name(), "GstVlmNarrate");
+    let templates = factory.static_pad_templates();
+    let names: Vec<_> = templates.iter().map(|t| t.name_template()).collect();
+    assert_eq!(names, ["sink", "src", "text_src"]);
+}
+
+#[test]
+fn stats_count_and_measure() {
+    let fake = Fake::slow(Duration::from_millis(20));
+    fake.plan().say = Some("one two three".into());
+    fake.plan().fail = Some(3);
+    let pipeline = Pipeline::new(
+        "videotestsrc num-buffers=50 ! video/x-raw,framerate=10/1
+         ! vlmnarrate name=n ! fakesink",
+        &fake,
+    );
+    pipeline.run_to_eos();
+    let stats = pipeline.narrator.property::<gst::Structure>("stats");
+    let count = |name: &str| stats.get::<u64>(name).unwrap();
+    assert_eq!(count("frames"), 50);
+    assert_eq!(count("sampled"), 5);
+    assert_eq!(count("captions"), 4);
+    assert_eq!(count("errors"), 1);
+    assert_eq!((count("dropped"), count("unchanged")), (0, 0));
+    for stage in [
+        "queue",
+        "preprocess",
+        "vision",
+        "prefill",
+        "decode",
+        "total",
+    ] {
+        assert!(
+            count(&format!("{stage}-p50")) <= count(&format!("{stage}-p95")),
+            "{stage}"
+        );
+    }
+    assert!(count("vision-p50") >= 20_000_000, "{stats}");
+    assert!(count("total-p50") >= count("vision-p50"), "{stats}");
+    assert_eq!(
+        (count("prefill-p50"), count("decode-p95")),
+        (20_000, 30_000)
+    );
+    let rate = stats.get::<f64>("tokens-per-second").unwrap();
+    assert!((rate - 3.0 / 30e-6).abs() < 1.0, "{rate}");
+    // From the start each time.
+    fake.plan().fail = None;
+    pipeline.run_to_eos();
+    let stats = pipeline.narrator.property::<gst::Structure>("stats");
+    assert_eq!(stats.get::<u64>("frames"), Ok(50));
+    assert_eq!(stats.get::<u64>("errors"), Ok(0));
+}
+
+#[test]
+fn interval_may_change_while_playing() {
+    let caps = "video/x-raw,format=GRAY8,width=8,height=8,framerate=10/1";
+    let (mut harness, narrator, log) = harness(&Fake::new(), caps);
+    let mut push = |range: std::ops::Range<u64>| {
+        for i in range {
+            harness
+                .push_and_pull(common::buffer(64, 0, ms(100 * i)))
+                .unwrap();
+        }
+        log.heard().timestamps()
+    };
+    assert_eq!(push(0..12), [ms(0), ms(1000)]);
+    narrator.set_property("interval", ms(300));
+    assert_eq!(push(12..17), [ms(1200), ms(1500)]);
+    narrator.set_property("every-nth", 2u32);
+    assert_eq!(push(17..31), [ms(1800), ms(2400), ms(3000)]);
+}
