@@ -23,6 +23,7 @@ from transformers.utils import logging
 import reference as ref
 
 OUT = Path(__file__).resolve().parents[2] / "tests" / "data" / "reference"
+BF16_LIMIT = 8e-3  # relative L2 of the reference's bfloat16 logits from its float32 ones
 MERGES = 290  # of the real tokenizer, the least that the test prompts need plus the most frequent
 SMALL_VISION = {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 96, "num_hidden_layers": 3}
 SMALL_VISION_14 = {"hidden_size": 72, "num_attention_heads": 3, "intermediate_size": 144, "num_hidden_layers": 3}
@@ -42,14 +43,14 @@ def text(heads, kv_heads, head_dim, intermediate):
 # style: "official" as published, "saved" as save_pretrained of transformers 5 writes it, "nested" official with the
 # older names `model.text_model.model.*`; seed: the first one tried, as found by an earlier run.
 MEMBERS = {
-    "smolvlm-256m": dict(hub="SmolVLM-256M-Instruct", text=text(9, 3, 8, 144), dtype=torch.bfloat16, seed=1),
-    "smolvlm-500m": dict(hub="SmolVLM-500M-Instruct", text=text(15, 5, 8, 160), dtype=torch.bfloat16, seed=8, shards=3),
+    "smolvlm-256m": dict(hub="SmolVLM-256M-Instruct", text=text(9, 3, 8, 144), dtype=torch.bfloat16, seed=2),
+    "smolvlm-500m": dict(hub="SmolVLM-500M-Instruct", text=text(15, 5, 8, 160), dtype=torch.bfloat16, seed=2, shards=3),
     "smolvlm-2.2b": dict(hub="SmolVLM-Instruct", text=text(4, 4, 16, 128), dtype=torch.float32, seed=3, style="nested"),
     "smolvlm2-256m": dict(
-        hub="SmolVLM2-256M-Video-Instruct", text=text(9, 3, 8, 144), dtype=torch.bfloat16, seed=1, style="saved", tied=True
+        hub="SmolVLM2-256M-Video-Instruct", text=text(9, 3, 8, 144), dtype=torch.bfloat16, seed=4, style="saved", tied=True
     ),
-    "smolvlm2-500m": dict(hub="SmolVLM2-500M-Video-Instruct", text=text(15, 5, 8, 160), dtype=torch.bfloat16, seed=11),
-    "smolvlm2-2.2b": dict(hub="SmolVLM2-2.2B-Instruct", text=text(4, 4, 16, 128), dtype=torch.float16, seed=1, style="saved"),
+    "smolvlm2-500m": dict(hub="SmolVLM2-500M-Video-Instruct", text=text(15, 5, 8, 160), dtype=torch.bfloat16, seed=5),
+    "smolvlm2-2.2b": dict(hub="SmolVLM2-2.2B-Instruct", text=text(4, 4, 16, 128), dtype=torch.float16, seed=4, style="saved"),
 }
 
 # Texts whose tokens the small tokenizer keeps, so that its prompts are cut as the real ones are.
@@ -99,8 +100,10 @@ def cases(member):
         result.append(
             dict(name=f"side_{side}", messages=one, pictures=sizes[3:], side=side, vision_states=True, **edge)
         )
-    tiled = (1000, 120) if turn % 2 else (96, 64)  # 1 row or 3 rows of 4 tiles
-    result.append(dict(name="tiled", messages=one, pictures=[tiled], splitting=True, row_stride=64))
+    tiled = (1000, 120) if turn % 2 else (96, 64)  # 1 or 3 rows of 4 tiles, at 1024 px 1 or 2 rows of 2
+    # The published 2048 px of the patch 16 members are tried once: 13 pictures are much work for a test.
+    edge = {} if patch == 14 or member == "smolvlm-256m" else {"longest_edge": 1024}
+    result.append(dict(name="tiled", messages=one, pictures=[tiled], splitting=True, row_stride=64, **edge))
     if member.startswith("smolvlm2"):
         frames = [(*sizes[0], 37 * k, 11 * k) for k in range(4)]
         meta = {"total_num_frames": 120, "fps": 30.0, "duration": 4.0, "frames_indices": [0, 39, 79, 119]}
@@ -227,19 +230,27 @@ def save_again(member, folder):
     processor.save_pretrained(folder)
 
 
-def healthy(entry):
-    return entry["min_margin"] > 1e-2 and len(set(entry["tokens"])) > 4
+def healthy(entry, bf16_limit):
+    """Whether a case can judge: decided choices, varied tokens, selective attention, bfloat16 close to float32."""
+    return (
+        entry["min_margin"] > 1e-2
+        and len(set(entry["tokens"])) > 4
+        and min(peak for layers in entry["attention_peaks"].values() for peak in layers) > 3
+        and entry["logits_bf16_relative_l2"] <= bf16_limit
+    )
 
 
-def attempt(folder, work):
-    """Golden results of every case, or None where a margin is too small or the tokens repeat."""
+def attempt(folder, work, bf16_limit):
+    """Golden results of every case, or None where one is not healthy."""
     models = ref.load_models(folder)
     results = []
     for case in work:
         entry, tensors = ref.run_case(folder, models, case)
-        print(f"  {entry['name']}: {len(entry['input_ids'])} ids, min margin {entry['min_margin']}", end="", flush=True)
-        print(f" (bf16 {entry['min_margin_bf16']}), {len(set(entry['tokens']))} distinct, bf16 error {entry['logits_bf16_error']}")
-        if not healthy(entry):
+        peaks = [min(layers) for layers in entry["attention_peaks"].values()]
+        print(f"  {entry['name']}: {len(entry['input_ids'])} ids, min margin {entry['min_margin']}", end="")
+        print(f" (bf16 {entry['min_margin_bf16']}), {len(set(entry['tokens']))} distinct, peaks {peaks}", end="")
+        print(f", bf16 relative L2 {entry['logits_bf16_relative_l2']}", flush=True)
+        if not healthy(entry, bf16_limit):
             return None
         results.append((entry, tensors))
     return results
@@ -254,7 +265,7 @@ def build(name, out):
         for seed in itertools.count(member["seed"]):
             print(f"{name}: seed {seed}")
             write_weights(member, folder, seed)
-            if results := attempt(folder, cases(name)):
+            if results := attempt(folder, cases(name), BF16_LIMIT):
                 break
         style = member.get("style", "official")
         if style == "saved":
@@ -274,7 +285,6 @@ def main():
     parser.add_argument("members", nargs="*", choices=[*MEMBERS, []], metavar="MEMBER")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    torch.set_num_threads(2)
     logging.disable_progress_bar()
     for name in options.members or MEMBERS:
         build(name, options.out)
