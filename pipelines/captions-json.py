@@ -2,6 +2,7 @@
 """Runs a pipeline, written as for gst-launch-1.0, and prints each caption's fields as a line of JSON."""
 
 import json
+import os
 import sys
 
 import gi
@@ -34,6 +35,10 @@ def main():
                 print(json.dumps(fields(structure), ensure_ascii=False), flush=True)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever reads has had enough; Python must not try to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     finally:
         pipeline.set_state(Gst.State.NULL)
 

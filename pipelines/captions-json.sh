@@ -6,5 +6,5 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
 uri=$(uri_of "${1:?usage: captions-json.sh FILE}")
 exec /usr/bin/python3 "$here/captions-json.py" \
-    uridecodebin uri="$uri" caps=video/x-raw expose-all-streams=false ! \
-    vlmnarrate mode=recorded model="${MODEL-}" interval="${INTERVAL:-1000000000}" ! fakesink
+    uridecodebin uri="$uri" ! \
+    vlmnarrate mode=recorded "${options[@]}" ! fakesink

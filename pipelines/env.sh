@@ -7,6 +7,12 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cargo build --release --quiet --manifest-path "$root/Cargo.toml" >&2
 export GST_PLUGIN_PATH="${CARGO_TARGET_DIR:-$root/target}/release${GST_PLUGIN_PATH:+:$GST_PLUGIN_PATH}"
 
+# What every script lets one choose by environment.
+options=(interval="${INTERVAL:-1000000000}")
+if [ -n "${MODEL-}" ]; then
+    options+=(model="$MODEL")
+fi
+
 # Prints the URI of a file, or passes a URI through.
 uri_of() {
     case $1 in

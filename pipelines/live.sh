@@ -19,7 +19,7 @@ else
     sink=(fakesink sync=true)
 fi
 exec gst-launch-1.0 -q -e \
-    "${source[@]}" ! videoconvert ! vlmnarrate name=narrator mode=live model="${MODEL-}" interval="${INTERVAL:-1000000000}" ! \
+    "${source[@]}" ! videoconvert ! vlmnarrate name=narrator mode=live "${options[@]}" ! \
     textoverlay name=overlay wait-text=false shaded-background=true ! videoconvert ! "${sink[@]}" \
     narrator.text_src ! tee name=captions ! queue ! overlay.text_sink \
     captions. ! queue ! webvttenc ! fdsink fd=1 sync=false

@@ -16,4 +16,4 @@ for scene in "${scenes[@]}"; do
     read -ra properties <<<"$scene"
     branches+=(videotestsrc num-buffers=90 "${properties[@]}" ! 'video/x-raw,format=I420,width=640,height=360,framerate=30/1' ! all.)
 done
-gst-launch-1.0 -q concat name=all ! x264enc speed-preset=veryfast ! mp4mux ! filesink location="$output" "${branches[@]}"
+gst-launch-1.0 -q concat name=all ! identity single-segment=true ! x264enc speed-preset=veryfast ! mp4mux ! filesink location="$output" "${branches[@]}"

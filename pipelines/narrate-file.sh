@@ -21,10 +21,11 @@ if gst-discoverer-1.0 "$uri" 2>/dev/null | grep -q '^ *audio'; then
     sound=(in. ! queue ! audioconvert ! audioresample ! opusenc ! queue ! mux.)
 fi
 
+# Times count from the start of the video, wherever its own timestamps start.
 echo "Narrating $input" >&2
 gst-launch-1.0 -q \
     uridecodebin uri="$uri" name=in \
-    in. ! videoconvert ! vlmnarrate name=narrator mode=recorded model="${MODEL-}" interval="${INTERVAL:-1000000000}" ! \
+    in. ! videoconvert ! identity single-segment=true ! vlmnarrate name=narrator mode=recorded "${options[@]}" ! \
     videoconvert ! x264enc speed-preset=veryfast ! queue ! matroskamux name=mux ! filesink location="$output" \
     narrator.text_src ! tee name=captions ! \
     queue max-size-buffers=0 max-size-bytes=0 max-size-time=0 ! mux. \

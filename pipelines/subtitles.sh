@@ -11,8 +11,9 @@ case ${2:?$usage} in
 *.srt) encoder=srtenc ;;
 *) echo "$usage" >&2; exit 2 ;;
 esac
+# Times count from the start of the video, wherever its own timestamps start.
 gst-launch-1.0 -q \
-    uridecodebin uri="$uri" caps=video/x-raw expose-all-streams=false ! \
-    vlmnarrate name=narrator mode=recorded model="${MODEL-}" interval="${INTERVAL:-1000000000}" ! fakesink \
+    uridecodebin uri="$uri" ! identity single-segment=true ! \
+    vlmnarrate name=narrator mode=recorded "${options[@]}" ! fakesink \
     narrator.text_src ! queue ! "$encoder" ! filesink location="$2"
 echo "Wrote $2" >&2
