@@ -30,7 +30,6 @@ GRID_MARGIN = 0.01  # of the picture: this near to a line of the 3x3 grid, a pos
 COLOUR_MARGIN = 1.6  # the second nearest name must be this much further than the nearest
 CONTRAST = 40  # Lab distance that two colours of one picture need
 CHROMA_SUBSAMPLED = {"I420", "NV12", "NV21", "YV12", "YUY2", "UYVY", "Y42B"}
-RGB_FORMATS = {"RGB", "BGR", "RGBA", "BGRA", "RGBx", "BGRx", "xRGB", "ARGB"}
 
 # Patterns that look the same whatever the size, the time and the colours.
 FIXED = {
@@ -192,7 +191,7 @@ def lower_caption(scene, frame):
     if pattern.startswith("checkers-"):
         return checkers_caption(scene, int(pattern[9:]))
     if pattern == "chroma-zone-plate":
-        return zone_plate_caption(scene, ("blue", "olive") if scene.format in RGB_FORMATS else ("green", "magenta"))
+        return zone_plate_caption(scene, ("blue", "olive") if set("RGB") <= set(scene.format) else ("green", "magenta"))
     names = pair_names(foreground, background)
     if names is None:
         return None

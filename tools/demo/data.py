@@ -13,7 +13,7 @@ from captions import (
 )  # fmt: skip
 from scenes import Draw
 
-SHARES = {"ball": 0.38, "bar": 0.08, "solid": 0.12, "gradient": 0.05, "pinwheel": 0.05, "other": 0.32}
+SHARES = {"ball": 0.43, "bar": 0.07, "solid": 0.11, "gradient": 0.05, "pinwheel": 0.05, "other": 0.29}
 NAMES = list(COLOURS)
 COLOUR_WORD = re.compile(r"\b(" + "|".join(NAMES) + r")\b")
 
@@ -31,6 +31,23 @@ def template(caption):
         "a",
         COLOUR_WORD.sub("*", caption.split(",")[0] if " ball " in caption or " bar " in caption else caption),
     )
+
+
+def blurred(mask, size):
+    """Box-averaged over `size` pixels each way."""
+    for axis in (0, 1):
+        mask = sum(np.roll(mask, i - size // 2, axis).astype(np.float32) for i in range(size)) / size
+    return mask
+
+
+def paint(mask, front, back, subsampled):
+    """Two colours by a mask of 0..255; `subsampled` blurs the chroma over so many pixels, as 4:2:0 does."""
+    step = front - back
+    if subsampled < 2:
+        return back + step * (mask[..., None] / np.float32(255))
+    luma = step @ np.array([0.299, 0.587, 0.114], np.float32)
+    chroma = blurred(mask, subsampled)[..., None] / np.float32(255)
+    return back + luma * (mask[..., None] / np.float32(255)) + (step - luma) * chroma
 
 
 def channels(colour):
@@ -74,7 +91,7 @@ class Examples:
         """A mask in two colours, its ball or bar moved."""
         index = self.random.choice(self.mask_index[pattern])
         row, mask = self.mask_rows[index], self.masks[index, :, :, 0]
-        colours, names = self.pair({"ball": 0.3, "bar": 0.3}.get(pattern, 0.4))
+        colours, names = self.pair({"ball": 0.2, "bar": 0.3}.get(pattern, 0.3))
         if pattern == "ball":
             x, y = row["centre"]
             if self.random.random() < 0.5:
@@ -97,7 +114,9 @@ class Examples:
         if not caption:
             return self.coloured(pattern)
         front, back = (channels(c) for c in colours)
-        return back + (front - back) * (mask[..., None] / np.float32(255)), sentence(caption)
+        side = row["height"] if self.random.random() < 0.5 else row["width"]
+        subsampled = round(2 * 256 / side) if self.random.random() < 0.6 else 0
+        return paint(mask, front, back, subsampled), sentence(caption)
 
     def disturbed(self, picture):
         """Slightly other levels, noise and blocks, as from a camera or a codec. Never moved."""

@@ -16,7 +16,7 @@ import gi
 gi.require_version("Gst", "1.0")
 from gi.repository import Gst  # noqa: E402
 
-from scenes import held_out, kind  # noqa: E402
+from scenes import defaults, held_out, kind  # noqa: E402
 
 X264_SHIFT = 1000 * 3600 * 10**9  # x264enc moves timestamps so that none is negative
 
@@ -64,6 +64,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--at-least", type=float, default=97, metavar="PERCENT")
     p.add_argument("--scale", type=int, default=1, help="so many times the scenes")
+    p.add_argument("--defaults", action="store_true", help="instead, each pattern as it comes without any property")
     p.add_argument("--every", type=int, default=1, help="only each n-th scene")
     p.add_argument("--element", default="", help="further properties of the element, such as model=models/demo")
     p.add_argument("--seconds", type=int, default=120, help="patience with one caption")
@@ -74,7 +75,8 @@ def main():
         print("no element vlmnarrate: is GST_PLUGIN_PATH set?", file=sys.stderr)
         return 2
     begin, score = time.monotonic(), {}
-    for scene in held_out(options.scale)[:: options.every]:
+    scenes = defaults() if options.defaults else held_out(options.scale)
+    for scene in scenes[:: options.every]:
         true = {frame: c.strip() for frame, c in scene.captions().items() if c}
         try:
             said = captions(scene, options) if true else {}

@@ -156,6 +156,9 @@ def training():
     plain += [d.bar(6, **d.pair()) for _ in range(40)] + [d.bar(6) for _ in range(20)]
     plain += [d.scene("solid-color", foreground_color=argb(d.colour())) for _ in range(120)]
     plain += [d.scene(p, **d.pair()) for p in ("gradient", "pinwheel") for _ in range(30)]
+    subsampled = {"encode": 0, "limit": 1280, "formats": ["I420", "NV12"]}
+    plain += [d.scene(p, **subsampled) for p in ("checkers-2", "checkers-4") for _ in range(60)]
+    plain += [d.ball(6, d.pair(), limit=1280, encode=0.3) for _ in range(60)]
     return {"mask": masks, "plain": plain}
 
 
@@ -169,6 +172,13 @@ def held_out(scale=1):
     scenes += [d.scene("solid-color", foreground_color=argb(d.colour())) for _ in range(40 * scale)]
     scenes += [d.scene(p, **d.pair()) for p in ("gradient", "pinwheel") for _ in range(8 * scale)]
     return scenes
+
+
+def defaults():
+    """What a newcomer types first: each pattern with no property set, in the size and format it has without caps."""
+    moving = [Scene("ball", 320, 240, "ABGR64_LE", 60, 10), Scene("blink", 320, 240, "ABGR64_LE", 2)]
+    names = STILL + MOVING + CHECKERS + PLATES + ["black", "white", "solid-color", "bar", "gradient", "pinwheel"]
+    return moving + [Scene(name, 320, 240, "ABGR64_LE") for name in names]
 
 
 def kind(scene):

@@ -46,7 +46,8 @@ class Texts:
         if text not in self.cache:
             ids = self.tokenizer.encode(text).ids + [self.end]
             place = len(self.tokenizer.encode(PLACE.sub(",", text)).ids) if " ball " in text or " bar " in text else 99
-            self.cache[text] = ids, [3.0 if i >= place else 2.0 if t in self.heavy else 1.0 for i, t in enumerate(ids)]
+            heavy = [3.0 if i >= place else 2.0 if i == 0 or t in self.heavy else 1.0 for i, t in enumerate(ids)]
+            self.cache[text] = ids, heavy
         return self.cache[text]
 
     def batch(self, prompt, captions):
