@@ -111,7 +111,7 @@ fn a_stream_of_its_own_in_the_videos_group() {
     assert_contiguous(&items);
     let second = ClockTime::SECOND;
     let cues = [
-        (0 * second, second),
+        (ms(0), second),
         (second, 2 * second),
         (2 * second, 3 * second),
     ];
@@ -245,11 +245,7 @@ fn the_pad_comes_and_goes_while_the_video_plays() {
         assert_eq!(text.name(), "text_src");
         // There is one, and no more.
         let template = narrator.pad_template("text_src").unwrap();
-        assert!(
-            narrator
-                .request_pad(&template, None, None)
-                .is_none()
-        );
+        assert!(narrator.request_pad(&template, None, None).is_none());
         let items = spy(&text);
         // Not linked: the video doesn't mind.
         harness.push_and_pull(frame(base + 100)).unwrap();
@@ -383,7 +379,7 @@ fn matroska_keeps_the_captions_as_subtitles() {
     assert_eq!(frames.count(), 75);
     let second = ClockTime::SECOND;
     let cues = [
-        (0 * second, second),
+        (ms(0), second),
         (second, 2 * second),
         (2 * second, 3 * second),
     ];

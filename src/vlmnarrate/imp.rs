@@ -250,11 +250,6 @@ impl BaseTransformImpl for VlmNarrate {
     const PASSTHROUGH_ON_SAME_CAPS: bool = false;
     const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
-    fn start(&self) -> Result<(), gst::ErrorMessage> {
-        self.stream.reset();
-        Ok(())
-    }
-
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
         self.stream.reset();
         self.text.reset();

@@ -68,6 +68,9 @@ glib::wrapper! {
     /// none is lost, the caption is on the buffer it describes, and the same input gives the same
     /// captions. `mode` overrides what the LATENCY query says.
     ///
+    /// EOS waits for captions under way, at most for `drain-timeout`. A flush or a new stream
+    /// cancels them; the model stays loaded until NULL.
+    ///
     /// ## Asking
     ///
     /// The action signal `describe-now` (prompt or null, number of tokens or 0) describes the next

@@ -171,9 +171,12 @@ impl Settings {
 /// A property that shows one field of [`Settings`].
 pub struct Property {
     pub spec: glib::ParamSpec,
-    get: Box<dyn Fn(&mut Settings) -> glib::Value + Send + Sync>,
-    set: Box<dyn Fn(&mut Settings, &glib::Value) + Send + Sync>,
+    get: Box<Get>,
+    set: Box<Set>,
 }
+
+type Get = dyn Fn(&mut Settings) -> glib::Value + Send + Sync;
+type Set = dyn Fn(&mut Settings, &glib::Value) + Send + Sync;
 
 impl Property {
     pub fn find(name: &str) -> Option<&'static Property> {
@@ -352,7 +355,7 @@ pub static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
             |s| &mut s.detail.max_tokens,
             "Length in tokens at which a caption of describe-now is cut off"),
         row(Playing, ("drain-timeout", "Drain timeout"), (), |s| &mut s.drain_timeout,
-            "Nanoseconds that EOS and segment events wait for captions under way (0 = not at all)"),
+            "Nanoseconds that EOS waits for captions under way (0 = not at all)"),
         row(Playing, ("post-messages", "Post messages"), (), |s| &mut s.post_messages,
             "Post each caption on the bus, as an element message named vlmnarrate"),
         row(Playing, ("attach-meta", "Attach meta"), (), |s| &mut s.attach_meta,

@@ -30,8 +30,8 @@ use crate::{
 
 /// What the streaming thread knows of the stream.
 ///
-/// Nobody else takes the lock for longer than an assignment, so for the streaming thread it is
-/// free; it is not held while a frame waits, nor while anything is pushed or posted.
+/// While it streams nobody else takes the lock; it is not held while a frame waits, nor while
+/// anything is pushed or posted.
 #[derive(Default)]
 pub(super) struct Stream {
     state: Mutex<State>,
@@ -138,14 +138,18 @@ impl VlmNarrate {
                 // The worker is gone and has said why: live video goes on without it.
                 Err(Refused::Dead) if live => (),
                 Err(Refused::Dead) => return Err(gst::FlowError::Error),
-                Err(Refused::Flushing) => return Err(gst::FlowError::Flushing),
+                Err(Refused::Flushing) => {
+                    // The flush may have looked for requests before this frame took one.
+                    self.requests.ask_again();
+                    return Err(gst::FlowError::Flushing);
+                }
                 Ok(()) => (),
             }
         }
 
         let caption = self.current();
-        if let Some(caption) = &caption
-            && self.settings.lock().unwrap().attach_meta
+        let attach = self.settings.lock().unwrap().attach_meta;
+        if let Some(caption) = caption.as_ref().filter(|_| attach)
             && let Err(error) = faces::attach(caption, buffer)
         {
             gst::warning!(CAT, imp = self, "No meta on this buffer: {error}");

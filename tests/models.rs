@@ -1,0 +1,195 @@
+//! Real models through the element: the built-in one, a folder, and folders with something wrong.
+
+mod common;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use common::{Fake, Heard, Pipeline};
+use gst::prelude::*;
+use gstvlmnarrate::narrator::SmolVlmLoader;
+
+const LINE: &str = "videotestsrc num-buffers=3 ! video/x-raw,width=64,height=48,framerate=1/1
+                    ! vlmnarrate name=n ! fakesink";
+
+/// A small random SmolVLM-256M, written by transformers.
+fn reference() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/reference/smolvlm-256m")
+}
+
+#[track_caller]
+fn run(model: Option<&Path>, set: impl FnOnce(&Pipeline)) -> Heard {
+    let pipeline = Pipeline::new(LINE, &Fake::new());
+    pipeline.narrator.set_engine_loader(SmolVlmLoader);
+    if let Some(model) = model {
+        pipeline.narrator.set_property("model", model.to_str());
+    }
+    set(&pipeline);
+    pipeline.run()
+}
+
+#[test]
+fn the_demo_model_says_once_what_it_is() {
+    let heard = run(None, |_| ());
+    assert!(heard.eos, "{heard:#?}");
+    assert_eq!(heard.captions.len(), 3);
+    let [info] = &heard.infos[..] else {
+        panic!("{:?}", heard.infos);
+    };
+    assert!(
+        info.contains("videotestsrc") && info.contains("set model to"),
+        "{info}"
+    );
+    let caption = &heard.captions[0];
+    assert_eq!(
+        (caption.model.as_str(), caption.device.as_str()),
+        ("demo", "cpu")
+    );
+    assert!(!caption.text.is_empty());
+    assert!(caption.cost.vision.as_nanos() > 0 && caption.cost.decode.as_nanos() > 0);
+}
+
+#[test]
+fn a_folder_is_loaded_and_described_with() {
+    let describe = |side: u32| {
+        run(Some(&reference()), |pipeline| {
+            let narrator = &pipeline.narrator;
+            narrator.set_property("image-size", side);
+            narrator.set_property("max-tokens", 5u32);
+            narrator.set_property("partial-captions", true);
+        })
+    };
+    let heard = describe(0);
+    assert!(heard.eos, "{heard:#?}");
+    assert_eq!(heard.infos, [""; 0]);
+    let caption = &heard.captions[2];
+    assert_eq!(caption.model, "smolvlm-256m");
+    assert!(caption.tokens <= 5);
+    assert_eq!(heard.partials.last().map(|c| c.sequence), Some(2));
+    // Greedy, and the picture has not changed much: the same again, to the byte.
+    let again = describe(0);
+    assert_eq!(heard.texts(), again.texts());
+}
+
+#[test]
+fn an_image_size_that_does_not_fit_is_refused_with_the_remedy() {
+    let pipeline = Pipeline::new(LINE, &Fake::new());
+    pipeline.narrator.set_engine_loader(SmolVlmLoader);
+    pipeline
+        .narrator
+        .set_property("model", reference().to_str());
+    pipeline.narrator.set_property("image-size", 4000u32);
+    assert!(pipeline.pipeline.set_state(gst::State::Playing).is_err());
+    let (error, _) = pipeline.log.heard().errors.remove(0);
+    assert!(error.matches(gst::ResourceError::Settings), "{error:?}");
+    assert!(error.message().starts_with("image-size: "), "{error}");
+}
+
+/// A copy of the reference in which something is broken.
+fn broken(damage: impl FnOnce(&Path)) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(reference()).unwrap() {
+        let file = file.unwrap();
+        if !file.file_name().to_str().unwrap().starts_with("golden") {
+            fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+        }
+    }
+    damage(folder.path());
+    folder
+}
+
+/// An ERROR of this class comes before any buffer and names the file and what to do.
+#[track_caller]
+fn refused(model: &Path, class: gst::ResourceError, words: &[&str]) {
+    let pipeline = Pipeline::new(LINE, &Fake::new());
+    pipeline.narrator.set_engine_loader(SmolVlmLoader);
+    pipeline.narrator.set_property("model", model.to_str());
+    let passed = common::spy(&pipeline.narrator.static_pad("src").unwrap());
+    assert!(pipeline.pipeline.set_state(gst::State::Playing).is_err());
+    let heard = pipeline.log.heard();
+    let (error, source) = &heard.errors[0];
+    assert_eq!(source, "n");
+    assert!(error.matches(class), "{error:?}");
+    for word in words {
+        assert!(error.message().contains(word), "{word}: {error}");
+    }
+    assert!(!error.message().contains('\n'), "one line: {error}");
+    assert_eq!(*passed.lock().unwrap(), []);
+}
+
+#[test]
+fn no_such_folder() {
+    use gst::ResourceError::NotFound;
+    refused(
+        Path::new("/no/such/folder"),
+        NotFound,
+        &["/no/such/folder", "Set model to"],
+    );
+    let hub = Path::new("HuggingFaceTB/SmolVLM-256M-Instruct");
+    refused(
+        hub,
+        NotFound,
+        &["huggingface-cli download HuggingFaceTB/SmolVLM-256M-Instruct"],
+    );
+    let file = reference().join("config.json");
+    refused(&file, NotFound, &["config.json", "folder"]);
+}
+
+#[test]
+fn missing_files() {
+    use gst::ResourceError::NotFound;
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ] {
+        let folder = broken(|folder| fs::remove_file(folder.join(name)).unwrap());
+        let path = folder.path().join(name);
+        refused(
+            folder.path(),
+            NotFound,
+            &[path.to_str().unwrap(), "download"],
+        );
+    }
+}
+
+#[test]
+fn truncated_weights() {
+    let folder = broken(|folder| {
+        let weights = folder.join("model.safetensors");
+        let bytes = fs::read(&weights).unwrap();
+        fs::write(weights, &bytes[..bytes.len() / 2]).unwrap();
+    });
+    refused(
+        folder.path(),
+        gst::ResourceError::OpenRead,
+        &["model.safetensors", "ownload"],
+    );
+}
+
+#[test]
+fn unknown_architecture() {
+    let folder = broken(|folder| {
+        let config = folder.join("config.json");
+        let json = fs::read_to_string(&config).unwrap();
+        assert!(json.contains("idefics3"));
+        fs::write(config, json.replace("idefics3", "gpt9")).unwrap();
+    });
+    let words = ["config.json", "gpt9", "SmolVLM"];
+    refused(folder.path(), gst::ResourceError::OpenRead, &words);
+}
+
+/// What only loading can find out comes as an ERROR too, and ends the PROGRESS.
+#[test]
+fn a_tokenizer_that_is_none() {
+    let folder = broken(|folder| fs::write(folder.join("tokenizer.json"), "{}").unwrap());
+    let heard = run(Some(folder.path()), |_| ());
+    let (error, source) = &heard.errors[0];
+    assert_eq!(source, "n");
+    assert!(error.matches(gst::ResourceError::OpenRead), "{error:?}");
+    assert!(error.message().contains("tokenizer.json"), "{error}");
+    assert_eq!(heard.progress.last().unwrap().0, gst::ProgressType::Error);
+}
