@@ -19,7 +19,8 @@ import reference as ref
 import small_models as small
 
 MODELS = {"256m": "SmolVLM-256M-Instruct", "500m": "SmolVLM-500M-Instruct"}
-BF16_LIMIT = 2e-2  # as in small_models.py, at ten times the depth
+BF16_LIMIT = 1.5e-2  # as in small_models.py, at ten times the depth: the sums of the residual stream alone give 1e-2
+RESIDUAL = 0.5  # smaller branches, whose own rounding then matters less
 ONE = [small.user(small.IMAGE, small.say(small.DESCRIBE))]
 CASES = [
     dict(name="one_picture", messages=ONE, pictures=[(640, 427)], all_logits=True, vision_states=True),
@@ -34,7 +35,7 @@ def build(name, out):
     shutil.copy(ref.HUB / MODELS["256m"] / "tokenizer.json", folder)
     for seed in itertools.count():
         print(f"{name}: seed {seed}")
-        small.write_weights({"dtype": torch.bfloat16}, folder, seed)
+        small.write_weights({"dtype": torch.bfloat16, "residual": RESIDUAL}, folder, seed)
         if results := small.attempt(folder, CASES, BF16_LIMIT):
             break
     facts = {"member": f"smolvlm-{name}", "style": "official", "dtype": "bfloat16", "seed": seed}

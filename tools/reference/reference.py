@@ -315,11 +315,11 @@ def write_goldens(folder, facts, results):
     (folder / "golden.json").write_text(f'{header[:-1]}, "cases": [\n{cases}\n]}}\n', encoding="utf-8")
 
 
-def fill_weights(model, seed, dtype):
+def fill_weights(model, seed, dtype, residual=1.0):
     """Random weights, exact in `dtype`, that amplify rounding no more than trained ones do.
 
-    Attention is selective (see AttentionPeaks) but not so sharp that the rounding of its scores shows, and the 2 × depth
-    residual branches of a tower add up to about the size of their input.
+    Attention is selective (see AttentionPeaks) but not so sharp that the rounding of its scores shows, and the
+    2 × depth residual branches of a tower add up to about `residual` times the size of their input.
     """
     generator = torch.Generator().manual_seed(seed)
     config = model.config
@@ -347,6 +347,6 @@ def fill_weights(model, seed, dtype):
                 gain = next((g for part, g in gains.items() if part in name), 1.0)
                 branch = next((g for part, g in branches.items() if part in name), None)
                 if branch is not None:
-                    gain = branch / (2 * tower.num_hidden_layers) ** 0.5
+                    gain = residual * branch / (2 * tower.num_hidden_layers) ** 0.5
                 value = gain * noise / weight[0].numel() ** 0.5
             weight.copy_(value.to(dtype).float())

@@ -186,7 +186,7 @@ def write_configs(member, folder):
 
 def write_weights(member, folder, seed):
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
-    ref.fill_weights(model, seed, member["dtype"])
+    ref.fill_weights(model, seed, member["dtype"], member.get("residual", 1.0))
     state = {n: w.to(member["dtype"]).contiguous() for n, w in sorted(model.state_dict().items())}
     if member.get("tied"):
         del state["lm_head.weight"]
