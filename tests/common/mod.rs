@@ -71,7 +71,8 @@ impl Heard {
     fn add(&mut self, message: &gst::Message) {
         use gst::MessageView;
         match message.view() {
-            MessageView::Element(element) => {
+            // Demuxers post element messages of their own.
+            MessageView::Element(element) if element.has_name("vlmnarrate") => {
                 let caption = Caption::try_from(element.structure().unwrap()).unwrap();
                 let list = match caption.partial {
                     true => &mut self.partials,
