@@ -96,7 +96,8 @@ impl DType {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions {
     pub dtype: DType,
-    /// CPU threads for matrix products; 0 takes all cores.
+    /// CPU threads for matrix products; 0 takes all cores. candle runs element-wise operations in a pool
+    /// of its own, for the whole process, whose size `CANDLE_NUM_THREADS` sets.
     pub threads: usize,
 }
 
