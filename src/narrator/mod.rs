@@ -3,7 +3,7 @@
 //! Frames come in through a mailbox with one slot: the newest due frame replaces an older one that
 //! still waits, so a slow model falls behind by one frame at most and never by a queue. A frame
 //! that somebody asked about has a slot of its own and is not replaced. A caller that must not
-//! lose a frame submits it and [waits](Narrator::wait_idle).
+//! lose a frame submits it and waits.
 //!
 //! A flush moves the *epoch* on: work of an older epoch is cancelled at the model's next layer or
 //! token and what it says is no longer heard. The loaded model outlives flushes.

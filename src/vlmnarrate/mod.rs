@@ -86,8 +86,12 @@ glib::wrapper! {
     /// stretch without one a GAP event, so nothing downstream waits in vain. Recorded, a caption
     /// lasts until the next frame that is due; live, it starts where the video is when it is ready
     /// and is repeated every `interval`, at most every second, for as long as it is current. A
-    /// caption that comes while the one before has not ended waits for its end. Where both pads lead
-    /// to one element, as in the second example, put a `queue` behind each.
+    /// caption that comes while the one before has not ended waits for its end.
+    ///
+    /// One thread feeds both pads: put a `queue` behind each, as behind a demuxer. A cue may last
+    /// longer than a queue's default limit of a second, and a video encoder that looks ahead takes
+    /// more than that before it gives anything, so in front of a muxer lift the limit of the text's
+    /// queue (`max-size-time=0`).
     ///
     /// ## Example launch lines
     ///
