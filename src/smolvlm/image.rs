@@ -220,7 +220,7 @@ impl Processor {
 
     /// The whole picture squashed to the square, aspect not kept.
     pub fn whole(&self, picture: &Picture) -> Processed {
-        let resized = self.to_longest_edge(picture);
+        let resized = self.first_resize(picture);
         Processed {
             pictures: vec![resized.resize(self.side, self.side)],
             grid: (0, 0),
@@ -229,7 +229,7 @@ impl Processor {
 
     /// The picture cut into tiles of the square's size, and the whole one after them.
     pub fn split(&self, picture: &Picture) -> Processed {
-        let resized = self.to_longest_edge(picture);
+        let resized = self.first_resize(picture);
         let (width, height) = self.tiled_size(resized.width, resized.height);
         let resized = resized.resize(width, height);
         let grid = self.grid(width, height);
@@ -250,7 +250,7 @@ impl Processor {
         }
     }
 
-    fn to_longest_edge(&self, picture: &Picture) -> Picture {
+    fn first_resize(&self, picture: &Picture) -> Picture {
         let (width, height) = self.longest_edge_size(picture.width, picture.height);
         picture.resize(width, height)
     }

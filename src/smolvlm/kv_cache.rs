@@ -7,14 +7,14 @@ use candle_core::{DType, Device, Result, Tensor};
 /// `candle_nn::kv_cache::Cache` grows by concatenation and can't be cut back to a prefix; this one
 /// is allocated once for the longest caption seen and only its length moves.
 #[derive(Debug)]
-pub struct KvCache {
+pub(super) struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
     shape: (usize, usize, usize),
     len: usize,
 }
 
 impl KvCache {
-    pub fn new(layers: usize, kv_heads: usize, head_dim: usize) -> Self {
+    pub(super) fn new(layers: usize, kv_heads: usize, head_dim: usize) -> Self {
         Self {
             layers: Vec::with_capacity(layers),
             shape: (layers, kv_heads, head_dim),
@@ -23,17 +23,17 @@ impl KvCache {
     }
 
     /// Number of tokens held.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// Forgets every token but the first `len`.
-    pub fn truncate(&mut self, len: usize) {
+    pub(super) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
 
     /// Makes room for `capacity` tokens in all; what was held is forgotten if buffers must be made.
-    pub fn reserve(&mut self, capacity: usize, dtype: DType, device: &Device) -> Result<()> {
+    pub(super) fn reserve(&mut self, capacity: usize, dtype: DType, device: &Device) -> Result<()> {
         let (layers, kv_heads, head_dim) = self.shape;
         if self
             .layers

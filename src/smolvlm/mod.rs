@@ -2,7 +2,7 @@
 //!
 //! One code path for the whole family, driven by the checkpoint's `config.json`: a SigLIP vision encoder
 //! ([`Vision`]), pixel shuffle and a projection into the embeddings of a Llama decoder, greedy or sampled
-//! decoding into a [`KvCache`] that is written in place. The judge is the reference implementation,
+//! decoding into a key-value cache that is written in place. The judge is the reference implementation,
 //! transformers' [idefics3](https://github.com/huggingface/transformers/tree/main/src/transformers/models/idefics3)
 //! and [smolvlm](https://github.com/huggingface/transformers/tree/main/src/transformers/models/smolvlm): the
 //! tests in `tests/parity.rs` hold every stage against tensors it wrote.
@@ -51,13 +51,13 @@ pub use config::{Config, LongestEdge, PreprocessorConfig, TextConfig, VisionConf
 pub use error::{Error, ErrorKind, Result};
 pub use generate::{Description, Event, Request, Sampling, Session, Timings};
 pub use image::{Picture, Processed, Processor};
-pub use kv_cache::KvCache;
 pub use prompt::{Content, Message, Prompt, Prompter, Role, Span, question, video};
 pub use source::{Checkpoint, Source};
 pub use vision::Vision;
 pub use weights::Progress;
 
 use decoder::Decoder;
+use kv_cache::KvCache;
 use weights::{LoadProgress, Loader};
 
 /// Told of progress at every vision layer, decoder layer and token; `Break` ends the work there with

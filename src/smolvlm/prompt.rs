@@ -271,7 +271,7 @@ fn number_in_words(n: usize) -> String {
     ];
     match n {
         0..20 => ONES[n].into(),
-        20..100 if n % 10 == 0 => TENS[n / 10].into(),
+        20..100 if n.is_multiple_of(10) => TENS[n / 10].into(),
         20..100 => format!("{}-{}", TENS[n / 10], ONES[n % 10]),
         _ => n.to_string(),
     }
