@@ -4,7 +4,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 "$root/tools/setup.sh" >&2
 [ -e "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
 # The first build takes some minutes; later ones are no work.
-cargo build --release --quiet --manifest-path "$root/Cargo.toml" >&2
+cargo build --release --manifest-path "$root/Cargo.toml" >&2
 export GST_PLUGIN_PATH="${CARGO_TARGET_DIR:-$root/target}/release${GST_PLUGIN_PATH:+:$GST_PLUGIN_PATH}"
 
 # What every script lets one choose by environment.
@@ -12,6 +12,16 @@ options=(interval="${INTERVAL:-1000000000}")
 if [ -n "${MODEL-}" ]; then
     options+=(model="$MODEL")
 fi
+
+# Text may wait for as long as the encoder looks ahead or the sinks preroll.
+text_queue=(queue max-size-buffers=0 max-size-bytes=0 max-size-time=0)
+
+# The caption stream's way to stdout: fdsink would rewind a stdout that is a file. Outlives Ctrl-C, so that the
+# last caption is seen.
+to_stdout() {
+    trap '' INT
+    exec cat
+}
 
 # Prints the URI of a file, or passes a URI through.
 uri_of() {

@@ -18,8 +18,8 @@ if [ -n "${DISPLAY-}${WAYLAND_DISPLAY-}" ]; then
 else
     sink=(fakesink sync=true)
 fi
-exec gst-launch-1.0 -q -e \
+gst-launch-1.0 -q -e \
     "${source[@]}" ! videoconvert ! vlmnarrate name=narrator mode=live "${options[@]}" ! \
     textoverlay name=overlay wait-text=false shaded-background=true ! videoconvert ! "${sink[@]}" \
-    narrator.text_src ! tee name=captions ! queue ! overlay.text_sink \
-    captions. ! queue ! webvttenc ! fdsink fd=1 sync=false
+    narrator.text_src ! tee name=captions ! "${text_queue[@]}" ! overlay.text_sink \
+    captions. ! "${text_queue[@]}" ! webvttenc ! fdsink fd=1 sync=false | (to_stdout)

@@ -28,7 +28,7 @@ gst-launch-1.0 -q \
     in. ! videoconvert ! identity single-segment=true ! vlmnarrate name=narrator mode=recorded "${options[@]}" ! \
     videoconvert ! x264enc speed-preset=veryfast ! queue ! matroskamux name=mux ! filesink location="$output" \
     narrator.text_src ! tee name=captions ! \
-    queue max-size-buffers=0 max-size-bytes=0 max-size-time=0 ! mux. \
-    captions. ! queue ! webvttenc ! fdsink fd=1 sync=false \
-    "${sound[@]}"
+    "${text_queue[@]}" ! mux. \
+    captions. ! "${text_queue[@]}" ! webvttenc ! fdsink fd=1 sync=false \
+    "${sound[@]}" | (to_stdout)
 echo "Wrote $output" >&2
