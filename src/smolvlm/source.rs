@@ -1,8 +1,8 @@
 //! Where a model comes from, and what can be known of it before it is loaded.
 
 use std::{
-    borrow::Cow,
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Component, Path, PathBuf},
 };
 
@@ -50,17 +50,14 @@ impl Source {
         })
     }
 
-    fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>> {
-        match self {
-            Self::Demo => Ok(demo::file(name).map(Cow::Borrowed)),
-            Self::Folder(folder) => {
-                let path = folder.join(name);
-                match fs::read(&path) {
-                    Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                    Err(e) => Err(Error::file(&path, e, "Check its permissions")),
-                }
-            }
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(mut file) = self.open(name)? else {
+            return Ok(None);
+        };
+        let mut bytes = Vec::new();
+        match file.read_to_end(&mut bytes) {
+            Ok(_) => Ok(Some(bytes)),
+            Err(e) => Err(Error::file(&self.path(name), e, "Check its permissions")),
         }
     }
 
@@ -319,16 +316,12 @@ fn weight_files(source: &Source) -> Result<Vec<(PathBuf, Box<dyn Bytes>)>> {
         .collect()
 }
 
-/// The template of every published checkpoint, for folders that come without one.
-const CHAT_TEMPLATE: &str = "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}\
-    {% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}\
-    {% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}\
-    {% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n\
-    {% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}";
+/// For folders that come without one: the demo model has the template of every published checkpoint.
+const CHAT_TEMPLATE: &str = include_str!("../../models/demo/chat_template.jinja");
 
 fn chat_template(source: &Source) -> Result<String> {
     if let Some(bytes) = source.read("chat_template.jinja")? {
-        return String::from_utf8(bytes.into_owned())
+        return String::from_utf8(bytes)
             .map_err(|e| Error::file(&source.path("chat_template.jinja"), e, "Download it again"));
     }
     for name in [

@@ -64,19 +64,32 @@ impl Vision {
 
     /// `pixels` is `[3, height, width]`, normalised; the result is `[tokens, text hidden size]`.
     pub fn forward(&self, pixels: &Tensor, observer: &mut Observer<'_>) -> Result<Tensor> {
-        let (_, height, width) = pixels.dims3()?;
-        let grid = (height / self.patch_size, width / self.patch_size);
-        let mut x = self.embed(pixels, grid)?;
-        for layer in &self.layers {
-            x = layer.forward(&x)?;
-            layer_done(observer)?;
-        }
-        let x = self.post_layernorm.forward(&x)?;
+        let grid = self.grid(pixels)?;
+        let x = self.encode(self.embed(pixels, grid)?, |_| layer_done(observer))?;
         Ok(self.connect(&x, grid)?)
     }
 
+    /// Rows and columns of patches.
+    fn grid(&self, pixels: &Tensor) -> CandleResult<(usize, usize)> {
+        let (_, height, width) = pixels.dims3()?;
+        Ok((height / self.patch_size, width / self.patch_size))
+    }
+
+    /// Embedded patches through the layers, each state shown to `after`, and the last norm.
+    fn encode(
+        &self,
+        mut x: Tensor,
+        mut after: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        for layer in &self.layers {
+            x = layer.forward(&x)?;
+            after(&x)?;
+        }
+        Ok(self.post_layernorm.forward(&x)?)
+    }
+
     /// Patches row by row, each with the embedding of its bucketed position: `[patches, hidden]`.
-    pub fn embed(&self, pixels: &Tensor, (rows, cols): (usize, usize)) -> CandleResult<Tensor> {
+    fn embed(&self, pixels: &Tensor, (rows, cols): (usize, usize)) -> CandleResult<Tensor> {
         let p = self.patch_size;
         let patches = pixels
             .narrow(1, 0, rows * p)?
@@ -91,14 +104,14 @@ impl Vision {
 
     /// States after the embedding and after each layer, then after the last norm: what parity tests hold
     /// against the reference stage by stage.
-    pub fn hidden_states(&self, pixels: &Tensor) -> CandleResult<Vec<Tensor>> {
-        let (_, height, width) = pixels.dims3()?;
-        let grid = (height / self.patch_size, width / self.patch_size);
-        let mut states = vec![self.embed(pixels, grid)?];
-        for (i, layer) in self.layers.iter().enumerate() {
-            states.push(layer.forward(&states[i])?);
-        }
-        states.push(self.post_layernorm.forward(&states[self.layers.len()])?);
+    pub fn hidden_states(&self, pixels: &Tensor) -> Result<Vec<Tensor>> {
+        let x = self.embed(pixels, self.grid(pixels)?)?;
+        let mut states = vec![x.clone()];
+        let last = self.encode(x, |state| {
+            states.push(state.clone());
+            Ok(())
+        })?;
+        states.push(last);
         Ok(states)
     }
 
