@@ -158,14 +158,20 @@ fn a_question_is_refused_in_null_and_when_too_many_wait() {
     assert_eq!(describe_now(&narrator, None, 0), 0);
 }
 
-#[test]
-fn a_flush_cancels_forgets_the_caption_and_asks_again() {
-    let fake = Fake::new();
-    let (mut harness, narrator, log) = harness(&fake, CAPS);
+/// Live, one frame described, and an engine that will be busy with the next for longer than any test.
+fn narrated_then_slow(fake: &Fake) -> (gst_check::Harness, gstvlmnarrate::VlmNarrate, common::Log) {
+    let (mut harness, narrator, log) = harness(fake, CAPS);
     narrator.set_property_from_str("mode", "live");
     harness.push(frame(0)).unwrap();
     log.wait(|heard| heard.captions.len() == 1);
     fake.plan().caption = Duration::from_secs(20);
+    (harness, narrator, log)
+}
+
+#[test]
+fn a_flush_cancels_forgets_the_caption_and_asks_again() {
+    let fake = Fake::new();
+    let (mut harness, narrator, log) = narrated_then_slow(&fake);
     describe_now(&narrator, Some("Who?"), 0);
     harness.push(frame(100)).unwrap();
     fake.wait_asked(2);
@@ -336,11 +342,7 @@ fn a_segment_in_bytes_is_a_stream_without_times() {
 #[test]
 fn another_stream_does_not_inherit_the_caption() {
     let fake = Fake::new();
-    let (mut harness, narrator, log) = harness(&fake, CAPS);
-    narrator.set_property_from_str("mode", "live");
-    harness.push(frame(0)).unwrap();
-    log.wait(|heard| heard.captions.len() == 1);
-    fake.plan().caption = Duration::from_secs(20);
+    let (mut harness, narrator, _log) = narrated_then_slow(&fake);
     harness.push(frame(1000)).unwrap();
     fake.wait_asked(2);
     harness.push_event(gst::event::StreamStart::new("another"));

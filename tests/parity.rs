@@ -132,6 +132,17 @@ impl Member {
         self.model.prompter().encode(&messages, &spans).unwrap()
     }
 
+    /// The logits that choose the first token.
+    fn first_logits(&self, case: &Case) -> Tensor {
+        let processed = self.processed(case);
+        let prompt = self.prompt(case, &processed);
+        let features = self.features(&pictures(&processed));
+        let mut session = self.model.session();
+        self.model
+            .prefill(&mut session, &prompt, &features, 0, &mut go_on)
+            .unwrap()
+    }
+
     fn features(&self, pictures: &[Picture]) -> Vec<Tensor> {
         pictures
             .iter()
@@ -141,6 +152,11 @@ impl Member {
             })
             .collect()
     }
+}
+
+/// In the order of the prompt.
+fn pictures(processed: &[Processed]) -> Vec<Picture> {
+    processed.iter().flat_map(|p| p.pictures.clone()).collect()
 }
 
 fn go_on(_: Event<'_>) -> ControlFlow<()> {
@@ -231,10 +247,7 @@ fn check_f32(folder: &Path) {
             let grids = processed.iter().map(|p| p.grid).collect::<Vec<_>>();
             assert_eq!(grids, case.tiles, "{}", case.name);
         }
-        let pictures = processed
-            .iter()
-            .flat_map(|p| p.pictures.clone())
-            .collect::<Vec<_>>();
+        let pictures = pictures(&processed);
         check_pixels(&member, case, &pictures);
 
         let prompt = member.prompt(case, &processed);
@@ -280,19 +293,7 @@ fn check_bf16(folder: &Path) {
     let member = Member::load(folder, DType::Bf16);
     let mut worst = 0f64;
     for case in member.golden.cases.iter().filter(|c| !c.splitting) {
-        let processed = member.processed(case);
-        let prompt = member.prompt(case, &processed);
-        let pictures = processed
-            .iter()
-            .flat_map(|p| p.pictures.clone())
-            .collect::<Vec<_>>();
-        let features = member.features(&pictures);
-        let mut session = member.model.session();
-        let logits = member
-            .model
-            .prefill(&mut session, &prompt, &features, 0, &mut go_on)
-            .unwrap();
-        let error = member.error(case, "logits_bf16", &logits);
+        let error = member.error(case, "logits_bf16", &member.first_logits(case));
         println!("{}: bf16 {}: {error:.1e}", folder.display(), case.name);
         worst = worst.max(error);
     }
@@ -345,16 +346,8 @@ fn full_size() {
 fn f16_stays_near_f32() {
     let member = Member::load(&data("smolvlm2-2.2b"), DType::F16);
     let case = &member.golden.cases[0];
-    let processed = member.processed(case);
-    let prompt = member.prompt(case, &processed);
-    let features = member.features(&processed[0].pictures);
-    let mut session = member.model.session();
-    let logits = member
-        .model
-        .prefill(&mut session, &prompt, &features, 0, &mut go_on)
-        .unwrap();
     let golden = member.tensor(case, "logits").unwrap().get(0).unwrap();
-    let error = relative_l2(&logits, &golden);
+    let error = relative_l2(&member.first_logits(case), &golden);
     assert!(error <= BF16_TOLERANCE, "{error:e}");
 }
 
