@@ -6,6 +6,7 @@
 
 pub mod caption;
 pub mod narrator;
+mod properties;
 pub mod smolvlm;
 pub mod vlmnarrate;
 

@@ -7,9 +7,16 @@ use std::time::Duration;
 use common::{Fake, Pipeline, harness, ms};
 use gst::{glib, prelude::*};
 
-const READY: [&str; 5] = ["model", "device", "dtype", "threads", "mode"];
+const READY: [&str; 6] = [
+    "model",
+    "device",
+    "dtype",
+    "threads",
+    "mode",
+    "merge-captions",
+];
 
-const PLAYING: [&str; 18] = [
+const PLAYING: [&str; 19] = [
     "prompt",
     "system-prompt",
     "image-size",
@@ -22,6 +29,7 @@ const PLAYING: [&str; 18] = [
     "interval",
     "every-nth",
     "scene-threshold",
+    "expire",
     "detail-prompt",
     "detail-max-tokens",
     "drain-timeout",

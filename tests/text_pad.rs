@@ -158,6 +158,73 @@ fn an_unchanged_picture_keeps_its_caption_on_screen() {
 }
 
 #[test]
+fn a_cue_ends_when_its_caption_expires() {
+    for merge in [false, true] {
+        let fake = Fake::new();
+        let element = common::narrator(&fake);
+        element.set_property("merge-captions", merge);
+        element.set_property("interval", ms(1000));
+        element.set_property("expire", ms(300));
+        let (mut harness, _log) = common::harness_with(&element, CAPS);
+        let text = element.request_pad_simple("text_src").unwrap();
+        let items = spy(&text);
+        let _sink = sink(&text);
+        for i in 0..12 {
+            let buffer = harness.push_and_pull(frame(100 * i)).unwrap();
+            let is_current = gstvlmnarrate::Caption::try_from(buffer.as_ref()).is_ok();
+            assert_eq!(is_current, i % 10 < 3, "{i}");
+        }
+        assert!(element.property::<Option<String>>("caption").is_some());
+        harness.push_event(gst::event::Eos::new());
+        let last = if merge { 1200 } else { 1300 };
+        let cues = [(ms(0), ms(300)), (ms(1000), ms(last))];
+        assert_eq!(texts(&items), cues, "{merge}");
+        assert_contiguous(&items);
+    }
+}
+
+/// Identical captions in a row are one cue, and it ends where the next starts.
+#[test]
+fn merged_captions() {
+    for live in [false, true] {
+        let fake = Fake::new();
+        let element = common::narrator(&fake);
+        element.set_property("merge-captions", true);
+        element.set_property("interval", ms(300));
+        let (mut harness, log) = common::harness_with(&element, CAPS);
+        if live {
+            element.set_property_from_str("mode", "live");
+        }
+        let text = element.request_pad_simple("text_src").unwrap();
+        let items = spy(&text);
+        let _sink = sink(&text);
+        for (i, say) in "aaaaaabbbccc".chars().enumerate() {
+            fake.plan().say = Some(say.into());
+            harness.push_and_pull(frame(100 * i as u64)).unwrap();
+            if i % 3 == 0 {
+                log.wait(|heard| !live || !heard.captions.is_empty());
+            }
+        }
+        // The next segment has other times: what is held goes before it.
+        let segment = gst::FormattedSegment::<ClockTime>::new();
+        harness.push_event(gst::event::Segment::new(&segment));
+        assert_contiguous(&items);
+        let cues = pieces(&items)
+            .into_iter()
+            .filter_map(|(from, to, text)| text.map(|text| (from.mseconds(), to.mseconds(), text)));
+        // Live, the first is ready after its frame has gone; the others start with theirs.
+        let first = if live { 100 } else { 0 };
+        let expected = [(first, 600, "a"), (600, 900, "b"), (900, 1200, "c")];
+        assert_eq!(
+            Vec::from_iter(cues),
+            expected.map(|(from, to, text)| (from, to, text.to_owned())),
+            "live: {live}"
+        );
+        assert_eq!(events(&items).last(), Some(&EventType::Segment));
+    }
+}
+
+#[test]
 fn live_cues_are_repeated_in_slices() {
     let fake = Fake::slow(Duration::from_millis(50));
     let (mut harness, narrator, log) = harness(&fake, CAPS);

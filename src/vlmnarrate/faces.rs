@@ -179,16 +179,21 @@ impl TextCue {
     /// A model may say anything; subtitle formats can't. An empty line ends a cue in WebVTT and
     /// SubRip, and Pango stumbles over control characters.
     pub fn new(caption: &Caption, span: Range<ClockTime>) -> Self {
-        let lines = caption.text.lines().map(|line| {
-            let line: String = line.chars().filter(|c| !c.is_control()).collect();
-            line.trim().to_owned()
-        });
-        let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
+        let lines: Vec<_> = lines(&caption.text).collect();
         Self {
             text: lines.join("\n"),
             span,
         }
     }
+}
+
+/// The lines of a text that have something to show, without control characters.
+pub(crate) fn lines(text: &str) -> impl Iterator<Item = String> {
+    let lines = text.lines().map(|line| {
+        let line: String = line.chars().filter(|c| !c.is_control()).collect();
+        line.trim().to_owned()
+    });
+    lines.filter(|line| !line.is_empty())
 }
 
 impl From<TextCue> for gst::Buffer {

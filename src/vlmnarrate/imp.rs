@@ -8,12 +8,15 @@ use gst_base::{prelude::*, subclass::prelude::*};
 use super::{
     narration::{Loaded, Shown},
     requests::Requests,
-    settings::{PROPERTIES, Property, Settings},
+    settings::{PROPERTIES, Settings, specs},
     stats::Stats,
     stream::Stream,
     text_pad::{self, TextPad},
 };
-use crate::narrator::{EngineLoader, SmolVlmLoader};
+use crate::{
+    narrator::{EngineLoader, SmolVlmLoader},
+    properties::Property,
+};
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new(
@@ -59,25 +62,7 @@ impl ObjectSubclass for VlmNarrate {
 
 impl ObjectImpl for VlmNarrate {
     fn properties() -> &'static [glib::ParamSpec] {
-        static SPECS: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
-            let caption = glib::ParamSpecString::builder("caption")
-                .nick("Caption")
-                .blurb("The current caption (null = none yet); notifies of each new one")
-                .read_only()
-                .build();
-            let stats = glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
-                .nick("Statistics")
-                .blurb(
-                    "Counts since the element started: frames, sampled, unchanged, dropped, \
-                     captions, errors; of the last 256 captions, the 50th and 95th percentile in \
-                     nanoseconds of each stage, as in queue-p50, for queue, preprocess, vision, \
-                     prefill, decode and total; tokens-per-second while decoding",
-                )
-                .read_only()
-                .build();
-            let settings = PROPERTIES.iter().map(|property| property.spec.clone());
-            settings.chain([caption, stats]).collect()
-        });
+        static SPECS: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(specs);
         &SPECS
     }
 
@@ -89,13 +74,13 @@ impl ObjectImpl for VlmNarrate {
             gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{error}"));
             return;
         }
-        if let Some(property) = Property::find(spec.name()) {
+        if let Some(property) = Property::find(&PROPERTIES, spec.name()) {
             property.set(&mut self.settings.lock().unwrap(), value);
         }
     }
 
     fn property(&self, _id: usize, spec: &glib::ParamSpec) -> glib::Value {
-        match Property::find(spec.name()) {
+        match Property::find(&PROPERTIES, spec.name()) {
             Some(property) => property.get(&mut self.settings.lock().unwrap()),
             None if spec.name() == "stats" => self.stats.structure().to_value(),
             None => self
@@ -106,30 +91,8 @@ impl ObjectImpl for VlmNarrate {
     }
 
     fn signals() -> &'static [glib::subclass::Signal] {
-        static SIGNALS: LazyLock<Vec<glib::subclass::Signal>> = LazyLock::new(|| {
-            vec![
-                // Describes the next frame, whatever `interval` and `scene-threshold` say. Takes a
-                // prompt (null = `detail-prompt`) and a number of tokens (0 =
-                // `detail-max-tokens`), returns the `request-id` of the caption to come, or 0 if
-                // the element is in NULL or too many requests wait.
-                glib::subclass::Signal::builder(DESCRIBE_NOW)
-                    .param_types([String::static_type(), u32::static_type()])
-                    .return_type::<u32>()
-                    .run_last()
-                    .action()
-                    .class_handler(|values| {
-                        let [element, prompt, max_tokens] = values else {
-                            return None;
-                        };
-                        let element = element.get::<super::VlmNarrate>().ok()?;
-                        let prompt = prompt.get::<Option<String>>().ok()?;
-                        let max_tokens = Some(max_tokens.get::<u32>().ok()?).filter(|max| *max > 0);
-                        let id = element.imp().describe_now(prompt, max_tokens);
-                        Some(id.unwrap_or(0).to_value())
-                    })
-                    .build(),
-            ]
-        });
+        static SIGNALS: LazyLock<Vec<glib::subclass::Signal>> =
+            LazyLock::new(|| vec![describe_now_signal(|element| element.get().ok())]);
         &SIGNALS
     }
 }
@@ -150,33 +113,7 @@ impl ElementImpl for VlmNarrate {
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        use gst::{PadDirection, PadPresence, PadTemplate};
-        static TEMPLATES: LazyLock<Vec<PadTemplate>> = LazyLock::new(|| {
-            let mut video = gst_video::VideoCapsBuilder::new().build();
-            let overlaid = gst_video::VideoCapsBuilder::new()
-                .features([
-                    gst::CAPS_FEATURE_MEMORY_SYSTEM_MEMORY.as_str(),
-                    gst_video::CAPS_FEATURE_META_GST_VIDEO_OVERLAY_COMPOSITION.as_str(),
-                ])
-                .build();
-            video.merge(overlaid);
-            let text = text_pad::caps();
-            [
-                ("sink", PadDirection::Sink, PadPresence::Always, &video),
-                ("src", PadDirection::Src, PadPresence::Always, &video),
-                (
-                    text_pad::NAME,
-                    PadDirection::Src,
-                    PadPresence::Request,
-                    &text,
-                ),
-            ]
-            .into_iter()
-            .filter_map(|(name, direction, presence, caps)| {
-                PadTemplate::new(name, direction, presence, caps).ok()
-            })
-            .collect()
-        });
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(pad_templates);
         &TEMPLATES
     }
 
@@ -307,7 +244,7 @@ impl BaseTransformImpl for VlmNarrate {
             EventView::Eos(_) => {
                 self.drain();
                 let interval = self.settings.lock().unwrap().pace.interval;
-                self.text.eos(&event, self.current().as_deref(), interval);
+                self.text.eos(&event, self.current().as_ref(), interval);
             }
             _ => (),
         }
@@ -363,6 +300,65 @@ impl VlmNarrate {
         self.describe_now(prompt, max_tokens.filter(|max| *max > 0))
             .is_some()
     }
+}
+
+/// The pads of the element, and of a bin around it.
+pub(crate) fn pad_templates() -> Vec<gst::PadTemplate> {
+    use gst::{PadDirection, PadPresence, PadTemplate};
+    let mut video = gst_video::VideoCapsBuilder::new().build();
+    let overlaid = gst_video::VideoCapsBuilder::new()
+        .features([
+            gst::CAPS_FEATURE_MEMORY_SYSTEM_MEMORY.as_str(),
+            gst_video::CAPS_FEATURE_META_GST_VIDEO_OVERLAY_COMPOSITION.as_str(),
+        ])
+        .build();
+    video.merge(overlaid);
+    let text = text_pad::caps();
+    [
+        ("sink", PadDirection::Sink, PadPresence::Always, &video),
+        ("src", PadDirection::Src, PadPresence::Always, &video),
+        (
+            text_pad::NAME,
+            PadDirection::Src,
+            PadPresence::Request,
+            &text,
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(name, direction, presence, caps)| {
+        PadTemplate::new(name, direction, presence, caps).ok()
+    })
+    .collect()
+}
+
+/// The action signal.
+///
+/// Describes the next frame, whatever `interval` and `scene-threshold` say. Takes a prompt (null =
+/// `detail-prompt`) and a number of tokens (0 = `detail-max-tokens`), returns the `request-id` of
+/// the caption to come, or 0 if the element is in NULL or too many requests wait.
+pub(crate) fn describe_now_signal(
+    narrator: fn(&glib::Value) -> Option<super::VlmNarrate>,
+) -> glib::subclass::Signal {
+    glib::subclass::Signal::builder(DESCRIBE_NOW)
+        .param_types([String::static_type(), u32::static_type()])
+        .return_type::<u32>()
+        .run_last()
+        .action()
+        .class_handler(move |values| {
+            let [element, prompt, max_tokens] = values else {
+                return None;
+            };
+            let narrator = narrator(element)?;
+            let prompt = prompt.get::<Option<&str>>().ok()?;
+            let max_tokens = Some(max_tokens.get::<u32>().ok()?).filter(|max| *max > 0);
+            Some(
+                narrator
+                    .describe_now(prompt, max_tokens)
+                    .unwrap_or(0)
+                    .to_value(),
+            )
+        })
+        .build()
 }
 
 fn is_describe_now(event: &gst::EventRef) -> bool {

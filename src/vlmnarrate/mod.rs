@@ -7,6 +7,7 @@ use gst::{glib, prelude::*, subclass::prelude::*};
 mod downscale;
 pub mod faces;
 mod imp;
+mod merged;
 mod narration;
 mod requests;
 mod sampler;

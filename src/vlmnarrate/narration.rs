@@ -40,6 +40,8 @@ pub(super) struct Shown {
     /// Number of the next caption.
     sequence: u64,
     caption: Option<Arc<Caption>>,
+    /// The one under way, as far as it has come (`partial-captions`).
+    partial: Option<Arc<Caption>>,
 }
 
 /// From NULL to READY and back.
@@ -123,6 +125,8 @@ impl VlmNarrate {
     pub(super) fn start_narrating(&self) {
         self.stats.reset();
         self.shown.lock().unwrap().sequence = 0;
+        let merge = self.settings.lock().unwrap().merge_captions;
+        self.text.set_merge(merge);
         if let Some(loaded) = self.loaded() {
             loaded.narrator.start();
         }
@@ -156,6 +160,7 @@ impl VlmNarrate {
         let was_shown = {
             let mut shown = self.shown.lock().unwrap();
             shown.epoch = epoch;
+            shown.partial = None;
             shown.caption.take().is_some()
         };
         if was_shown {
@@ -195,6 +200,21 @@ impl VlmNarrate {
         self.shown.lock().unwrap().caption.clone()
     }
 
+    /// The time of a caption is up, unless another has come.
+    pub(super) fn expire(&self, sequence: u64) {
+        let expired = {
+            let mut shown = self.shown.lock().unwrap();
+            let caption = &mut shown.caption;
+            caption
+                .take_if(|caption| caption.sequence == sequence)
+                .is_some()
+        };
+        if expired {
+            gst::debug!(CAT, imp = self, "Caption {sequence} has expired");
+            self.obj().notify("caption");
+        }
+    }
+
     fn on_caption(&self, mut narrated: Narrated) {
         narrated.caption.arrival_time = self.running_time();
         let caption = {
@@ -204,8 +224,11 @@ impl VlmNarrate {
             }
             narrated.caption.sequence = shown.sequence;
             let caption = Arc::new(narrated.caption.clone());
-            if !caption.partial {
+            if caption.partial {
+                shown.partial = Some(caption.clone());
+            } else {
                 shown.sequence += 1;
+                shown.partial = None;
                 shown.caption = Some(caption.clone());
             }
             caption
@@ -226,7 +249,13 @@ impl VlmNarrate {
     }
 
     fn on_failure(&self, epoch: Epoch, stamp: &FrameStamp, error: &Error) {
-        if self.shown.lock().unwrap().epoch == epoch {
+        let is_ours = {
+            let mut shown = self.shown.lock().unwrap();
+            let is_ours = shown.epoch == epoch;
+            shown.partial.take_if(|_| is_ours);
+            is_ours
+        };
+        if is_ours {
             self.not_described(stamp, error);
         }
     }

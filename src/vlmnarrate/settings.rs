@@ -1,10 +1,18 @@
 //! The element's settings and, in one table, the properties that show them.
 
-use std::{ops::RangeInclusive, sync::LazyLock};
+use std::sync::LazyLock;
 
 use gst::{glib, prelude::*};
 
-use crate::narrator::{self, ModelSettings, Question, Sampling};
+use super::scene::HEARTBEAT;
+use crate::{
+    narrator::{self, ModelSettings, Question, Sampling},
+    properties::{
+        Choice,
+        Mutable::{Playing, Ready},
+        Property, row,
+    },
+};
 
 /// Whether a frame waits for its caption.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
@@ -54,6 +62,10 @@ pub enum DType {
     F16,
 }
 
+impl Choice for Mode {}
+impl Choice for Device {}
+impl Choice for DType {}
+
 impl From<DType> for narrator::DType {
     fn from(dtype: DType) -> Self {
         match dtype {
@@ -89,6 +101,8 @@ pub struct Settings {
     pub seed: u64,
     pub mode: Mode,
     pub pace: Pace,
+    pub expire: gst::ClockTime,
+    pub merge_captions: bool,
     pub drain_timeout: gst::ClockTime,
     pub post_messages: bool,
     pub attach_meta: bool,
@@ -132,6 +146,8 @@ impl Default for Settings {
                 every_nth: 1,
                 scene_threshold: 0.0,
             },
+            expire: gst::ClockTime::ZERO,
+            merge_captions: false,
             drain_timeout: 10 * gst::ClockTime::SECOND,
             post_messages: true,
             attach_meta: true,
@@ -147,6 +163,21 @@ impl Settings {
             model: self.model.clone(),
             dtype: self.dtype.into(),
             threads: self.threads as usize,
+        }
+    }
+
+    /// How long a caption stays current if no other comes.
+    pub fn lifetime(&self) -> gst::ClockTime {
+        match self.expire {
+            gst::ClockTime::ZERO => {
+                let Pace {
+                    interval,
+                    every_nth,
+                    ..
+                } = self.pace;
+                HEARTBEAT.max(interval.saturating_mul(2 * u64::from(every_nth)))
+            }
+            expire => expire,
         }
     }
 
@@ -168,142 +199,12 @@ impl Settings {
     }
 }
 
-/// A property that shows one field of [`Settings`].
-pub struct Property {
-    pub spec: glib::ParamSpec,
-    get: Box<Get>,
-    set: Box<Set>,
-}
+pub static PROPERTIES: LazyLock<Vec<Property<Settings>>> = LazyLock::new(properties);
 
-type Get = dyn Fn(&mut Settings) -> glib::Value + Send + Sync;
-type Set = dyn Fn(&mut Settings, &glib::Value) + Send + Sync;
-
-impl Property {
-    pub fn find(name: &str) -> Option<&'static Property> {
-        PROPERTIES.iter().find(|p| p.spec.name() == name)
-    }
-
-    /// Takes `&mut` for no better reason than that a table of `fn(&mut Settings) -> &mut T`
-    /// serves reading and writing alike.
-    pub fn get(&self, settings: &mut Settings) -> glib::Value {
-        (self.get)(settings)
-    }
-
-    pub fn set(&self, settings: &mut Settings, value: &glib::Value) {
-        (self.set)(settings, value);
-    }
-}
-
-/// The highest state in which a change is heeded.
-#[derive(Clone, Copy)]
-enum Mutable {
-    Ready,
-    Playing,
-}
-use Mutable::{Playing, Ready};
-
-impl Mutable {
-    fn flags(self) -> glib::ParamFlags {
-        glib::ParamFlags::READWRITE
-            | match self {
-                Ready => gst::PARAM_FLAG_MUTABLE_READY,
-                Playing => gst::PARAM_FLAG_MUTABLE_PLAYING,
-            }
-    }
-}
-
-/// What a property's name, nick, blurb and flags have in common.
-struct Texts<'a> {
-    name: &'a str,
-    nick: &'a str,
-    blurb: &'a str,
-    flags: glib::ParamFlags,
-}
-
-/// A type of field that can be a property.
-trait Field: ToValue + for<'v> glib::value::FromValue<'v> + 'static {
-    /// Numbers have one.
-    type Range;
-
-    fn spec(texts: Texts<'_>, range: Self::Range, default: &Self) -> glib::ParamSpec;
-}
-
-macro_rules! field {
-    ($type:ty, $range:ty, |$name:ident, $bounds:pat_param, $default:ident| $builder:expr) => {
-        impl Field for $type {
-            type Range = $range;
-
-            fn spec(texts: Texts<'_>, $bounds: $range, $default: &Self) -> glib::ParamSpec {
-                let $name = texts.name;
-                $builder
-                    .nick(texts.nick)
-                    .blurb(texts.blurb)
-                    .flags(texts.flags)
-                    .build()
-            }
-        }
-    };
-    ($type:ty, $spec:ty) => {
-        field!($type, RangeInclusive<$type>, |name, range, default| {
-            <$spec>::builder(name)
-                .minimum(*range.start())
-                .maximum(*range.end())
-                .default_value(*default)
-        });
-    };
-    ($type:ty) => {
-        field!($type, (), |name, (), default| {
-            glib::ParamSpecEnum::builder_with_default(name, *default)
-        });
-    };
-}
-field!(u32, glib::ParamSpecUInt);
-field!(u64, glib::ParamSpecUInt64);
-field!(f64, glib::ParamSpecDouble);
-field!(Mode);
-field!(Device);
-field!(DType);
-field!(bool, (), |name, (), default| {
-    glib::ParamSpecBoolean::builder(name).default_value(*default)
-});
-field!(Option<String>, (), |name, (), default| {
-    glib::ParamSpecString::builder(name).default_value(default.as_deref())
-});
-field!(gst::ClockTime, (), |name, (), default| {
-    // The largest value stands for "no time".
-    glib::ParamSpecUInt64::builder(name)
-        .maximum(gst::ClockTime::MAX.nseconds())
-        .default_value(default.nseconds())
-});
-
-/// One row of the table.
-fn row<T: Field>(
-    mutable: Mutable,
-    (name, nick): (&str, &str),
-    range: T::Range,
-    field: fn(&mut Settings) -> &mut T,
-    blurb: &str,
-) -> Property {
-    let texts = Texts {
-        name,
-        nick,
-        blurb,
-        flags: mutable.flags(),
-    };
-    Property {
-        spec: T::spec(texts, range, field(&mut Settings::default())),
-        get: Box::new(move |settings| field(settings).to_value()),
-        set: Box::new(move |settings, value| {
-            // GObject has checked type and range.
-            if let Ok(value) = value.get() {
-                *field(settings) = value;
-            }
-        }),
-    }
-}
-
+/// The table, made anew: a ParamSpec belongs to one class, and the overlay has these properties
+/// too.
 #[rustfmt::skip]
-pub static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
+pub fn properties() -> Vec<Property<Settings>> {
     vec![
         row(Ready, ("model", "Model"), (), |s| &mut s.model,
             "Folder with a SmolVLM or SmolVLM2 checkpoint, as huggingface-cli download leaves it \
@@ -349,6 +250,12 @@ pub static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
             "Do not describe a frame whose picture differs less than this from the last one \
              described: mean absolute difference of 16x16 grey cells, 1 = black to white; \
              about 0.02 tells a cut from noise. After 30 s a frame is described anyway (0 = off)"),
+        row(Playing, ("expire", "Expire"), (), |s| &mut s.expire,
+            "Stream time in nanoseconds for which a caption stays current if no other comes and \
+             the picture is not seen to be unchanged (0 = 30 s, or two intervals where that is more)"),
+        row(Ready, ("merge-captions", "Merge captions"), (), |s| &mut s.merge_captions,
+            "On the text pad, identical captions in a row become one cue, which ends where the next \
+             caption starts. A cue is then pushed when it has ended, behind the video: for files"),
         row(Playing, ("detail-prompt", "Detail prompt"), (), |s| &mut s.detail.prompt,
             "Question that describe-now asks when it is given none"),
         row(Playing, ("detail-max-tokens", "Detail maximum tokens"), 1..=4096,
@@ -363,7 +270,31 @@ pub static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
         row(Playing, ("partial-captions", "Partial captions"), (), |s| &mut s.partial_captions,
             "Post a message at each token too, with the text so far and partial set"),
     ]
-});
+}
+
+/// All properties of the element, made anew.
+pub fn specs() -> Vec<glib::ParamSpec> {
+    let caption = glib::ParamSpecString::builder("caption")
+        .nick("Caption")
+        .blurb(
+            "The current caption (null = none yet, or the last has expired); \
+                 notifies of each change",
+        )
+        .read_only()
+        .build();
+    let stats = glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+        .nick("Statistics")
+        .blurb(
+            "Counts since the element started: frames, sampled, unchanged, dropped, \
+             captions, errors; of the last 256 captions, the 50th and 95th percentile in \
+             nanoseconds of each stage, as in queue-p50, for queue, preprocess, vision, \
+             prefill, decode and total; tokens-per-second while decoding",
+        )
+        .read_only()
+        .build();
+    let settings = properties().into_iter().map(|property| property.spec);
+    settings.chain([caption, stats]).collect()
+}
 
 #[cfg(test)]
 mod tests {

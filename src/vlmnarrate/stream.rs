@@ -20,7 +20,7 @@ use super::{
     sampler::Sampler,
     scene::Scene,
     settings::Mode,
-    text_pad::Place,
+    text_pad::{Current, Place},
     timeline::{Cue, frame_end},
 };
 use crate::{
@@ -47,6 +47,8 @@ struct State {
     live: Option<bool>,
     sampler: Sampler,
     scene: Scene,
+    /// Number of the current caption, and the frame from which its time counts.
+    shown: Option<(u64, ClockTime)>,
     /// Made for the first frame that is due.
     downscaler: Option<Downscaler>,
 }
@@ -76,6 +78,7 @@ impl Stream {
             .unwrap_or_default();
         state.live = None;
         state.sampler = Sampler::default();
+        state.shown = None;
     }
 
     pub(super) fn forget_scene(&self) {
@@ -147,17 +150,45 @@ impl VlmNarrate {
             }
         }
 
-        let caption = self.current();
-        let attach = self.settings.lock().unwrap().attach_meta;
-        if let Some(caption) = caption.as_ref().filter(|_| attach)
+        let (attach, lifetime) = {
+            let settings = self.settings.lock().unwrap();
+            (settings.attach_meta, settings.lifetime())
+        };
+        let current = self.current_at(turn.position, lifetime);
+        if let Some(Current { caption, .. }) = current.as_ref().filter(|_| attach)
             && let Err(error) = faces::attach(caption, buffer)
         {
             gst::warning!(CAT, imp = self, "No meta on this buffer: {error}");
         }
         match turn.place {
-            Some(place) => self.text.frame(place, caption.as_deref()),
+            Some(place) => self.text.frame(place, current),
             None => Ok(gst::FlowSuccess::Ok),
         }
+    }
+
+    /// The caption that is current at a frame; one whose time is up goes.
+    fn current_at(&self, position: Option<ClockTime>, lifetime: ClockTime) -> Option<Current> {
+        let caption = self.current()?;
+        let Some(position) = position else {
+            let until = ClockTime::MAX;
+            return Some(Current { caption, until });
+        };
+        let since = {
+            let mut stream = self.stream.lock();
+            let counting = stream
+                .shown
+                .filter(|(sequence, since)| *sequence == caption.sequence && *since <= position);
+            stream
+                .shown
+                .insert(counting.unwrap_or((caption.sequence, position)))
+                .1
+        };
+        let until = since.saturating_add(lifetime);
+        if position >= until {
+            self.expire(caption.sequence);
+            return None;
+        }
+        Some(Current { caption, until })
     }
 
     /// Upstream is asked once per caps or segment, on the streaming thread.
@@ -276,6 +307,8 @@ impl VlmNarrate {
                     Some(trigger) => stamp.trigger = trigger,
                     None => {
                         self.stats.unchanged.add_one();
+                        // What was said is still true: its time starts anew.
+                        self.stream.lock().shown = None;
                         continue;
                     }
                 }

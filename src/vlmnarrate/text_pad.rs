@@ -2,18 +2,19 @@
 
 use std::{
     ops::Range,
-    sync::{Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use gst::{ClockTime, prelude::*};
 
 use super::{
     faces::TextCue,
-    timeline::{Cue, Timeline},
+    merged::{Merged, Piece},
+    timeline::{Cue, Timeline, late_cue},
 };
 use crate::caption::Caption;
 
-pub(super) const NAME: &str = "text_src";
+pub(crate) const NAME: &str = "text_src";
 
 pub(super) fn caps() -> gst::Caps {
     gst::Caps::builder("text/x-raw")
@@ -33,9 +34,72 @@ struct State {
     pad: Option<gst::Pad>,
     stream_start: Option<gst::Event>,
     segment: Option<gst::Event>,
-    timeline: Timeline,
+    cues: Cues,
     /// Of this pad and of the video's source pad.
     flows: gst_base::UniqueFlowCombiner,
+}
+
+/// How captions become cues.
+#[derive(Debug)]
+enum Cues {
+    /// Each is pushed before the frame it starts with.
+    Ahead(Timeline),
+    /// Each is pushed when it has ended (`merge-captions`).
+    Merged(Merged),
+}
+
+impl Default for Cues {
+    fn default() -> Self {
+        Self::Ahead(Timeline::default())
+    }
+}
+
+impl Cues {
+    fn start_over(&mut self) {
+        match self {
+            Self::Ahead(timeline) => *timeline = Timeline::default(),
+            Self::Merged(merged) => *merged = Merged::default(),
+        }
+    }
+
+    fn frame(&mut self, place: Place, current: Option<Current>) -> Vec<Piece> {
+        let Place {
+            position,
+            duration,
+            cue,
+        } = place;
+        match self {
+            Self::Merged(merged) => {
+                let current = current.as_ref().map(|c| (&c.caption, c.until));
+                merged.frame(position, duration, current)
+            }
+            Self::Ahead(timeline) => {
+                let cue = match (cue, &current) {
+                    (Cue::Until(end), Some(current)) => Cue::Until(end.min(current.until)),
+                    _ => cue,
+                };
+                let sequence = current.as_ref().map(|c| c.caption.sequence);
+                let items = timeline.frame(position, duration, sequence, cue);
+                let text = items.text.zip(current);
+                let text = text.map(|(span, current)| Piece::Text(span, current.caption));
+                items.gap.map(Piece::Gap).into_iter().chain(text).collect()
+            }
+        }
+    }
+
+    fn end(&mut self, caption: Option<&Arc<Caption>>, interval: ClockTime) -> Vec<Piece> {
+        let length = late_cue(interval);
+        match self {
+            Self::Merged(merged) => merged.end(caption, length),
+            Self::Ahead(timeline) => {
+                let span = timeline.end(caption.map(|caption| caption.sequence), length);
+                let text = span.zip(caption);
+                text.map(|(span, caption)| Piece::Text(span, caption.clone()))
+                    .into_iter()
+                    .collect()
+            }
+        }
+    }
 }
 
 /// One frame's place in the timeline.
@@ -44,6 +108,14 @@ pub(super) struct Place {
     pub(super) position: ClockTime,
     pub(super) duration: Option<ClockTime>,
     pub(super) cue: Cue,
+}
+
+/// The caption that is current on a frame.
+#[derive(Clone, Debug)]
+pub(super) struct Current {
+    pub(super) caption: Arc<Caption>,
+    /// When it ceases to be, if no other comes.
+    pub(super) until: ClockTime,
 }
 
 impl TextPad {
@@ -73,7 +145,7 @@ impl TextPad {
         }
         state.flows.add_pad(video);
         state.flows.add_pad(pad);
-        state.timeline = Timeline::default();
+        state.cues.start_over();
         state.pad = Some(pad.clone());
         true
     }
@@ -90,11 +162,20 @@ impl TextPad {
         let mut state = self.lock();
         state.stream_start = None;
         state.segment = None;
-        state.timeline = Timeline::default();
+        state.cues.start_over();
+    }
+
+    /// Whether captions are merged from here on.
+    pub(super) fn set_merge(&self, merge: bool) {
+        self.lock().cues = match merge {
+            true => Cues::Merged(Merged::default()),
+            false => Cues::default(),
+        };
     }
 
     /// A new stream begins: ours is named after the video's and in the same group.
     pub(super) fn stream_start(&self, video: &gst::event::StreamStart) {
+        self.finish_cue();
         let event = gst::event::StreamStart::builder(&format!("{}/text", video.stream_id()))
             .group_id_if_some(video.group_id())
             .flags(gst::StreamFlags::SPARSE)
@@ -112,6 +193,7 @@ impl TextPad {
     }
 
     pub(super) fn segment(&self, video: &gst::event::Segment) {
+        self.finish_cue();
         let segment = video.segment();
         let time = gst::FormattedSegment::<ClockTime>::new();
         let segment = match segment.downcast_ref::<ClockTime>() {
@@ -125,7 +207,7 @@ impl TextPad {
         let pad = {
             let mut state = self.lock();
             state.segment = Some(event.clone());
-            state.timeline = Timeline::default();
+            state.cues.start_over();
             state.pad.clone()
         };
         if let Some(pad) = pad {
@@ -135,37 +217,25 @@ impl TextPad {
 
     /// Passes on an event of the video stream as it is.
     pub(super) fn forward(&self, event: &gst::Event) {
-        if event.type_() == gst::EventType::FlushStop {
-            self.lock().timeline = Timeline::default();
+        match event.type_() {
+            gst::EventType::FlushStop => self.lock().cues.start_over(),
+            gst::EventType::SegmentDone => self.finish_cue(),
+            _ => (),
         }
         if let Some(pad) = self.pad() {
             pad.push_event(event.clone());
         }
     }
 
-    /// Fills the timeline up to a frame that is about to be pushed, with `caption` from there on.
+    /// Fills the timeline up to a frame that is about to be pushed, with the current caption from
+    /// there on.
     pub(super) fn frame(
         &self,
         place: Place,
-        caption: Option<&Caption>,
+        current: Option<Current>,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let caption = caption.filter(|caption| !caption.text.is_empty());
-        let (pad, items) = {
-            let mut state = self.lock();
-            let Some(pad) = state.pad.clone() else {
-                return Ok(gst::FlowSuccess::Ok);
-            };
-            let sequence = caption.map(|caption| caption.sequence);
-            let items = (state.timeline).frame(place.position, place.duration, sequence, place.cue);
-            (pad, items)
-        };
-        if let Some(gap) = items.gap {
-            push_gap(&pad, gap);
-        }
-        match caption.zip(items.text) {
-            Some((caption, span)) => self.push_text(&pad, caption, span),
-            None => Ok(gst::FlowSuccess::Ok),
-        }
+        let current = current.filter(|current| !current.caption.text.is_empty());
+        self.push(|cues| cues.frame(place, current))
     }
 
     /// The video has a gap.
@@ -182,20 +252,47 @@ impl TextPad {
     }
 
     /// The stream ends; a caption that came too late for any frame is shown after the last.
-    pub(super) fn eos(&self, event: &gst::Event, caption: Option<&Caption>, interval: ClockTime) {
+    pub(super) fn eos(
+        &self,
+        event: &gst::Event,
+        caption: Option<&Arc<Caption>>,
+        interval: ClockTime,
+    ) {
         let caption = caption.filter(|caption| !caption.text.is_empty());
-        let (pad, span) = {
+        let _ = self.push(|cues| cues.end(caption, interval));
+        if let Some(pad) = self.pad() {
+            pad.push_event(event.clone());
+        }
+    }
+
+    /// What comes next has other times.
+    fn finish_cue(&self) {
+        let _ = self.push(|cues| match cues {
+            Cues::Merged(merged) => Vec::from_iter(merged.finish()),
+            Cues::Ahead(_) => Vec::new(),
+        });
+    }
+
+    fn push(
+        &self,
+        pieces: impl FnOnce(&mut Cues) -> Vec<Piece>,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let (pad, pieces) = {
             let mut state = self.lock();
             let Some(pad) = state.pad.clone() else {
-                return;
+                return Ok(gst::FlowSuccess::Ok);
             };
-            let span = (state.timeline).end(caption.map(|caption| caption.sequence), interval);
-            (pad, span)
+            (pad, pieces(&mut state.cues))
         };
-        if let Some((caption, span)) = caption.zip(span) {
-            let _ = self.push_text(&pad, caption, span);
+        for piece in pieces {
+            match piece {
+                Piece::Gap(span) => push_gap(&pad, span),
+                Piece::Text(span, caption) => {
+                    self.push_text(&pad, &caption, span)?;
+                }
+            }
         }
-        pad.push_event(event.clone());
+        Ok(gst::FlowSuccess::Ok)
     }
 
     /// What both pads together answer: the video goes on where the text is not linked or has

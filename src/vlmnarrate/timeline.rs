@@ -1,5 +1,5 @@
 //! Where captions stand in time on the text pad: cues and gaps that follow each other without a
-//! hole and without overlap.
+//! hole and without overlap, each before the frame it starts with.
 
 use std::ops::Range;
 
@@ -87,13 +87,17 @@ impl Timeline {
     pub(super) fn end(
         &mut self,
         caption: Option<u64>,
-        interval: ClockTime,
+        length: ClockTime,
     ) -> Option<Range<ClockTime>> {
         let last = self.last.take()?;
         caption.filter(|_| caption != self.shown)?;
-        let length = interval.min(SLICE).max(UNKNOWN);
         Some(last.end..last.end.saturating_add(length))
     }
+}
+
+/// How long a cue lasts that no frame is left for.
+pub(super) fn late_cue(interval: ClockTime) -> ClockTime {
+    interval.min(SLICE).max(UNKNOWN)
 }
 
 /// Where a frame ends, as far as one can tell.

@@ -260,13 +260,19 @@ pub fn spy(pad: &gst::Pad) -> Items {
 /// A harness around a narrator in recorded mode, and its bus.
 pub fn harness(fake: &Fake, caps: &str) -> (gst_check::Harness, VlmNarrate, Log) {
     let element = narrator(fake);
+    let (harness, log) = harness_with(&element, caps);
+    (harness, element, log)
+}
+
+/// The same around one that has its settings.
+pub fn harness_with(element: &VlmNarrate, caps: &str) -> (gst_check::Harness, Log) {
     // Harnesses are live.
     element.set_property_from_str("mode", "recorded");
-    let log = Log::of(&element);
-    let mut harness = gst_check::Harness::with_element(&element, Some("sink"), Some("src"));
+    let log = Log::of(element);
+    let mut harness = gst_check::Harness::with_element(element, Some("sink"), Some("src"));
     harness.set_src_caps_str(caps);
     harness.play();
-    (harness, element, log)
+    (harness, log)
 }
 
 /// A buffer of so many bytes of `value`, at a time.
