@@ -6,14 +6,20 @@
 
 pub mod caption;
 pub mod narrator;
+#[cfg(feature = "overlay")]
+pub mod overlay;
 mod properties;
 pub mod smolvlm;
 pub mod vlmnarrate;
 
 pub use caption::Caption;
+#[cfg(feature = "overlay")]
+pub use overlay::VlmNarrateOverlay;
 pub use vlmnarrate::VlmNarrate;
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), gst::glib::BoolError> {
+    #[cfg(feature = "overlay")]
+    overlay::register(plugin)?;
     vlmnarrate::register(plugin)
 }
 

@@ -10,7 +10,7 @@ use gst::prelude::*;
 
 #[test]
 fn nothing_leaks() {
-    const TYPES: &str = "GstVlmNarrate,GstPipeline,GstPad,GstBuffer,GstEvent,GstMessage";
+    const TYPES: &str = "GstVlmNarrate,GstVlmNarrateOverlay,GstTextOverlay,GstPipeline,GstPad,GstBuffer,GstEvent,GstMessage";
     // SAFETY: no other thread runs yet.
     unsafe { std::env::set_var("GST_TRACERS", format!("leaks(filters=\"{TYPES}\")")) };
     common::init();
@@ -26,6 +26,18 @@ fn nothing_leaks() {
             &format!(
                 "videotestsrc is-live={live} num-buffers=20 ! video/x-raw,framerate=50/1
                  ! vlmnarrate name=n interval=0 partial-captions=true
+                 n.src ! queue ! fakesink n.text_src ! queue ! fakesink"
+            ),
+            &fake,
+        );
+        let heard = pipeline.run_to_eos();
+        assert!(!heard.captions.is_empty());
+    }
+    for live in [false, true] {
+        let pipeline = Pipeline::new(
+            &format!(
+                "videotestsrc is-live={live} num-buffers=20 ! video/x-raw,framerate=50/1
+                 ! vlmnarrateoverlay name=n interval=0 partial-captions=true
                  n.src ! queue ! fakesink n.text_src ! queue ! fakesink"
             ),
             &fake,

@@ -1,15 +1,18 @@
 //! The README's promises that a machine can check. Its Rust program is a doc test, see `src/lib.rs`.
 
-use std::{collections::BTreeSet, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+};
 
 use gst::{glib, prelude::*};
 
 const README: &str = include_str!("../README.md");
 
-fn element() -> gst::Element {
+fn element(factory: &str) -> gst::Element {
     gst::init().unwrap();
     gstvlmnarrate::plugin_register_static().unwrap();
-    gst::ElementFactory::make("vlmnarrate").build().unwrap()
+    gst::ElementFactory::make(factory).build().unwrap()
 }
 
 /// Cells of the table rows under the first heading that starts so.
@@ -41,29 +44,40 @@ fn written(default: &glib::Value) -> String {
 }
 
 #[test]
-fn the_property_table_is_whole_and_true() {
-    let element = element();
-    let own = element
-        .list_properties()
-        .iter()
-        .filter(|spec| spec.owner_type() == element.type_())
-        .cloned()
-        .collect::<Vec<_>>();
-    let rows = table("### Properties");
-    assert_eq!(rows.len(), own.len());
-    for spec in own {
-        let name = format!("`{}`", spec.name());
-        let row = rows.iter().find(|row| row[0] == name).expect(&name);
-        if spec.flags().contains(glib::ParamFlags::WRITABLE) {
-            let default = row[1].split(" = ").next().unwrap();
-            assert_eq!(default, written(spec.default_value()), "{name}");
+fn the_property_tables_are_whole_and_true() {
+    let names = |element: &gst::Element| {
+        let specs = element.list_properties().to_vec().into_iter();
+        let own = specs.filter(|spec| spec.owner_type() == element.type_());
+        own.map(|spec| (spec.name().to_owned(), spec))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let narrator = names(&element("vlmnarrate"));
+    let mut overlay = names(&element("vlmnarrateoverlay"));
+    overlay.retain(|name, _| !narrator.contains_key(name));
+    for (heading, own) in [
+        ("### Properties", narrator),
+        ("### On the picture", overlay),
+    ] {
+        let rows = table(heading);
+        assert_eq!(rows.len(), own.len());
+        for (name, spec) in own {
+            let row = rows.iter().find(|row| row[0] == format!("`{name}`"));
+            let row = row.expect(&name);
+            if spec.flags().contains(glib::ParamFlags::WRITABLE) {
+                let default = row[1].split(" = ").next().unwrap();
+                assert_eq!(
+                    default.to_lowercase(),
+                    written(spec.default_value()).to_lowercase(),
+                    "{name}"
+                );
+            }
         }
     }
 }
 
 #[test]
 fn the_field_table_is_whole() {
-    let element = element();
+    let element = element("vlmnarrate");
     let bus = gst::Bus::new();
     let pipeline = gst::Pipeline::new();
     let source = gst::ElementFactory::make("videotestsrc")

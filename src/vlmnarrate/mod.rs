@@ -19,6 +19,13 @@ mod text_pad;
 mod timeline;
 
 use crate::narrator::EngineLoader;
+// What a bin around the element shows of it.
+#[cfg(feature = "overlay")]
+pub(crate) use self::{
+    imp::{describe_now_signal, pad_templates},
+    settings::specs,
+    text_pad::NAME as TEXT_PAD,
+};
 pub use settings::{DType, Device, Mode};
 
 glib::wrapper! {
@@ -125,6 +132,12 @@ impl VlmNarrate {
     /// likes.
     pub fn set_engine_loader(&self, loader: impl EngineLoader + 'static) {
         self.imp().loader.lock().unwrap().0 = Arc::new(loader);
+    }
+
+    /// What to draw on the frame that goes out.
+    #[cfg(feature = "overlay")]
+    pub(crate) fn on_screen(&self) -> Option<Arc<crate::Caption>> {
+        self.imp().on_screen()
     }
 
     /// Describes the next frame; the same as the action signal `describe-now`.

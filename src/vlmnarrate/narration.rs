@@ -200,6 +200,13 @@ impl VlmNarrate {
         self.shown.lock().unwrap().caption.clone()
     }
 
+    /// What to draw on the frame that goes out: the words so far, or else the current caption.
+    #[cfg(feature = "overlay")]
+    pub(super) fn on_screen(&self) -> Option<Arc<Caption>> {
+        let shown = self.shown.lock().unwrap();
+        shown.partial.as_ref().or(shown.caption.as_ref()).cloned()
+    }
+
     /// The time of a caption is up, unless another has come.
     pub(super) fn expire(&self, sequence: u64) {
         let expired = {

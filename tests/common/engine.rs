@@ -24,6 +24,8 @@ pub struct Plan {
     /// Fails to load.
     pub load: Option<Error>,
     pub caption: Duration,
+    /// From one word of it to the next.
+    pub word: Duration,
     /// Doesn't look up from its work when it is cancelled.
     pub deaf: bool,
     /// Number of the caption, counted from 0, that fails.
@@ -68,6 +70,7 @@ impl Fake {
                 loading: Duration::ZERO,
                 load: None,
                 caption: Duration::ZERO,
+                word: Duration::ZERO,
                 deaf: false,
                 fail: None,
                 panic: None,
@@ -247,6 +250,7 @@ impl Engine for FakeEngine {
         let words: Vec<_> = text.split_inclusive(' ').take(request.max_tokens).collect();
         let mut so_far = String::new();
         for word in &words {
+            thread::sleep(plan.word);
             so_far += word;
             if watch(Event::Text(&so_far)) == ControlFlow::Break(()) {
                 return Err(cancelled());

@@ -12,7 +12,7 @@ use std::{
 
 pub use engine::Fake;
 use gst::{ClockTime, glib, prelude::*};
-use gstvlmnarrate::{Caption, VlmNarrate};
+use gstvlmnarrate::{Caption, VlmNarrate, VlmNarrateOverlay};
 
 /// Longer than anything here should take on a busy machine.
 pub const PATIENCE: ClockTime = ClockTime::from_seconds(30);
@@ -132,7 +132,7 @@ impl Log {
     }
 }
 
-/// A pipeline with a narrator named `n` in it.
+/// A pipeline with a narrator named `n` in it, alone or in an overlay.
 pub struct Pipeline {
     pub pipeline: gst::Pipeline,
     pub narrator: VlmNarrate,
@@ -146,7 +146,10 @@ impl Pipeline {
         let pipeline = gst::parse::launch(description).unwrap();
         let pipeline = pipeline.downcast::<gst::Pipeline>().unwrap();
         let narrator = pipeline.by_name("n").unwrap();
-        let narrator = narrator.downcast::<VlmNarrate>().unwrap();
+        let narrator = narrator.downcast::<VlmNarrate>().unwrap_or_else(|bin| {
+            let bin = bin.downcast::<VlmNarrateOverlay>().unwrap();
+            bin.narrator().clone()
+        });
         narrator.set_engine_loader(fake.clone());
         let log = Log(pipeline.bus().unwrap());
         Self {

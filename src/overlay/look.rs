@@ -1,0 +1,147 @@
+//! How captions look: settings and the properties that show them.
+
+use std::sync::LazyLock;
+
+use gst::glib;
+
+use crate::properties::{Choice, Mutable::Playing, Property, row};
+
+/// Where captions stand, from top to bottom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVlmNarrateOverlayVAlign")]
+pub enum VAlign {
+    #[enum_value(name = "Top", nick = "top")]
+    Top,
+    #[enum_value(name = "Center", nick = "center")]
+    Center,
+    #[default]
+    #[enum_value(name = "Bottom", nick = "bottom")]
+    Bottom,
+}
+
+/// Where captions stand, from left to right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVlmNarrateOverlayHAlign")]
+pub enum HAlign {
+    #[enum_value(name = "Left", nick = "left")]
+    Left,
+    #[default]
+    #[enum_value(name = "Center", nick = "center")]
+    Center,
+    #[enum_value(name = "Right", nick = "right")]
+    Right,
+}
+
+/// Where a line may be broken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVlmNarrateOverlayWrapMode")]
+pub enum WrapMode {
+    #[enum_value(name = "None: a caption is one line", nick = "none")]
+    None,
+    #[enum_value(name = "Word: between words", nick = "word")]
+    Word,
+    #[enum_value(name = "Char: between characters", nick = "char")]
+    Char,
+    #[default]
+    #[enum_value(
+        name = "WordChar: between characters where a word is too long",
+        nick = "wordchar"
+    )]
+    WordChar,
+}
+
+impl Choice for VAlign {}
+impl Choice for HAlign {}
+impl Choice for WrapMode {}
+
+/// The default font, without a size.
+pub const FONT: &str = "Sans";
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Look {
+    pub font_desc: Option<String>,
+    pub color: u32,
+    pub valignment: VAlign,
+    pub halignment: HAlign,
+    pub wrap_mode: WrapMode,
+    pub lines: u32,
+    pub shaded_background: bool,
+    pub silent: bool,
+}
+
+impl Default for Look {
+    fn default() -> Self {
+        Self {
+            font_desc: Some(FONT.into()),
+            color: u32::MAX,
+            valignment: VAlign::default(),
+            halignment: HAlign::default(),
+            wrap_mode: WrapMode::default(),
+            lines: 2,
+            shaded_background: true,
+            silent: false,
+        }
+    }
+}
+
+pub static PROPERTIES: LazyLock<Vec<Property<Look>>> = LazyLock::new(|| {
+    vec![
+        row(
+            Playing,
+            ("font-desc", "Font description"),
+            (),
+            |l| &mut l.font_desc,
+            "Pango description of the font, as in Sans Bold 24. Without a size it follows the \
+             picture's (null = Sans)",
+        ),
+        row(
+            Playing,
+            ("color", "Color"),
+            0..=u32::MAX,
+            |l| &mut l.color,
+            "Colour of the text, big-endian ARGB",
+        ),
+        row(
+            Playing,
+            ("valignment", "Vertical alignment"),
+            (),
+            |l| &mut l.valignment,
+            "Where captions stand, from top to bottom",
+        ),
+        row(
+            Playing,
+            ("halignment", "Horizontal alignment"),
+            (),
+            |l| &mut l.halignment,
+            "Where captions stand, from left to right",
+        ),
+        row(
+            Playing,
+            ("wrap-mode", "Wrap mode"),
+            (),
+            |l| &mut l.wrap_mode,
+            "Where a line may be broken",
+        ),
+        row(
+            Playing,
+            ("lines", "Lines"),
+            1..=20,
+            |l| &mut l.lines,
+            "Lines of text at most; what doesn't fit is cut off with an ellipsis",
+        ),
+        row(
+            Playing,
+            ("shaded-background", "Shaded background"),
+            (),
+            |l| &mut l.shaded_background,
+            "Put the text on a dark ground",
+        ),
+        row(
+            Playing,
+            ("silent", "Silent"),
+            (),
+            |l| &mut l.silent,
+            "Draw nothing",
+        ),
+    ]
+});
