@@ -45,7 +45,7 @@ glib::wrapper! {
     ///
     /// - as an element message named `vlmnarrate` on the bus (`post-messages`);
     /// - as a custom meta named `VlmNarrateMeta` on every buffer while the caption is current
-    ///   (`attach-meta`);
+    ///   (`attach-meta`), which is until the next one comes or its time is up (`expire`);
     /// - as timed text on the request pad `text_src`;
     /// - as the property `caption`, which notifies.
     ///
@@ -94,7 +94,14 @@ glib::wrapper! {
     /// stretch without one a GAP event, so nothing downstream waits in vain. Recorded, a caption
     /// lasts until the next frame that is due; live, it starts where the video is when it is ready
     /// and is repeated every `interval`, at most every second, for as long as it is current. A
-    /// caption that comes while the one before has not ended waits for its end.
+    /// caption that comes while the one before has not ended waits for its end. None lasts longer
+    /// than `expire`.
+    ///
+    /// For files, `merge-captions` makes better cues: identical captions in a row are one, and each
+    /// starts with the frame it is about and ends where the next starts. Because that is known only
+    /// then, text comes behind the video by a whole cue: fine for `webvttenc` and a `filesink`; in
+    /// front of a muxer the encoded video needs a queue without limits, and whoever waits for the
+    /// text of each frame, as `textoverlay` does, would wait for ever.
     ///
     /// One thread feeds both pads: put a `queue` behind each, as behind a demuxer. A cue may last
     /// longer than a queue's default limit of a second, and a video encoder that looks ahead takes
@@ -111,14 +118,13 @@ glib::wrapper! {
     /// ```bash
     /// gst-launch-1.0 uridecodebin uri=file:///tmp/in.mp4 ! videoconvert \
     ///     ! vlmnarrate name=n model=/models/SmolVLM-256M-Instruct image-size=224 interval=2000000000 \
-    ///     n.src ! queue ! textoverlay name=o wait-text=true ! videoconvert ! autovideosink \
-    ///     n.text_src ! queue ! o.text_sink
+    ///     merge-captions=true ! fakesink n.text_src ! queue ! srtenc ! filesink location=/tmp/in.srt
     /// ```
-    /// Draws the captions into the video of a file.
+    /// Writes SubRip subtitles of a file. To draw captions there is #vlmnarrateoverlay.
     ///
     /// ```bash
     /// gst-launch-1.0 v4l2src ! videoconvert ! vlmnarrate name=n model=/models/SmolVLM-256M-Instruct \
-    ///     scene-threshold=0.02 ! fakesink n.text_src ! queue ! webvttenc ! filesink location=out.vtt
+    ///     scene-threshold=0.02 merge-captions=true ! fakesink n.text_src ! queue ! webvttenc ! filesink location=out.vtt
     /// ```
     /// Writes WebVTT subtitles of what a camera sees, when it changes.
     pub struct VlmNarrate(ObjectSubclass<imp::VlmNarrate>)
