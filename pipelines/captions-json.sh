@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Narrates a video file into JSON lines on stdout: one object a caption, with every field of the message.
+# Narrates a video file into JSON lines on stdout: one object a caption, with every field of the message as
+# caption.schema.json says.
 #   pipelines/captions-json.sh FILE >captions.jsonl
 # MODEL and INTERVAL as in narrate-file.sh.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
 uri=$(uri_of "${1:?usage: captions-json.sh FILE}")
-exec /usr/bin/python3 "$here/captions-json.py" \
-    uridecodebin uri="$uri" ! \
-    vlmnarrate mode=recorded "${options[@]}" ! fakesink
+narrate --json uridecodebin uri="$uri" ! vlmnarrate mode=recorded "${options[@]}" ! fakesink

@@ -13,8 +13,14 @@ if [ -n "${MODEL-}" ]; then
     options+=(model="$MODEL")
 fi
 
-# Text may wait for as long as the encoder looks ahead or the sinks preroll.
-text_queue=(queue max-size-buffers=0 max-size-bytes=0 max-size-time=0)
+# Text may wait for as long as the encoder looks ahead or the sinks preroll, and encoded video for its text.
+unlimited=(max-size-buffers=0 max-size-bytes=0 max-size-time=0)
+text_queue=(queue "${unlimited[@]}")
+
+# Runs a pipeline, written as for gst-launch-1.0, and shows how far it has come.
+narrate() {
+    /usr/bin/python3 "$root/pipelines/narrate.py" "$@"
+}
 
 # The caption stream's way to stdout: fdsink would rewind a stdout that is a file. Outlives Ctrl-C, so that the
 # last caption is seen.

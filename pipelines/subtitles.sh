@@ -12,8 +12,8 @@ case ${2:?$usage} in
 *) echo "$usage" >&2; exit 2 ;;
 esac
 # Times count from the start of the video, wherever its own timestamps start.
-gst-launch-1.0 -q \
+narrate \
     uridecodebin uri="$uri" ! identity single-segment=true ! \
     vlmnarrate name=narrator mode=recorded "${options[@]}" ! fakesink \
-    narrator.text_src ! queue ! "$encoder" ! filesink location="$2"
+    narrator.text_src ! "${text_queue[@]}" ! "$encoder" ! filesink location="$2"
 echo "Wrote $2" >&2

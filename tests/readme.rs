@@ -1,10 +1,10 @@
 //! The README's promises that a machine can check. Its Rust program is a doc test, see `src/lib.rs`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    process::Command,
-};
+mod common;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::programs::{Plugin, Said};
 use gst::{glib, prelude::*};
 
 const README: &str = include_str!("../README.md");
@@ -111,20 +111,9 @@ fn the_field_table_is_whole() {
 fn the_python_program_runs() {
     let program = README.split("```python\n").nth(1).unwrap();
     let program = program.split("```").next().unwrap();
-    // The plugin as cargo has just built it for this test, alone in a folder.
-    let plugin = std::env::current_exe().unwrap();
-    let plugin = plugin.with_file_name("libgstvlmnarrate.so");
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::copy(plugin, folder.path().join("libgstvlmnarrate.so")).unwrap();
-    let output = Command::new("/usr/bin/python3")
-        .args(["-c", program])
-        .env("GST_PLUGIN_PATH", folder.path())
-        .env("GST_REGISTRY", folder.path().join("registry.bin"))
-        .output()
-        .unwrap();
-    let captions = String::from_utf8(output.stdout).unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    assert_eq!(captions.lines().count(), 3, "{captions}{errors}");
-    assert!(captions.contains("0.00 s  A white ball"), "{captions}");
+    let plugin = Plugin::new();
+    let said = Said::from(plugin.python().args(["-c", program]).output().unwrap());
+    assert_eq!(said.status, Some(0), "{said:?}");
+    assert_eq!(said.out.lines().count(), 3, "{said:?}");
+    assert!(said.out.contains("0.00 s  A white ball"), "{said:?}");
 }
