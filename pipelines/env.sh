@@ -22,11 +22,32 @@ narrate() {
     /usr/bin/python3 "$root/pipelines/narrate.py" "$@"
 }
 
-# The caption stream's way to stdout: fdsink would rewind a stdout that is a file. Outlives Ctrl-C, so that the
-# last caption is seen.
-to_stdout() {
-    trap '' INT
-    exec cat
+# Sets `muxer`, and `audio` to an encoder for it, as the output's name says. Whatever happens, a crash or a full
+# disk, what was written until then can be played.
+choose_muxer() {
+    case $1 in
+    *.mkv)
+        muxer=(matroskamux name=mux)
+        audio=opusenc
+        ;;
+    *.mp4)
+        muxer=(mp4mux name=mux fragment-duration=1000 fragment-mode=first-moov-then-finalise)
+        audio=avenc_aac
+        ;;
+    *)
+        echo "$1: name a file that ends in .mkv or .mp4; others can't have captions as a track" >&2
+        exit 2
+        ;;
+    esac
+}
+
+# Sets `sound` to a branch from the element `in` to the muxer if there is any sound: a branch for it without a pad
+# would hold up the muxer for ever.
+find_sound() {
+    sound=()
+    if gst-discoverer-1.0 "$1" 2>/dev/null | grep -q '^ *audio'; then
+        sound=(in. ! queue ! audioconvert ! audioresample ! "$audio" ! queue "${unlimited[@]}" ! mux.)
+    fi
 }
 
 # Prints the URI of a file, or passes a URI through.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Narrates a live source: the webcam, or a moving test picture where there is none. Captions are drawn on the
-# picture if there is a screen, and printed as they come. Ctrl-C ends it.
+# picture word by word if there is a screen, and printed when they are whole. Ctrl-C ends it.
 #   pipelines/live.sh [DEVICE]
 # MODEL and INTERVAL as in narrate-file.sh; FRAMES ends it after so many frames.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -18,8 +18,6 @@ if [ -n "${DISPLAY-}${WAYLAND_DISPLAY-}" ]; then
 else
     sink=(fakesink sync=true)
 fi
-gst-launch-1.0 -q -e \
-    "${source[@]}" ! videoconvert ! vlmnarrate name=narrator mode=live "${options[@]}" ! \
-    textoverlay name=overlay wait-text=false shaded-background=true ! videoconvert ! "${sink[@]}" \
-    narrator.text_src ! tee name=captions ! "${text_queue[@]}" ! overlay.text_sink \
-    captions. ! "${text_queue[@]}" ! webvttenc ! fdsink fd=1 sync=false | (to_stdout)
+narrate --text \
+    "${source[@]}" ! videoconvert ! vlmnarrateoverlay mode=live partial-captions=true "${options[@]}" ! \
+    videoconvert ! "${sink[@]}"

@@ -14,6 +14,6 @@ esac
 # Times count from the start of the video, wherever its own timestamps start.
 narrate \
     uridecodebin uri="$uri" ! identity single-segment=true ! \
-    vlmnarrate name=narrator mode=recorded "${options[@]}" ! fakesink \
+    vlmnarrate name=narrator mode=recorded merge-captions=true "${options[@]}" ! fakesink \
     narrator.text_src ! "${text_queue[@]}" ! "$encoder" ! filesink location="$2"
 echo "Wrote $2" >&2

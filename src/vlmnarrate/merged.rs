@@ -8,6 +8,9 @@ use gst::ClockTime;
 use super::timeline::frame_end;
 use crate::caption::Caption;
 
+/// Longest cue: whoever muxes it keeps the video of that time in memory until it has ended.
+const LONGEST: ClockTime = ClockTime::from_seconds(300);
+
 /// What to push next. Each starts where the one before ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Piece {
@@ -51,6 +54,7 @@ impl Merged {
         }
         if let (Some(cue), Some((caption, until))) = (&mut self.cue, caption)
             && cue.caption.text == caption.text
+            && position.saturating_sub(cue.start) < LONGEST
         {
             cue.end = cue.end.max(end);
             cue.until = until;
@@ -58,11 +62,11 @@ impl Merged {
         }
         // Live, a caption is ready some frames after the one it is about.
         let begin = match caption {
-            Some((caption, _)) => {
+            Some((caption, _)) if self.is_new(caption) => {
                 let about = caption.stamp.timestamp.unwrap_or(position);
                 about.clamp(start.unwrap_or(position).min(position), position)
             }
-            None => position,
+            _ => position,
         };
         if let Some(cue) = &mut self.cue {
             cue.end = begin.min(cue.until.max(cue.end));
@@ -96,10 +100,7 @@ impl Merged {
 
     /// The stream ends; a caption that came too late for any frame gets a cue of this length.
     pub(super) fn end(&mut self, caption: Option<&Arc<Caption>>, length: ClockTime) -> Vec<Piece> {
-        let late = caption.filter(|caption| {
-            let held = self.cue.as_ref();
-            held.is_none_or(|cue| cue.caption.text != caption.text)
-        });
+        let late = caption.filter(|caption| self.is_new(caption));
         let mut pieces = Vec::from_iter(self.finish());
         if let Some((caption, start)) = late.zip(self.cursor) {
             let end = start.saturating_add(length);
@@ -107,6 +108,11 @@ impl Merged {
         }
         *self = Self::default();
         pieces
+    }
+
+    fn is_new(&self, caption: &Caption) -> bool {
+        let held = self.cue.as_ref();
+        held.is_none_or(|cue| cue.caption.text != caption.text)
     }
 
     /// From what was given so far up to `end`.
@@ -167,7 +173,7 @@ mod tests {
         }
 
         fn at(&mut self, position: u64, caption: Option<&Arc<Caption>>) -> &mut Self {
-            let caption = caption.map(|caption| (caption, ms(10_000)));
+            let caption = caption.map(|caption| (caption, ms(1_000_000)));
             let pieces = self.0.frame(ms(position), Some(ms(40)), caption);
             self.note(pieces);
             self
@@ -231,6 +237,15 @@ mod tests {
         let pieces = merged.frame(ms(5000), Some(ms(40)), Some((&said("b", 5000), ms(9000))));
         let text = Piece::Text(ms(0)..ms(100), a);
         assert_eq!(pieces, [text, Piece::Gap(ms(100)..ms(5000))]);
+    }
+
+    #[test]
+    fn no_cue_goes_on_for_ever() {
+        let mut fed = Fed::default();
+        let a = said("a", 0);
+        fed.at(0, Some(&a)).at(299_960, Some(&a));
+        fed.at(300_000, Some(&a)).at(300_040, Some(&a));
+        assert_eq!(fed.end(None), ["(0, 300000) a", "(300000, 300080) a"]);
     }
 
     #[test]

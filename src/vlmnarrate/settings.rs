@@ -255,7 +255,8 @@ pub fn properties() -> Vec<Property<Settings>> {
              the picture is not seen to be unchanged (0 = 30 s, or two intervals where that is more)"),
         row(Ready, ("merge-captions", "Merge captions"), (), |s| &mut s.merge_captions,
             "On the text pad, identical captions in a row become one cue, which ends where the next \
-             caption starts. A cue is then pushed when it has ended, behind the video: for files"),
+             caption starts, after 5 minutes at the latest. It is pushed when it has ended, behind the \
+             video: for files"),
         row(Playing, ("detail-prompt", "Detail prompt"), (), |s| &mut s.detail.prompt,
             "Question that describe-now asks when it is given none"),
         row(Playing, ("detail-max-tokens", "Detail maximum tokens"), 1..=4096,
