@@ -105,7 +105,7 @@ def thumbnails(uri, properties, entries):
             return Gst.FlowReturn.OK
         except OSError as error:
             said = GLib.Error.new_literal(Gst.ResourceError.quark(), error.strerror, Gst.ResourceError.WRITE)
-            sink.post_message(Gst.Message.new_error(sink, said, None))
+            sink.post_message(Gst.Message.new_error(sink, said, ""))
             return Gst.FlowReturn.ERROR
 
     narrated = pipeline.get_by_name("narrator").get_static_pad("src")
@@ -149,8 +149,6 @@ def report(uri, output, properties):
         run = narrate.Run(thumbnails(uri, properties, entries))
         status = run.run()
         if not entries.captions:
-            if not os.path.getsize(output):
-                os.unlink(output)
             return status or 1
         model = f"{entries.latest['model']} {entries.latest['revision']}"
         if entries.first:
@@ -179,6 +177,9 @@ def main():
         return report(uri, output, properties)
     except OSError as error:
         sys.exit(f"error: {output}: {error.strerror}")
+    finally:
+        if os.path.isfile(output) and not os.path.getsize(output):
+            os.unlink(output)
 
 
 if __name__ == "__main__":

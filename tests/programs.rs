@@ -596,3 +596,29 @@ fn a_report_that_can_not_be_made_says_why() {
         assert!(!output.is_file());
     }
 }
+
+#[test]
+fn a_report_that_does_not_fit_is_an_error() {
+    let plugin = Plugin::new();
+    let file = plugin.folder().join("video.mkv");
+    let make = format!(
+        "concat name=c ! x264enc ! matroskamux ! filesink location={} \
+         videotestsrc pattern=snow num-buffers=30 ! c. videotestsrc pattern=red num-buffers=30 ! c. \
+         videotestsrc pattern=snow num-buffers=30 ! c.",
+        file.display()
+    );
+    assert_eq!(said(narrate(&plugin, "", &make)).status, Some(0));
+    let output = plugin.folder().join("report.html");
+    let mut limited = plugin.command("bash");
+    limited
+        .args(["-c", "ulimit -f 8; exec /usr/bin/python3 \"$@\"", "bash"])
+        .arg(repository("pipelines/report.py"))
+        .arg(format!("file://{}", file.display()))
+        .arg(&output);
+    let said = said(limited);
+    assert_eq!(said.status, Some(1), "{said:?}");
+    let last = said.err.lines().last().unwrap();
+    assert!(last.ends_with("report.html: File too large"), "{said:?}");
+    assert!(!said.err.contains("Traceback"), "{said:?}");
+    assert!(!output.exists());
+}
