@@ -419,6 +419,28 @@ fn webvtt_and_subrip_have_a_cue_per_caption() {
     assert_eq!(srt.matches("A ball").count(), 3);
 }
 
+/// What is markup to a format is text to us.
+#[test]
+fn markup_is_escaped_where_it_is_asked_for() {
+    let (_folder, vtt) = written(
+        "n.src ! queue ! fakesink
+         n.text_src ! queue ! text/x-raw,format=pango-markup ! webvttenc ! filesink location=FILE",
+        "vtt",
+    );
+    let vtt = std::fs::read_to_string(vtt).unwrap();
+    assert_eq!(
+        vtt.matches("A ball, and 1 &lt; 2 &amp; more").count(),
+        3,
+        "{vtt}"
+    );
+    let (_folder, srt) = written(
+        "n.src ! queue ! fakesink n.text_src ! queue ! srtenc ! filesink location=FILE",
+        "srt",
+    );
+    let srt = std::fs::read_to_string(srt).unwrap();
+    assert_eq!(srt.matches("A ball, and 1 < 2 & more").count(), 3, "{srt}");
+}
+
 #[test]
 fn matroska_keeps_the_captions_as_subtitles() {
     let (_folder, mkv) = written(

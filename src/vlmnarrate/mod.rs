@@ -89,8 +89,9 @@ glib::wrapper! {
     ///
     /// ## The text pad
     ///
-    /// `text_src` gives `text/x-raw,format=utf8` in a stream of its own, for `textoverlay`,
-    /// `webvttenc`, `srtenc`, `matroskamux` and the like. Every caption has a duration and every
+    /// `text_src` gives `text/x-raw,format=utf8` in a stream of its own, for `textoverlay`, `srtenc`,
+    /// `matroskamux` and the like, or `format=pango-markup` where that is asked for, as for
+    /// `webvttenc`, which writes text as it comes. Every caption has a duration and every
     /// stretch without one a GAP event, so nothing downstream waits in vain. Recorded, a caption
     /// lasts until the next frame that is due; live, it starts where the video is when it is ready
     /// and is repeated every `interval`, at most every second, for as long as it is current. A
@@ -124,7 +125,8 @@ glib::wrapper! {
     ///
     /// ```bash
     /// gst-launch-1.0 v4l2src ! videoconvert ! vlmnarrate name=n model=/models/SmolVLM-256M-Instruct \
-    ///     scene-threshold=0.02 merge-captions=true ! fakesink n.text_src ! queue ! webvttenc ! filesink location=out.vtt
+    ///     scene-threshold=0.02 merge-captions=true ! fakesink \
+    ///     n.text_src ! queue ! text/x-raw,format=pango-markup ! webvttenc ! filesink location=out.vtt
     /// ```
     /// Writes WebVTT subtitles of what a camera sees, when it changes.
     pub struct VlmNarrate(ObjectSubclass<imp::VlmNarrate>)

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use gst::{ClockTime, prelude::*};
+use gst::{ClockTime, glib, prelude::*};
 
 use super::{
     faces::TextCue,
@@ -16,10 +16,37 @@ use crate::caption::Caption;
 
 pub(crate) const NAME: &str = "text_src";
 
+const UTF8: &str = "utf8";
+/// For those to whom < and & are markup: WebVTT, where webvttenc writes text as it comes.
+const MARKUP: &str = "pango-markup";
+
+/// The text pad's template: plain text unless someone wants markup.
 pub(super) fn caps() -> gst::Caps {
     gst::Caps::builder("text/x-raw")
-        .field("format", "utf8")
+        .field("format", gst::List::new([UTF8, MARKUP]))
         .build()
+}
+
+/// Says what text comes, as the pad's peer wants it. Where nobody is there, the first push tells.
+fn negotiate(pad: &gst::Pad) {
+    let [utf8, markup] = [UTF8, MARKUP].map(|format| {
+        let caps = gst::Caps::builder("text/x-raw");
+        caps.field("format", format).build()
+    });
+    let takes = |caps: &gst::Caps| !pad.peer_query_caps(Some(caps)).is_empty();
+    let caps = match !takes(&utf8) && takes(&markup) {
+        true => markup,
+        false => utf8,
+    };
+    pad.push_event(gst::event::Caps::new(&caps));
+}
+
+fn wants_markup(pad: &gst::Pad) -> bool {
+    let caps = pad.current_caps();
+    let format = caps
+        .as_ref()
+        .and_then(|caps| caps.structure(0)?.get::<&str>("format").ok());
+    format == Some(MARKUP)
 }
 
 /// The pad, if somebody requested it, and what it has to tell whoever links to it.
@@ -138,7 +165,10 @@ impl TextPad {
         }
         if let Some(stream_start) = &state.stream_start {
             let _ = pad.store_sticky_event(stream_start);
-            let _ = pad.store_sticky_event(&gst::event::Caps::new(&caps()));
+            let caps = gst::Caps::builder("text/x-raw")
+                .field("format", UTF8)
+                .build();
+            let _ = pad.store_sticky_event(&gst::event::Caps::new(&caps));
         }
         if let Some(segment) = &state.segment {
             let _ = pad.store_sticky_event(segment);
@@ -188,7 +218,8 @@ impl TextPad {
         };
         if let Some(pad) = pad {
             pad.push_event(event);
-            pad.push_event(gst::event::Caps::new(&caps()));
+            pad.check_reconfigure();
+            negotiate(&pad);
         }
     }
 
@@ -277,13 +308,17 @@ impl TextPad {
         &self,
         pieces: impl FnOnce(&mut Cues) -> Vec<Piece>,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let (pad, pieces) = {
+        let (pad, pieces, started) = {
             let mut state = self.lock();
             let Some(pad) = state.pad.clone() else {
                 return Ok(gst::FlowSuccess::Ok);
             };
-            (pad, pieces(&mut state.cues))
+            (pad, pieces(&mut state.cues), state.stream_start.is_some())
         };
+        // Linked anew, perhaps to someone who wants other text.
+        if started && pad.check_reconfigure() {
+            negotiate(&pad);
+        }
         for piece in pieces {
             match piece {
                 Piece::Gap(span) => push_gap(&pad, span),
@@ -303,7 +338,11 @@ impl TextPad {
         caption: &Caption,
         span: Range<ClockTime>,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let flow = pad.push(gst::Buffer::from(TextCue::new(caption, span)));
+        let mut cue = TextCue::new(caption, span);
+        if wants_markup(pad) {
+            cue.text = glib::markup_escape_text(&cue.text).into();
+        }
+        let flow = pad.push(gst::Buffer::from(cue));
         let mut state = self.lock();
         if state.pad.as_ref() != Some(pad) {
             // Released meanwhile: what it said is of no interest.
