@@ -6,14 +6,15 @@
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
 usage="usage: burn-in.sh FILE OUTPUT.mkv|OUTPUT.mp4"
-uri=$(uri_of "${1:?$usage}")
+input=${1:?$usage}
 output=${2:?$usage}
 choose_muxer "$output"
-find_sound "$uri"
+open_input "$input"
+find_sound "$audio"
 narrate --text \
     uridecodebin uri="$uri" name=in \
-    in. ! videoconvert ! identity single-segment=true ! \
+    in. ! "${upright[@]}" ! identity single-segment=true ! \
     vlmnarrateoverlay mode=recorded font-desc="${FONT-Sans}" "${options[@]}" ! \
-    videoconvert ! x264enc speed-preset=veryfast ! queue "${unlimited[@]}" ! mux. \
+    "${h264[@]}" ! "${unlimited[@]}" ! mux. \
     "${sound[@]}" "${muxer[@]}" ! filesink location="$output"
 echo "Wrote $output" >&2

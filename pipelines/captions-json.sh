@@ -5,5 +5,5 @@
 # MODEL and INTERVAL as in narrate-file.sh.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
-uri=$(uri_of "${1:?usage: captions-json.sh FILE}")
-narrate --json uridecodebin uri="$uri" ! vlmnarrate mode=recorded "${options[@]}" ! fakesink
+open_input "${1:?usage: captions-json.sh FILE}"
+narrate --json uridecodebin uri="$uri" ! "${upright[@]}" ! vlmnarrate mode=recorded "${options[@]}" ! fakesink

@@ -13,9 +13,12 @@ if [ -n "${MODEL-}" ]; then
     options+=(model="$MODEL")
 fi
 
-# Text may wait for as long as the encoder looks ahead or the sinks preroll, and encoded video for its text.
-unlimited=(max-size-buffers=0 max-size-bytes=0 max-size-time=0)
-text_queue=(queue "${unlimited[@]}")
+# Encoded video waits for its text for as long as a cue lasts, text for as long as an encoder looks ahead.
+unlimited=(queue max-size-buffers=0 max-size-bytes=0 max-size-time=0)
+# Phones lie on their side and say so. What is seen must be upright for the model.
+upright=(videoconvert ! videoflip video-direction=auto)
+# x264enc can't do odd sizes.
+h264=(videoconvert ! videoscale ! 'video/x-raw,width=[2,16384,2],height=[2,16384,2]' ! x264enc speed-preset=veryfast)
 
 # Runs a pipeline, written as for gst-launch-1.0, and shows how far it has come.
 narrate() {
@@ -41,12 +44,33 @@ choose_muxer() {
     esac
 }
 
-# Sets `sound` to a branch from the element `in` to the muxer if there is any sound: a branch for it without a pad
-# would hold up the muxer for ever.
+# Looks into a file or URI: sets `uri`, and `contents` to what is in it, which must be video among other things.
+open_input() {
+    uri=$(uri_of "$1")
+    contents=$(gst-discoverer-1.0 "$uri" 2>/dev/null || true)
+    if ! grep -q '^ *video' <<<"$contents"; then
+        echo "$1: there is no video in it that GStreamer can read" >&2
+        exit 1
+    fi
+}
+
+# Sets `sound` to a branch from the element `in` to `mux` through this encoder if there is any sound: a branch for
+# it without a pad would hold up the muxer for ever.
 find_sound() {
     sound=()
-    if gst-discoverer-1.0 "$1" 2>/dev/null | grep -q '^ *audio'; then
-        sound=(in. ! queue ! audioconvert ! audioresample ! "$audio" ! queue "${unlimited[@]}" ! mux.)
+    if grep -q '^ *audio' <<<"$contents"; then
+        sound=(in. ! queue ! audioconvert ! audioresample ! "$@" ! "${unlimited[@]}" ! mux.)
+    fi
+}
+
+# Sets `source` to a camera, or to a moving test picture where there is none.
+open_camera() {
+    local device=${1:-/dev/video0} frames=num-buffers=${FRAMES:--1}
+    if [ -e "$device" ]; then
+        source=(v4l2src device="$device" "$frames")
+    else
+        echo "No camera at $device, showing a test picture" >&2
+        source=(videotestsrc is-live=true pattern=ball "$frames" ! 'video/x-raw,width=640,height=360,framerate=30/1')
     fi
 }
 

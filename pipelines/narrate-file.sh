@@ -14,16 +14,16 @@ if [ -z "$input" ]; then
     input=${TMPDIR:-/tmp}/vlmnarrate-sample.mp4
     "$here/make-sample.sh" "$input"
 fi
-uri=$(uri_of "$input")
-
-find_sound "$uri"
+open_input "$input"
+find_sound "$audio"
 
 # Times count from the start of the video, wherever its own timestamps start.
 echo "Narrating $input" >&2
 narrate --text \
     uridecodebin uri="$uri" name=in \
-    in. ! videoconvert ! identity single-segment=true ! vlmnarrate name=narrator mode=recorded merge-captions=true "${options[@]}" ! \
-    videoconvert ! x264enc speed-preset=veryfast ! queue "${unlimited[@]}" ! mux. \
-    narrator.text_src ! "${text_queue[@]}" ! mux. \
+    in. ! "${upright[@]}" ! identity single-segment=true ! \
+    vlmnarrate name=narrator mode=recorded merge-captions=true "${options[@]}" ! \
+    "${h264[@]}" ! "${unlimited[@]}" ! mux. \
+    narrator.text_src ! "${unlimited[@]}" ! mux. \
     "${sound[@]}" "${muxer[@]}" ! filesink location="$output"
 echo "Wrote $output" >&2

@@ -71,7 +71,7 @@ class Entries:
 def thumbnails(uri, properties, entries):
     """A pipeline that adds each frame described to `entries`."""
     pipeline = narrate.launch(
-        ["uridecodebin", f"uri={uri}", "!", "videoconvert", "!", "identity", "single-segment=true", "!"]
+        ["uridecodebin", f"uri={uri}", "!", "videoconvert", "!", "videoflip", "video-direction=auto", "!", "identity", "single-segment=true", "!"]
         + ["vlmnarrate", "name=narrator", "mode=recorded", *properties, "!", "videoconvertscale", "add-borders=false", "!"]
         + ["capsfilter", "name=size", "!", "jpegenc", "quality=80", "!", "appsink", "name=sink", "sync=false"]
     )

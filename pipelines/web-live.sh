@@ -8,13 +8,7 @@
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
 
-device=${1:-/dev/video0}
-if [ -e "$device" ]; then
-    source=(v4l2src device="$device" num-buffers="${FRAMES:--1}")
-else
-    echo "No camera at $device, showing a test picture" >&2
-    source=(videotestsrc is-live=true pattern=ball num-buffers="${FRAMES:--1}" ! 'video/x-raw,width=640,height=360,framerate=30/1')
-fi
+open_camera "${1-}"
 # The video waits for nobody: frames that the encoder has no time for are dropped, and a browser that is too slow
 # goes on at the next key frame.
 exec /usr/bin/python3 "$here/web-live.py" "$here/web/live.html" \

@@ -20,25 +20,23 @@ def clock(time):
 
 
 def read_cues(vtt):
-    """Yields a timing line, start and end in seconds, and text in one line, which it need not be in the file."""
+    """Yields start and end in seconds, and text in one line, which it need not be in the file."""
     lines = vtt.splitlines()
     timings = [i for i, line in enumerate(lines) if TIMING.fullmatch(line)]
     for i, following in zip(timings, timings[1:] + [len(lines)]):
         times = TIMING.fullmatch(lines[i]).groups()
-        yield lines[i], seconds(*times[:3]), seconds(*times[3:]), " ".join(" ".join(lines[i + 1 : following]).split())
+        # WebVTT escapes as HTML does.
+        text = html.unescape(" ".join(" ".join(lines[i + 1 : following]).split()))
+        yield seconds(*times[:3]), seconds(*times[3:]), text
 
 
 def main():
     template, folder, title = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
-    captions = folder / "captions.vtt"
-    cues = list(read_cues(captions.read_text(encoding="utf-8")))
-    # webvttenc writes text as it comes; in WebVTT < and & are markup, --> is a timing.
-    vtt = "".join(["WEBVTT\n", *(f"\n{timing}\n{html.escape(text, quote=False)}\n" for timing, _, _, text in cues)])
-    captions.write_text(vtt, encoding="utf-8")
+    vtt = (folder / "captions.vtt").read_text(encoding="utf-8")
     items = "\n".join(
         f'<li><button type="button" data-start="{start:.3f}" data-end="{end:.3f}">'
         f"<time>{clock(start)}</time> <span>{html.escape(text)}</span></button></li>"
-        for _, start, end, text in cues
+        for start, end, text in read_cues(vtt)
     )
     fields = {
         "title": html.escape(title),

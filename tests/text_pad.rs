@@ -224,6 +224,20 @@ fn merged_captions() {
     }
 }
 
+/// Text that comes behind the video must not hold up the start: with it a second sink would wait
+/// for text, the video for that sink, and text for the video.
+#[test]
+fn merged_captions_do_not_keep_a_pipeline_from_starting() {
+    let (_folder, vtt) = written(
+        "merge-captions=true n.src ! queue max-size-buffers=1 ! fakesink
+         n.text_src ! queue ! webvttenc ! filesink location=FILE",
+        "vtt",
+    );
+    let vtt = std::fs::read_to_string(vtt).unwrap();
+    assert!(vtt.contains("00:00:00.000 --> 00:00:03.000"), "{vtt}");
+    assert_eq!(vtt.matches("A ball").count(), 1, "{vtt}");
+}
+
 #[test]
 fn live_cues_are_repeated_in_slices() {
     let fake = Fake::slow(Duration::from_millis(50));
@@ -380,7 +394,7 @@ fn written(branch: &str, extension: &str) -> (tempfile::TempDir, String) {
     let file = folder.path().join(format!("out.{extension}"));
     let file = file.to_str().unwrap().to_owned();
     let fake = Fake::new();
-    fake.plan().say = Some("A ball, and 1 < 2 & more".into());
+    fake.plan().say = Some("A ball, and it's 1 < 2 & more".into());
     let pipeline = Pipeline::new(
         &format!(
             "videotestsrc num-buffers=75 ! video/x-raw,width=64,height=48,framerate=25/1
@@ -429,7 +443,7 @@ fn markup_is_escaped_where_it_is_asked_for() {
     );
     let vtt = std::fs::read_to_string(vtt).unwrap();
     assert_eq!(
-        vtt.matches("A ball, and 1 &lt; 2 &amp; more").count(),
+        vtt.matches("A ball, and it's 1 &lt; 2 &amp; more").count(),
         3,
         "{vtt}"
     );
@@ -438,7 +452,11 @@ fn markup_is_escaped_where_it_is_asked_for() {
         "srt",
     );
     let srt = std::fs::read_to_string(srt).unwrap();
-    assert_eq!(srt.matches("A ball, and 1 < 2 & more").count(), 3, "{srt}");
+    assert_eq!(
+        srt.matches("A ball, and it's 1 < 2 & more").count(),
+        3,
+        "{srt}"
+    );
 }
 
 #[test]
@@ -475,5 +493,8 @@ fn matroska_keeps_the_captions_as_subtitles() {
     assert_eq!(texts(&text), cues);
     let said = pieces(&text).into_iter().find_map(|(_, _, text)| text);
     // The demuxer gives Pango markup.
-    assert_eq!(said.as_deref(), Some("A ball, and 1 &lt; 2 &amp; more"));
+    assert_eq!(
+        said.as_deref(),
+        Some("A ball, and it&apos;s 1 &lt; 2 &amp; more")
+    );
 }

@@ -97,13 +97,12 @@ impl Layout {
 
     /// A caption as Pango markup with its lines broken. Empty if there is nothing to show.
     pub fn markup(&self, text: &str) -> String {
-        let text = self.lines(text).join("\n");
-        let text = gst::glib::markup_escape_text(&text);
+        let text = faces::markup(&self.lines(text).join("\n"));
         match self.shaded && !text.is_empty() {
             // Pango's ground, not textoverlay's: that one is for some formats only and lost where
             // the text is attached as a meta.
             true => format!("<span background=\"black\" bgalpha=\"70%\">{text}</span>"),
-            false => text.into(),
+            false => text,
         }
     }
 

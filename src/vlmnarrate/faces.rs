@@ -187,6 +187,14 @@ impl TextCue {
     }
 }
 
+/// A text as Pango markup or in WebVTT. Quotes are none of their business: not all players read
+/// `&apos;`.
+pub(crate) fn markup(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}
+
 /// The lines of a text that have something to show, without control characters.
 pub(crate) fn lines(text: &str) -> impl Iterator<Item = String> {
     let lines = text.lines().map(|line| {

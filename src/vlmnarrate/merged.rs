@@ -75,6 +75,11 @@ impl Merged {
         let begin = begin.max(self.cursor.unwrap_or(begin));
         match caption {
             Some((caption, until)) => {
+                // Nothing was sent so far: a sink that waits for the first of it would hold up the
+                // video, and the cue with it. A gap of no length is enough for it.
+                if self.cursor.is_none() {
+                    pieces.push(Piece::Gap(begin..begin));
+                }
                 pieces.extend(self.gap(begin));
                 self.cue = Some(Cue {
                     caption: caption.clone(),
@@ -193,7 +198,8 @@ mod tests {
         fed.at(0, Some(&a)).at(960, Some(&a)).at(1000, Some(&again));
         // A frame was lost in between: its time is the caption's, too.
         fed.at(2010, Some(&b)).at(2050, Some(&b));
-        assert_eq!(fed.end(Some(&b)), ["(0, 2010) a", "(2010, 2090) b"]);
+        let pieces = fed.end(Some(&b));
+        assert_eq!(pieces, ["(0, 0)", "(0, 2010) a", "(2010, 2090) b"]);
     }
 
     #[test]
@@ -232,7 +238,8 @@ mod tests {
         let mut merged = Merged::default();
         let a = said("a", 0);
         let until = Some((&a, ms(100)));
-        assert_eq!(merged.frame(ms(0), Some(ms(40)), until), []);
+        let nothing = Piece::Gap(ms(0)..ms(0));
+        assert_eq!(merged.frame(ms(0), Some(ms(40)), until), [nothing]);
         // The next frame is late.
         let pieces = merged.frame(ms(5000), Some(ms(40)), Some((&said("b", 5000), ms(9000))));
         let text = Piece::Text(ms(0)..ms(100), a);
@@ -245,7 +252,8 @@ mod tests {
         let a = said("a", 0);
         fed.at(0, Some(&a)).at(299_960, Some(&a));
         fed.at(300_000, Some(&a)).at(300_040, Some(&a));
-        assert_eq!(fed.end(None), ["(0, 300000) a", "(300000, 300080) a"]);
+        let pieces = fed.end(None);
+        assert_eq!(pieces[1..], ["(0, 300000) a", "(300000, 300080) a"]);
     }
 
     #[test]
@@ -253,7 +261,9 @@ mod tests {
         let mut fed = Fed::default();
         fed.at(5000, Some(&said("a", 5000)));
         fed.at(0, Some(&said("a", 0)));
-        assert_eq!(fed.end(None), ["(5000, 5040) a", "(0, 40) a"]);
+        let pieces = fed.end(None);
+        let expected = ["(5000, 5000)", "(5000, 5040) a", "(0, 0)", "(0, 40) a"];
+        assert_eq!(pieces, expected);
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use gst::{ClockTime, glib, prelude::*};
+use gst::{ClockTime, prelude::*};
 
 use super::{
-    faces::TextCue,
+    faces::{self, TextCue},
     merged::{Merged, Piece},
     timeline::{Cue, Timeline, late_cue},
 };
@@ -340,7 +340,7 @@ impl TextPad {
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
         let mut cue = TextCue::new(caption, span);
         if wants_markup(pad) {
-            cue.text = glib::markup_escape_text(&cue.text).into();
+            cue.text = faces::markup(&cue.text);
         }
         let flow = pad.push(gst::Buffer::from(cue));
         let mut state = self.lock();
