@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import queue
-import signal
 import socket
 import socketserver
 import sys
@@ -21,10 +20,8 @@ import threading
 import time
 import urllib.parse
 
-import gi
-
-gi.require_version("Gst", "1.0")
-from gi.repository import GLib, Gst
+import narrate
+from narrate import Gst
 
 KEPT = 100  # captions that a new client is told
 WAITING = 200  # events that a client may be behind before it is let go
@@ -197,40 +194,19 @@ def main():
     Gst.init(None)
     server = listen()
     server.page = pathlib.Path(sys.argv[1]).read_bytes()
-    pipeline = Gst.parse_launchv(sys.argv[2:])
+    pipeline = narrate.launch(sys.argv[2:])
     server.captions = captions = Captions()
     server.viewers = Viewers(pipeline.get_by_name("clients"))
-    loop = GLib.MainLoop()
-    status = 0
-
-    def on_message(_bus, message):
-        nonlocal status
-        if message.type == Gst.MessageType.ELEMENT:
-            caption = message.get_structure()
-            if caption.get_name() == "vlmnarrate":
-                # When the frame was seen, not when the model had done with it.
-                seen = time.time() - caption["latency-ms"] / 1000
-                data = {"time": round(seen * 1000), "text": caption["text"]}
-                captions.add(data, caption["sequence"], caption["partial"])
-        elif message.type == Gst.MessageType.ERROR:
-            error, _ = message.parse_error()
-            print(error.message, file=sys.stderr)
-            status = 1
-            loop.quit()
-        elif message.type == Gst.MessageType.EOS:
-            loop.quit()
-
-    bus = pipeline.get_bus()
-    bus.add_signal_watch()
-    bus.connect("message", on_message)
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        GLib.unix_signal_add(GLib.PRIORITY_HIGH, sign, loop.quit)
-    pipeline.set_state(Gst.State.PLAYING)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     where = "this machine only" if ipaddress.ip_address(server.server_address[0]).is_loopback else "everyone who can reach this machine"
     print(f"Serving {server.url} for {where}; Ctrl-C ends it", file=sys.stderr, flush=True)
-    loop.run()
-    pipeline.set_state(Gst.State.NULL)
+
+    def add(caption):
+        # When the frame was seen, not when the model had done with it.
+        seen = time.time() - caption["latency-ms"] / 1000
+        captions.add({"time": round(seen * 1000), "text": caption["text"]}, caption["sequence"], caption["partial"])
+
+    status = narrate.Run(pipeline, add, narrate.Progress(quiet=True)).run()
     server.shutdown()
     server.server_close()
     return status

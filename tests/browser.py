@@ -321,7 +321,7 @@ class Live(Browser):
 
     def end(self, server, sign=signal.SIGINT):
         server.send_signal(sign)
-        self.assertEqual(server.wait(10), 0)
+        self.assertEqual(server.wait(10), 128 + sign)
         self.assertNotIn("Traceback", self.said(server))
 
     def test_clients_come_and_go(self):

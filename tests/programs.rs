@@ -29,6 +29,15 @@ fn narrate(plugin: &Plugin, options: &str, pipeline: &str) -> Command {
     command
 }
 
+/// A Python program that may import what is in `pipelines`.
+fn importing(plugin: &Plugin, program: &str) -> Command {
+    let mut python = plugin.python();
+    python
+        .args(["-c", program])
+        .env("PYTHONPATH", repository("pipelines"));
+    python
+}
+
 fn said(mut command: Command) -> Said {
     command.output().unwrap().into()
 }
@@ -76,12 +85,7 @@ caption['partial'] = True
 assert narrate.as_text(caption) is None
 assert [narrate.span(s) for s in (0.1, 59.5, 3700)] == ['1 s', '1 min 0 s', '1 h 1 min']
 ";
-    let plugin = Plugin::new();
-    let mut python = plugin.python();
-    python
-        .args(["-c", program])
-        .env("PYTHONPATH", repository("pipelines"));
-    let said = said(python);
+    let said = said(importing(&Plugin::new(), program));
     assert_eq!(said.status, Some(0), "{said:?}");
 }
 
@@ -97,11 +101,8 @@ sys.exit(narrate.Run(pipeline, progress=narrate.Progress(every=float(sys.argv[1]
     let pipeline = format!("{} ! fakesink sync=true", red(40));
     let plugin = Plugin::new();
     let progress = |every: &str| {
-        let mut python = plugin.python();
-        python
-            .args(["-c", program, every])
-            .args(pipeline.split_whitespace())
-            .env("PYTHONPATH", repository("pipelines"));
+        let mut python = importing(&plugin, program);
+        python.arg(every).args(pipeline.split_whitespace());
         said(python)
     };
     let often = progress("1");
@@ -545,12 +546,7 @@ page = file.getvalue().decode()
 assert "<script" not in page, page
 assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;quoted&quot;" in page, page
 "#;
-    let plugin = Plugin::new();
-    let mut python = plugin.python();
-    python
-        .args(["-c", program])
-        .env("PYTHONPATH", repository("pipelines"));
-    let said = said(python);
+    let said = said(importing(&Plugin::new(), program));
     assert_eq!(said.status, Some(0), "{said:?}");
 }
 

@@ -84,64 +84,26 @@ impl Default for Look {
     }
 }
 
+#[rustfmt::skip]
 pub static PROPERTIES: LazyLock<Vec<Property<Look>>> = LazyLock::new(|| {
     vec![
-        row(
-            Playing,
-            ("font-desc", "Font description"),
-            (),
-            |l| &mut l.font_desc,
+        row(Playing, ("font-desc", "Font description"), (), |l| &mut l.font_desc,
             "Pango description of the font, as in Sans Bold 24. Without a size it follows the \
-             picture's (null = Sans)",
-        ),
-        row(
-            Playing,
-            ("color", "Color"),
-            0..=u32::MAX,
-            |l| &mut l.color,
-            "Colour of the text, big-endian ARGB",
-        ),
-        row(
-            Playing,
-            ("valignment", "Vertical alignment"),
-            (),
-            |l| &mut l.valignment,
-            "Where captions stand, from top to bottom",
-        ),
-        row(
-            Playing,
-            ("halignment", "Horizontal alignment"),
-            (),
-            |l| &mut l.halignment,
-            "Where captions stand, from left to right",
-        ),
-        row(
-            Playing,
-            ("wrap-mode", "Wrap mode"),
-            (),
-            |l| &mut l.wrap_mode,
-            "Where a line may be broken",
-        ),
-        row(
-            Playing,
-            ("lines", "Lines"),
-            1..=20,
-            |l| &mut l.lines,
-            "Lines of text at most; what doesn't fit is cut off with an ellipsis",
-        ),
-        row(
-            Playing,
-            ("shaded-background", "Shaded background"),
-            (),
+             picture's (null = Sans)"),
+        row(Playing, ("color", "Color"), 0..=u32::MAX, |l| &mut l.color,
+            "Colour of the text, big-endian ARGB"),
+        row(Playing, ("valignment", "Vertical alignment"), (), |l| &mut l.valignment,
+            "Where captions stand, from top to bottom"),
+        row(Playing, ("halignment", "Horizontal alignment"), (), |l| &mut l.halignment,
+            "Where captions stand, from left to right"),
+        row(Playing, ("wrap-mode", "Wrap mode"), (), |l| &mut l.wrap_mode,
+            "Where a line may be broken"),
+        row(Playing, ("lines", "Lines"), 1..=20, |l| &mut l.lines,
+            "Lines of text at most; what doesn't fit is cut off with an ellipsis"),
+        row(Playing, ("shaded-background", "Shaded background"), (),
             |l| &mut l.shaded_background,
-            "Put the text on a dark ground",
-        ),
-        row(
-            Playing,
-            ("silent", "Silent"),
-            (),
-            |l| &mut l.silent,
-            "Draw nothing",
-        ),
+            "Put the text on a dark ground"),
+        row(Playing, ("silent", "Silent"), (), |l| &mut l.silent,
+            "Draw nothing"),
     ]
 });
