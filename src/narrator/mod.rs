@@ -12,6 +12,7 @@
 
 mod engine;
 mod mailbox;
+mod registry;
 mod smolvlm;
 mod worker;
 

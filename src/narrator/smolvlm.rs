@@ -1,11 +1,22 @@
 //! SmolVLM as an [`Engine`].
 
-use std::sync::Arc;
-
-use super::engine::{
-    Checkpoint, Engine, EngineInfo, EngineLoader, Error, LoadWatch, ModelSettings, Watch,
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, LazyLock},
 };
-use crate::smolvlm::{self, Description, LoadOptions, Model, Request, Session, Source};
+
+use super::{
+    engine::{
+        Checkpoint, Engine, EngineInfo, EngineLoader, Error, LoadWatch, ModelSettings, Watch,
+    },
+    registry::Registry,
+};
+use crate::smolvlm::{
+    self, Description, Fingerprint, LoadOptions, Model, Request, Session, Source,
+};
+
+/// Elements with the same model, loaded in the same way, share its weights and its threads.
+static LOADED: LazyLock<Registry<(Fingerprint, LoadOptions), Model>> = LazyLock::new(Registry::new);
 
 /// Loads the SmolVLM family from a folder, or the embedded demo model.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,15 +58,23 @@ impl Checkpoint for SmolVlmCheckpoint {
     }
 
     fn load(&self, watch: &mut LoadWatch<'_>) -> Result<Box<dyn Engine>, Error> {
-        let mut progress = |done, total| watch(done, total);
-        let model = Model::load(&self.checkpoint, &self.options, &mut progress)?;
+        let key = (self.checkpoint.fingerprint().clone(), self.options);
+        let waiting = |watch: &mut LoadWatch<'_>| match watch(0, 1) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(smolvlm::Error::Cancelled),
+        };
+        let load = |watch: &mut LoadWatch<'_>| {
+            let mut progress = |done, total| watch(done, total);
+            Model::load(&self.checkpoint, &self.options, &mut progress)
+        };
+        let model = LOADED.get(key, watch, waiting, load)?;
         let session = model.session();
         Ok(Box::new(SmolVlm { model, session }))
     }
 }
 
 struct SmolVlm {
-    model: Model,
+    model: Arc<Model>,
     session: Session,
 }
 

@@ -52,7 +52,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use generate::{Description, Event, Request, Sampling, Session, Timings};
 pub use image::{Picture, Processed, Processor};
 pub use prompt::{Content, Message, Prompt, Prompter, Role, Span, question, video};
-pub use source::{Checkpoint, Source};
+pub use source::{Checkpoint, Fingerprint, Source};
 pub use vision::Vision;
 pub use weights::Progress;
 
@@ -73,7 +73,7 @@ fn layer_done(observer: &mut Observer<'_>) -> Result<()> {
 }
 
 /// The type that weights are held and products are computed in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum DType {
     /// The fastest on the device: f32 on the CPU, where candle widens anything smaller on each product.
     #[default]
@@ -93,7 +93,7 @@ impl DType {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct LoadOptions {
     pub dtype: DType,
     /// CPU threads for matrix products; 0 takes all cores. candle runs element-wise operations in a pool

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, Read},
     path::{Component, Path, PathBuf},
+    time::SystemTime,
 };
 
 use serde::Deserialize;
@@ -15,7 +16,7 @@ use super::{
 };
 
 /// What the `model` property names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Source {
     /// The model embedded in this library; it knows `videotestsrc` pictures only.
     Demo,
@@ -166,6 +167,43 @@ fn local_dir_revision(folder: &Path) -> Option<String> {
     (commit.len() == 40 && commit.chars().all(|c| c.is_ascii_hexdigit())).then(|| commit.to_owned())
 }
 
+/// Tells whether two checkpoints are the same: the same files, unchanged since.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Fingerprint(Vec<FileState>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct FileState {
+    path: PathBuf,
+    /// Where there is such a file.
+    size: Option<u64>,
+    modified: Option<SystemTime>,
+}
+
+impl Fingerprint {
+    fn new(source: &Source, weights: &Weights) -> Self {
+        let others = [
+            CONFIG,
+            PREPROCESSOR_CONFIG,
+            PROCESSOR_CONFIG,
+            TOKENIZER,
+            "chat_template.jinja",
+            "generation_config.json",
+        ];
+        let others = others.into_iter().map(|name| source.path(name));
+        let files = others.chain(weights.paths().map(Path::to_owned));
+        let states = files.map(|path| {
+            let file = fs::metadata(&path).ok();
+            FileState {
+                // A link may lead elsewhere tomorrow, a folder have two names.
+                path: path.canonicalize().unwrap_or(path),
+                size: file.as_ref().map(fs::Metadata::len),
+                modified: file.and_then(|file| file.modified().ok()),
+            }
+        });
+        Self(states.collect())
+    }
+}
+
 /// A model's files, looked at and found fit, nothing heavy read yet.
 pub struct Checkpoint {
     pub(super) source: Source,
@@ -177,6 +215,7 @@ pub struct Checkpoint {
     /// Ids that end generation, from `generation_config.json`.
     pub(super) eos: Vec<u32>,
     pub(super) weights: Weights,
+    fingerprint: Fingerprint,
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -200,6 +239,7 @@ impl Checkpoint {
         Ok(Self {
             name,
             revision,
+            fingerprint: Fingerprint::new(source, &weights),
             chat_template: chat_template(source)?,
             eos: eos(source)?,
             source: source.clone(),
@@ -217,6 +257,10 @@ impl Checkpoint {
     /// The hub's commit, or empty where the folder doesn't tell.
     pub fn revision(&self) -> &str {
         &self.revision
+    }
+
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
     }
 
     pub fn is_demo(&self) -> bool {

@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     io::{self, Read, Seek, SeekFrom},
     ops::ControlFlow,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Mutex,
 };
 
@@ -67,6 +67,10 @@ impl Weights {
         }
         weights.total = weights.entries.values().map(|e| e.len as u64).sum();
         Ok(weights)
+    }
+
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
     }
 
     fn find(&self, name: &str) -> CandleResult<&Entry> {
