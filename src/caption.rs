@@ -94,6 +94,8 @@ pub struct Caption {
     pub sequence: u64,
     /// Tokens generated.
     pub tokens: u32,
+    /// With which probability the text is this one of the `choices`; 1 without any.
+    pub probability: f64,
     /// The text stops at `max-tokens`, not where the model would have ended it.
     pub truncated: bool,
     /// The text so far, not yet the whole of it.

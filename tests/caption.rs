@@ -31,6 +31,7 @@ fn caption() -> Caption {
         device: "cpu".into(),
         sequence: u64::MAX,
         tokens: 9,
+        probability: 0.75,
         truncated: true,
         partial: true,
         cost: Cost {
@@ -44,7 +45,7 @@ fn caption() -> Caption {
 }
 
 /// The contract: name and type of each field.
-const FIELDS: [(&str, &str); 22] = [
+const FIELDS: [(&str, &str); 23] = [
     ("timestamp", "guint64"),
     ("stream-time", "guint64"),
     ("running-time", "guint64"),
@@ -58,6 +59,7 @@ const FIELDS: [(&str, &str); 22] = [
     ("sequence", "guint64"),
     ("frame", "guint64"),
     ("tokens", "guint"),
+    ("probability", "gdouble"),
     ("truncated", "gboolean"),
     ("partial", "gboolean"),
     ("trigger", "gchararray"),

@@ -73,6 +73,105 @@ fn a_folder_is_loaded_and_described_with() {
     assert_eq!(heard.texts(), again.texts());
 }
 
+/// What the demo model says of a screen of one colour, in a second.
+fn screen(pattern: &str, set: impl FnOnce(&Pipeline)) -> Heard {
+    let pipeline = Pipeline::new(
+        &format!(
+            "videotestsrc pattern={pattern} num-buffers=2
+             ! video/x-raw,width=64,height=48,framerate=1/1 ! vlmnarrate name=n ! fakesink"
+        ),
+        &Fake::new(),
+    );
+    pipeline.narrator.set_engine_loader(SmolVlmLoader);
+    set(&pipeline);
+    pipeline.run_to_eos()
+}
+
+#[test]
+fn a_caption_is_one_of_the_choices() {
+    let choices = "A solid blue screen. | A solid red screen.|A solid red";
+    for (pattern, text) in [
+        ("red", "A solid red screen."),
+        ("blue", "A solid blue screen."),
+    ] {
+        let heard = screen(pattern, |pipeline| {
+            pipeline.narrator.set_property("choices", choices);
+            // Choices are as long as they are.
+            pipeline.narrator.set_property("max-tokens", 1u32);
+        });
+        let caption = &heard.captions[1];
+        assert_eq!(caption.text, text);
+        assert!(!caption.truncated);
+        assert!(
+            (0.9..=1.0).contains(&caption.probability),
+            "{}",
+            caption.probability
+        );
+    }
+    // What nobody would say is said where there is nothing else.
+    let heard = screen("red", |pipeline| {
+        pipeline
+            .narrator
+            .set_property("choices", "Television snow.");
+    });
+    assert_eq!(heard.texts(), ["Television snow."; 2]);
+    assert_eq!(heard.captions[0].probability, 1.0);
+    // Two that are about as wrong share the probability.
+    let either = |choices: &str| {
+        let heard = screen("red", |pipeline| {
+            pipeline.narrator.set_property("choices", choices);
+        });
+        heard.captions[0].probability
+    };
+    assert!(either("black|snow") < 1.0);
+}
+
+#[test]
+fn a_choice_that_can_not_be_written_is_named() {
+    let heard = screen("red", |pipeline| {
+        pipeline
+            .narrator
+            .set_property("choices", "yes|<end_of_utterance>");
+    });
+    assert!(heard.captions.is_empty());
+    let warning = &heard.warnings[0];
+    assert!(
+        warning.contains("choices") && warning.contains("<end_of_utterance>"),
+        "{warning}"
+    );
+}
+
+#[test]
+fn a_stop_string_ends_the_caption() {
+    let heard = screen("red", |pipeline| {
+        pipeline
+            .narrator
+            .set_property("stop-strings", "nowhere| screen");
+        pipeline.narrator.set_property("partial-captions", true);
+    });
+    assert_eq!(heard.texts(), ["A solid red"; 2]);
+    assert!(!heard.captions[0].truncated);
+    assert_eq!(heard.captions[0].probability, 1.0);
+    assert!(
+        heard
+            .partials
+            .iter()
+            .all(|partial| !partial.text.contains("screen"))
+    );
+}
+
+#[test]
+fn describe_now_is_not_limited_to_the_choices() {
+    let heard = screen("red", |pipeline| {
+        pipeline.narrator.set_property("choices", "yes|no");
+        pipeline.reach(gst::State::Ready);
+        pipeline.narrator.describe_now(None, None).unwrap();
+    });
+    let texts = heard.texts();
+    assert!(texts.contains(&"A solid red screen."), "{texts:?}");
+    assert!(texts.contains(&"yes") || texts.contains(&"no"), "{texts:?}");
+}
+
 #[test]
 fn an_image_size_that_does_not_fit_is_refused_with_the_remedy() {
     let pipeline = Pipeline::new(LINE, &Fake::new());

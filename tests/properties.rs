@@ -16,7 +16,7 @@ const READY: [&str; 6] = [
     "merge-captions",
 ];
 
-const PLAYING: [&str; 19] = [
+const PLAYING: [&str; 22] = [
     "prompt",
     "system-prompt",
     "image-size",
@@ -24,8 +24,11 @@ const PLAYING: [&str; 19] = [
     "temperature",
     "top-p",
     "top-k",
+    "min-p",
     "repetition-penalty",
     "seed",
+    "stop-strings",
+    "choices",
     "interval",
     "every-nth",
     "scene-threshold",

@@ -29,6 +29,9 @@ pub struct Question {
     pub prompt: String,
     pub max_tokens: u32,
     pub sampling: Sampling,
+    pub stop_strings: Vec<String>,
+    /// What the caption is one of; empty for anything.
+    pub choices: Vec<String>,
     /// Tell of the text at each token.
     pub partial: bool,
 }
@@ -252,6 +255,8 @@ impl Shared {
             prompt: &job.question.prompt,
             max_tokens: job.question.max_tokens as usize,
             sampling: job.question.sampling,
+            stop_strings: &job.question.stop_strings,
+            choices: &job.question.choices,
         };
         let mut tokens = 0;
         let result = engine.describe(&request, &mut |event| {
@@ -265,6 +270,8 @@ impl Shared {
                         text: text.to_owned(),
                         tokens,
                         truncated: false,
+                        // Nobody knows yet which it will be.
+                        probability: 1.0,
                         timings: Default::default(),
                     };
                     self.events.partial(Narrated {
@@ -308,6 +315,7 @@ fn caption(job: &Job, info: &EngineInfo, description: Description, partial: bool
         device: info.device.clone(),
         sequence: 0,
         tokens: description.tokens.try_into().unwrap_or(u32::MAX),
+        probability: description.probability,
         truncated: description.truncated,
         partial,
         cost: Cost {

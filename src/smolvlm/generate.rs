@@ -11,7 +11,9 @@ use candle_transformers::{
     utils::apply_repeat_penalty,
 };
 
-use super::{Error, KvCache, Model, Observer, Picture, Prompt, Result, prompt::question};
+use super::{
+    Error, KvCache, Model, Observer, Picture, Prompt, Result, choices::Walk, prompt::question,
+};
 
 /// What to describe and how.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +25,10 @@ pub struct Request<'a> {
     /// Most tokens of the caption.
     pub max_tokens: usize,
     pub sampling: Sampling,
+    /// Each ends the caption where it comes up, and is no part of it.
+    pub stop_strings: &'a [String],
+    /// What the caption is one of; empty for anything. Then `max_tokens` doesn't count.
+    pub choices: &'a [String],
 }
 
 /// How the next token is chosen; the default is greedy.
@@ -34,6 +40,8 @@ pub struct Sampling {
     pub top_p: f64,
     /// Sample among so many of the likeliest tokens; 0 takes all.
     pub top_k: usize,
+    /// Sample among tokens at least so likely as this share of the likeliest; 0 takes all.
+    pub min_p: f64,
     /// Above 1, tokens already in prompt or caption lose weight.
     pub repetition_penalty: f32,
     pub seed: u64,
@@ -45,6 +53,7 @@ impl Default for Sampling {
             temperature: 0.0,
             top_p: 1.0,
             top_k: 0,
+            min_p: 0.0,
             repetition_penalty: 1.0,
             seed: 0,
         }
@@ -71,6 +80,17 @@ impl Sampling {
         };
         LogitsProcessor::from_sampling(self.seed, sampling)
     }
+
+    /// Leaves only the logits that `min_p` does.
+    fn restrict(&self, logits: &mut [f32]) {
+        let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let least = f64::from(highest) + self.temperature * self.min_p.ln();
+        for logit in logits {
+            if f64::from(*logit) < least {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
 }
 
 /// What an observer is told while a caption is made.
@@ -90,6 +110,8 @@ pub struct Description {
     pub tokens: usize,
     /// Whether `max_tokens` ended it.
     pub truncated: bool,
+    /// With which probability the text is this one of the `choices`; 1 without any.
+    pub probability: f64,
     pub timings: Timings,
 }
 
@@ -138,6 +160,7 @@ impl Model {
         let mut watch = Stopwatch(Instant::now());
         let mut timings = Timings::default();
 
+        let choices = self.choices(request.choices)?;
         let messages = question(request.system, request.pictures.len(), request.prompt);
         let spans = request.pictures.iter().map(|p| self.span(p, (0, 0)));
         let prompt = self
@@ -156,16 +179,32 @@ impl Model {
             .collect::<Result<Vec<_>>>()?;
         timings.vision = watch.lap();
 
-        let logits = self.prefill(session, &prompt, &features, request.max_tokens, observer)?;
+        let room = match request.choices {
+            [] => request.max_tokens,
+            _ => choices.longest(),
+        };
+        let logits = self.prefill(session, &prompt, &features, room, observer)?;
         timings.prefill = watch.lap();
 
-        let (ids, stopped) = self.decode(session, &prompt, logits, request, observer)?;
+        let Decoded {
+            ids,
+            stopped,
+            probability,
+        } = match choices.walk() {
+            Some(walk) => self.choose(session, walk, logits, request, observer)?,
+            None => self.decode(session, &prompt, logits, request, observer)?,
+        };
         timings.decode = watch.lap();
 
+        let text = self.prompter.decode(&ids)?;
+        let text = before_stop(&text, request.stop_strings).unwrap_or(&text);
+        // max-tokens may have come between two bytes of a character.
+        let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
         Ok(Description {
-            text: self.prompter.decode(&ids)?.trim().to_owned(),
+            text: text.trim().to_owned(),
             tokens: ids.len(),
             truncated: !stopped,
+            probability,
             timings,
         })
     }
@@ -216,7 +255,49 @@ impl Model {
         self.decoder.forward(&embeds, &mut session.cache, observer)
     }
 
-    /// Tokens until a stop token (true) or until `max_tokens` of them (false).
+    /// One of the choices; asks the model only where there is something to choose.
+    fn choose(
+        &self,
+        session: &mut Session,
+        mut walk: Walk<'_>,
+        logits: Tensor,
+        request: &Request<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Result<Decoded> {
+        let mut processor = request.sampling.processor();
+        let mut ids: Vec<u32> = Vec::new();
+        // Tokens that the model has seen, and what it made of the last.
+        let (mut seen, mut logits) = (0, Some(logits));
+        while !walk.is_done() {
+            if let Some(token) = walk.only() {
+                walk.take_only(token);
+                ids.push(token);
+            } else {
+                for token in &ids[seen..] {
+                    logits = Some(self.step(session, *token, observer)?);
+                }
+                seen = ids.len();
+                let Some(logits) = &logits else { break };
+                let mut scores = scores(logits)?;
+                walk.restrict(&mut scores, &self.stop);
+                let restricted = Tensor::new(scores.as_slice(), logits.device())?;
+                let token = processor.sample(&restricted)?;
+                walk.take(token, &scores, &self.stop);
+                if self.stop.contains(&token) {
+                    break;
+                }
+                ids.push(token);
+            }
+            self.report(&ids, &[], observer)?;
+        }
+        Ok(Decoded {
+            ids,
+            stopped: true,
+            probability: walk.probability(),
+        })
+    }
+
+    /// Tokens until a stop token or string, or until `max_tokens` of them.
     fn decode(
         &self,
         session: &mut Session,
@@ -224,7 +305,12 @@ impl Model {
         mut logits: Tensor,
         request: &Request<'_>,
         observer: &mut Observer<'_>,
-    ) -> Result<(Vec<u32>, bool)> {
+    ) -> Result<Decoded> {
+        let decoded = |ids, stopped| Decoded {
+            ids,
+            stopped,
+            probability: 1.0,
+        };
         let penalty = request.sampling.repetition_penalty;
         let mut processor = request.sampling.processor();
         let mut ids = Vec::with_capacity(request.max_tokens);
@@ -234,36 +320,96 @@ impl Model {
             if penalty != 1.0 {
                 logits = apply_repeat_penalty(&logits, penalty, &context)?;
             }
+            let Sampling {
+                min_p, temperature, ..
+            } = request.sampling;
+            if min_p > 0.0 && temperature > 0.0 {
+                let mut scores = scores(&logits)?;
+                request.sampling.restrict(&mut scores);
+                logits = Tensor::new(scores.as_slice(), logits.device())?;
+            }
             let token = processor.sample(&logits)?;
             if self.stop.contains(&token) {
-                return Ok((ids, true));
+                return Ok(decoded(ids, true));
             }
             ids.push(token);
             context.push(token);
-            self.report(&ids, observer)?;
+            if self.report(&ids, request.stop_strings, observer)? {
+                return Ok(decoded(ids, true));
+            }
             if ids.len() >= request.max_tokens {
-                return Ok((ids, false));
+                return Ok(decoded(ids, false));
             }
             logits = self.step(session, token, observer)?;
         }
     }
 
-    /// Shows the text so far, unless its last character is still missing bytes.
-    fn report(&self, ids: &[u32], observer: &mut Observer<'_>) -> Result<()> {
+    /// Shows the text so far, unless its last character is still missing bytes. Says whether one of
+    /// the strings that end it has come.
+    fn report(
+        &self,
+        ids: &[u32],
+        stop_strings: &[String],
+        observer: &mut Observer<'_>,
+    ) -> Result<bool> {
         let text = self.prompter.decode(ids)?;
         if text.ends_with(char::REPLACEMENT_CHARACTER) {
-            return Ok(());
+            return Ok(false);
         }
-        match observer(Event::Text(text.trim_start())) {
-            ControlFlow::Continue(()) => Ok(()),
+        let before = before_stop(&text, stop_strings);
+        match observer(Event::Text(before.unwrap_or(&text).trim_start())) {
+            ControlFlow::Continue(()) => Ok(before.is_some()),
             ControlFlow::Break(()) => Err(Error::Cancelled),
         }
     }
 }
 
+/// What was generated, and how it ended.
+struct Decoded {
+    ids: Vec<u32>,
+    /// Not by `max_tokens`.
+    stopped: bool,
+    probability: f64,
+}
+
+/// Logits as numbers.
+fn scores(logits: &Tensor) -> Result<Vec<f32>> {
+    Ok(logits
+        .to_dtype(candle_core::DType::F32)?
+        .flatten_all()?
+        .to_vec1()?)
+}
+
+/// What stands before the first of these strings, if one is there.
+fn before_stop<'t>(text: &'t str, stop_strings: &[String]) -> Option<&'t str> {
+    let ends = stop_strings.iter().filter(|stop| !stop.is_empty());
+    let end = ends.filter_map(|stop| text.find(stop.as_str())).min()?;
+    Some(&text[..end])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn min_p_leaves_what_is_likely_enough() {
+        let sampling = Sampling {
+            temperature: 2.0,
+            min_p: 0.5,
+            ..Sampling::default()
+        };
+        // After the temperature these are 1, 0.51 and 0.49 of the likeliest.
+        let mut logits = [0.0, 2.0 * 0.51f32.ln(), 2.0 * 0.49f32.ln()];
+        sampling.restrict(&mut logits);
+        assert_eq!(logits.map(f32::is_finite), [true, true, false]);
+    }
+
+    #[test]
+    fn the_first_stop_string_counts() {
+        let stop = ["b", "", "ab"].map(str::to_owned);
+        assert_eq!(before_stop("xaby", &stop), Some("x"));
+        assert_eq!(before_stop("xay", &stop), None);
+    }
 
     #[test]
     fn greedy_is_the_default_and_every_knob_counts() {

@@ -24,6 +24,8 @@
 //!     prompt: "Describe this frame in one sentence.",
 //!     max_tokens: 20,
 //!     sampling: Sampling::default(),
+//!     stop_strings: &[],
+//!     choices: &[],
 //! };
 //! let caption = model.describe(&mut model.session(), &request, &mut |_| ControlFlow::Continue(()))?;
 //! assert!(caption.text.contains("red"));
@@ -31,6 +33,7 @@
 //! # }
 //! ```
 
+mod choices;
 mod config;
 mod decoder;
 mod error;

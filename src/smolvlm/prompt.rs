@@ -161,6 +161,14 @@ impl Prompter {
         Ok(Prompt { ids, images })
     }
 
+    /// Ids of a text as a model would write it.
+    pub(super) fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode(text, false);
+        encoding
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|e| Error::Prompt(format!("the tokenizer fails: {e}")))
+    }
+
     /// Text of generated ids without special tokens, as the reference decodes it.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.tokenizer

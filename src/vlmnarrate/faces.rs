@@ -73,6 +73,7 @@ fn write(caption: &Caption, s: &mut gst::StructureRef) {
     s.set("sequence", caption.sequence);
     s.set("frame", stamp.frame);
     s.set("tokens", caption.tokens);
+    s.set("probability", caption.probability);
     s.set("truncated", caption.truncated);
     s.set("partial", caption.partial);
     s.set("trigger", stamp.trigger.as_str());
@@ -109,6 +110,7 @@ fn read(s: &gst::StructureRef) -> Result<Caption, NotACaption> {
         device: field(s, "device")?,
         sequence: field(s, "sequence")?,
         tokens: field(s, "tokens")?,
+        probability: field(s, "probability")?,
         truncated: field(s, "truncated")?,
         partial: field(s, "partial")?,
         cost: Cost {

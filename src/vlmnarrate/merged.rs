@@ -158,6 +158,7 @@ mod tests {
             device: String::new(),
             sequence: 0,
             tokens: 0,
+            probability: 1.0,
             truncated: false,
             partial: false,
             cost: Cost::default(),

@@ -58,7 +58,8 @@ glib::wrapper! {
     /// - `model`, `revision`, `device` (string): what made it.
     /// - `sequence` (#guint64): number of the caption since the element started, from 0.
     /// - `frame` (#guint64): number of the frame since the element started, from 0.
-    /// - `tokens` (#guint): length of the caption; `truncated` (#gboolean): it was cut off at
+    /// - `tokens` (#guint): length of the caption; `probability` (#gdouble): of this one of the
+    ///   `choices`, 1 without any; `truncated` (#gboolean): it was cut off at
     ///   `max-tokens`.
     /// - `partial` (#gboolean): more is to come (with `partial-captions`, in messages only).
     /// - `trigger` (string): `interval`, `scene` (the picture had changed, with `scene-threshold`) or

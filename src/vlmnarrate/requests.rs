@@ -42,6 +42,7 @@ impl Request {
         Asking {
             prompt: self.prompt.clone().or_else(|| detail.prompt.clone()),
             max_tokens: self.max_tokens.unwrap_or(detail.max_tokens),
+            choices: None,
         }
     }
 }

@@ -54,6 +54,7 @@ struct Described {
     thumbnail: Thumbnail,
     position: Option<ClockTime>,
     prompt: String,
+    choices: Vec<String>,
 }
 
 impl Scene {
@@ -72,7 +73,9 @@ impl Scene {
         }
         let thumbnail = Thumbnail::new(picture);
         let trigger = match &self.0 {
-            Some(last) if last.prompt == question.prompt => {
+            Some(last)
+                if (&last.prompt, &last.choices) == (&question.prompt, &question.choices) =>
+            {
                 let silence = position
                     .zip(last.position)
                     .map(|(now, then)| now.absdiff(then));
@@ -90,6 +93,7 @@ impl Scene {
             thumbnail,
             position,
             prompt: question.prompt.clone(),
+            choices: question.choices.clone(),
         });
         Some(trigger)
     }
@@ -119,6 +123,8 @@ mod tests {
             prompt: prompt.into(),
             max_tokens: 1,
             sampling: Sampling::default(),
+            stop_strings: vec![],
+            choices: vec![],
             partial: false,
         }
     }

@@ -77,11 +77,19 @@ impl From<DType> for narrator::DType {
     }
 }
 
+/// The parts of a text that are separated by bars.
+fn parts(text: &Option<String>) -> impl Iterator<Item = &str> {
+    let parts = text.as_deref().unwrap_or_default().split('|');
+    parts.filter(|part| !part.trim_matches(' ').is_empty())
+}
+
 /// How a question is put; `describe-now` has its own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Asking {
     pub prompt: Option<String>,
     pub max_tokens: u32,
+    /// Separated by bars.
+    pub choices: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -97,8 +105,10 @@ pub struct Settings {
     pub temperature: f64,
     pub top_p: f64,
     pub top_k: u32,
+    pub min_p: f64,
     pub repetition_penalty: f64,
     pub seed: u64,
+    pub stop_strings: Option<String>,
     pub mode: Mode,
     pub pace: Pace,
     pub expire: gst::ClockTime,
@@ -128,18 +138,22 @@ impl Default for Settings {
             asking: Asking {
                 prompt: Some("Describe this frame in one sentence.".into()),
                 max_tokens: 20,
+                choices: None,
             },
             detail: Asking {
                 prompt: Some("Describe this frame in detail.".into()),
                 max_tokens: 50,
+                choices: None,
             },
             system_prompt: None,
             image_size: 0,
             temperature: sampling.temperature,
             top_p: sampling.top_p,
             top_k: 0,
+            min_p: sampling.min_p,
             repetition_penalty: sampling.repetition_penalty.into(),
             seed: sampling.seed,
+            stop_strings: None,
             mode: Mode::Auto,
             pace: Pace {
                 interval: gst::ClockTime::SECOND,
@@ -191,9 +205,14 @@ impl Settings {
                 temperature: self.temperature,
                 top_p: self.top_p,
                 top_k: self.top_k as usize,
+                min_p: self.min_p,
                 repetition_penalty: self.repetition_penalty as f32,
                 seed: self.seed,
             },
+            stop_strings: parts(&self.stop_strings).map(str::to_owned).collect(),
+            choices: parts(&asking.choices)
+                .map(|part| part.trim().to_owned())
+                .collect(),
             partial: self.partial_captions,
         }
     }
@@ -232,11 +251,20 @@ pub fn properties() -> Vec<Property<Settings>> {
         row(Playing, ("top-k", "Top k"), 0..=u32::MAX, |s| &mut s.top_k,
             "Choose among this many of the likeliest tokens \
              (0 = all; heeded when temperature is above 0)"),
+        row(Playing, ("min-p", "Min p"), 0.0..=1.0, |s| &mut s.min_p,
+            "Choose among tokens at least so likely as this share of the likeliest \
+             (0 = all; heeded when temperature is above 0)"),
         row(Playing, ("repetition-penalty", "Repetition penalty"), 0.1..=10.0,
             |s| &mut s.repetition_penalty,
             "Divides the score of tokens that were used before (1 = off)"),
         row(Playing, ("seed", "Seed"), 0..=u64::MAX, |s| &mut s.seed,
             "Start of the random choices of each caption (heeded when temperature is above 0)"),
+        row(Playing, ("stop-strings", "Stop strings"), (), |s| &mut s.stop_strings,
+            "Strings, separated by |, each of which ends a caption where it comes up, and is no \
+             part of it (null = none)"),
+        row(Playing, ("choices", "Choices"), (), |s| &mut s.asking.choices,
+            "What a caption is one of, separated by |, as in yes|no; with its probability in the \
+             caption's fields. describe-now is not limited to it (null = anything)"),
         row(Ready, ("mode", "Mode"), (), |s| &mut s.mode,
             "Whether a frame waits for its caption (recorded) or captions come when they are \
              ready (live)"),

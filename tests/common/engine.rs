@@ -259,6 +259,7 @@ impl Engine for FakeEngine {
         Ok(Description {
             truncated: so_far.len() < text.len(),
             tokens: words.len(),
+            probability: 1.0,
             text: so_far.trim_end().to_owned(),
             timings: Timings {
                 preprocess: Duration::from_micros(10),
