@@ -207,6 +207,7 @@ impl Shared {
             }
             Ok(())
         }));
+        give_back_memory();
         let death = match result {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(Death::NotLoaded(error)),
@@ -346,6 +347,15 @@ impl Throttle {
         }
         self.0 = Some((percent, Instant::now()));
         Some(percent)
+    }
+}
+
+/// Of a model that is gone: glibc keeps for itself what was in pieces of less than 32 MiB.
+fn give_back_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: takes no pointer and may be called at any time from any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

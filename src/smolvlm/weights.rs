@@ -11,7 +11,9 @@ use std::{
     sync::Mutex,
 };
 
-use candle_core::{DType, Device, Error as CandleError, Result as CandleResult, Shape, Tensor};
+use candle_core::{
+    DType, Device, Error as CandleError, Result as CandleResult, Shape, Tensor, WithDType,
+};
 use candle_nn::{Init, var_builder::SimpleBackend};
 use safetensors::{Dtype, tensor::Metadata};
 
@@ -83,17 +85,31 @@ impl Weights {
     }
 
     fn read(&self, name: &str, entry: &Entry) -> CandleResult<Tensor> {
+        match entry.dtype {
+            DType::F32 => self.read_as::<f32>(name, entry),
+            DType::F16 => self.read_as::<half::f16>(name, entry),
+            _ => self.read_as::<half::bf16>(name, entry),
+        }
+    }
+
+    /// Straight into the tensor's memory: a copy on the way would count in the peak.
+    fn read_as<T: WithDType + bytemuck::Pod>(
+        &self,
+        name: &str,
+        entry: &Entry,
+    ) -> CandleResult<Tensor> {
         let file = &self.files[entry.file];
-        let mut data = vec![0; entry.len];
+        let mut data = vec![T::zeroed(); entry.len / size_of::<T>()];
         // A poisoned lock means that another read panicked; the position is set anew anyway.
         let mut bytes = file.bytes.lock().unwrap_or_else(|e| e.into_inner());
         bytes
             .seek(SeekFrom::Start(entry.start))
-            .and_then(|_| bytes.read_exact(&mut data))
+            .and_then(|_| bytes.read_exact(bytemuck::cast_slice_mut(&mut data)))
             .map_err(|e| {
                 CandleError::msg(format!("{}: reading `{name}`: {e}", file.path.display()))
             })?;
-        Tensor::from_raw_buffer(&data, entry.dtype, &entry.shape, &Device::Cpu)
+        drop(bytes);
+        Tensor::from_vec(data, entry.shape.as_slice(), &Device::Cpu)
     }
 }
 
