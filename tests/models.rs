@@ -4,12 +4,17 @@ mod common;
 
 use std::{
     fs,
+    ops::ControlFlow,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
 };
 
 use common::{Fake, Heard, Pipeline};
 use gst::prelude::*;
-use gstvlmnarrate::narrator::SmolVlmLoader;
+use gstvlmnarrate::{
+    narrator::SmolVlmLoader,
+    smolvlm::{Checkpoint, Event, LoadOptions, Model, Picture, Request, Sampling, Source},
+};
 
 const LINE: &str = "videotestsrc num-buffers=3 ! video/x-raw,width=64,height=48,framerate=1/1
                     ! vlmnarrate name=n ! fakesink";
@@ -170,6 +175,75 @@ fn describe_now_is_not_limited_to_the_choices() {
     let texts = heard.texts();
     assert!(texts.contains(&"A solid red screen."), "{texts:?}");
     assert!(texts.contains(&"yes") || texts.contains(&"no"), "{texts:?}");
+}
+
+/// The element hands the whole frame over and the model does with it what it does with any picture
+/// (which `tests/parity.rs` holds against the reference).
+#[test]
+fn image_splitting_looks_at_the_whole_frame() {
+    let pipeline = Pipeline::new(
+        "videotestsrc num-buffers=1 ! video/x-raw,format=RGB,width=96,height=48,framerate=1/1
+         ! vlmnarrate name=n image-splitting=true max-tokens=5 ! fakesink",
+        &Fake::new(),
+    );
+    pipeline.narrator.set_engine_loader(SmolVlmLoader);
+    pipeline
+        .narrator
+        .set_property("model", reference().to_str());
+    let frame = Arc::new(Mutex::new(Vec::new()));
+    let entry = pipeline.narrator.static_pad("sink").unwrap();
+    entry.add_probe(gst::PadProbeType::BUFFER, {
+        let frame = frame.clone();
+        move |_, info| {
+            *frame.lock().unwrap() = info.buffer().unwrap().map_readable().unwrap().to_vec();
+            gst::PadProbeReturn::Ok
+        }
+    });
+    let heard = pipeline.run_to_eos();
+
+    let checkpoint = Checkpoint::open(&Source::Folder(reference())).unwrap();
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    let model = Model::load(&checkpoint, &LoadOptions::default(), go_on).unwrap();
+    let picture = Picture::new(96, 48, frame.lock().unwrap().clone()).unwrap();
+    let describe = |splitting| {
+        let side = checkpoint.image_size();
+        let request = Request {
+            pictures: &[match splitting {
+                true => picture.clone(),
+                false => picture.resize(side, side),
+            }],
+            splitting,
+            system: None,
+            prompt: "Describe this frame in one sentence.",
+            max_tokens: 5,
+            sampling: Sampling::default(),
+            stop_strings: &[],
+            choices: &[],
+        };
+        let mut session = model.session();
+        let go_on = &mut |_: Event<'_>| ControlFlow::Continue(());
+        model.describe(&mut session, &request, go_on).unwrap().text
+    };
+    assert_eq!(heard.texts(), [describe(true)]);
+    assert_ne!(describe(true), describe(false));
+}
+
+#[test]
+fn detail_on_demand_goes_beside_short_captions() {
+    let fake = Fake::new();
+    let pipeline = Pipeline::new(
+        "videotestsrc num-buffers=2 ! video/x-raw,width=96,height=48,framerate=1/1
+         ! vlmnarrate name=n detail-image-splitting=true ! fakesink",
+        &fake,
+    );
+    pipeline.reach(gst::State::Ready);
+    let id = pipeline.narrator.describe_now(None, None).unwrap();
+    let heard = pipeline.run_to_eos();
+    let asked = fake.asked();
+    let asked = asked.iter().map(|asked| (asked.splitting, asked.side));
+    let small = (false, common::engine::SIDE);
+    assert_eq!(Vec::from_iter(asked), [small, (true, 96), small]);
+    assert_eq!(heard.captions[1].stamp.request_id, id);
 }
 
 #[test]

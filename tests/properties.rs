@@ -16,10 +16,11 @@ const READY: [&str; 6] = [
     "merge-captions",
 ];
 
-const PLAYING: [&str; 22] = [
+const PLAYING: [&str; 24] = [
     "prompt",
     "system-prompt",
     "image-size",
+    "image-splitting",
     "max-tokens",
     "temperature",
     "top-p",
@@ -35,6 +36,7 @@ const PLAYING: [&str; 22] = [
     "expire",
     "detail-prompt",
     "detail-max-tokens",
+    "detail-image-splitting",
     "drain-timeout",
     "post-messages",
     "attach-meta",

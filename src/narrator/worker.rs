@@ -25,6 +25,8 @@ use crate::caption::{Caption, Cost, FrameStamp};
 /// What to say about a frame.
 #[derive(Clone, Debug)]
 pub struct Question {
+    /// The picture is the whole frame, to be cut into tiles.
+    pub splitting: bool,
     pub system: Option<String>,
     pub prompt: String,
     pub max_tokens: u32,
@@ -252,6 +254,7 @@ impl Shared {
         let queue = job.sampled_at.elapsed().saturating_sub(job.scaling);
         let request = Request {
             pictures: std::slice::from_ref(job.picture.as_ref()),
+            splitting: job.question.splitting,
             system: job.question.system.as_deref(),
             prompt: &job.question.prompt,
             max_tokens: job.question.max_tokens as usize,

@@ -12,14 +12,18 @@ use candle_transformers::{
 };
 
 use super::{
-    Error, KvCache, Model, Observer, Picture, Prompt, Result, choices::Walk, prompt::question,
+    Error, KvCache, Model, Observer, Picture, Processor, Prompt, Result, choices::Walk,
+    prompt::question,
 };
 
 /// What to describe and how.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
-    /// Square pictures, already at the side the encoder is to run at, in the order of the prompt.
+    /// In the order of the prompt: squares, already of the side that the encoder is to run at, or
+    /// with `splitting` whatever there is.
     pub pictures: &'a [Picture],
+    /// Cut each picture into tiles as the reference's processor does, for detail.
+    pub splitting: bool,
     pub system: Option<&'a str>,
     pub prompt: &'a str,
     /// Most tokens of the caption.
@@ -162,15 +166,33 @@ impl Model {
 
         let choices = self.choices(request.choices)?;
         let messages = question(request.system, request.pictures.len(), request.prompt);
-        let spans = request.pictures.iter().map(|p| self.span(p, (0, 0)));
-        let prompt = self
-            .prompter
-            .encode(&messages, &spans.collect::<Vec<_>>())?;
-        let pixels = request
-            .pictures
-            .iter()
-            .map(|p| self.pixels(p))
-            .collect::<Result<Vec<_>>>()?;
+        let tiled = match request.splitting {
+            true => {
+                let processor = Processor::new(&self.preprocessor);
+                Vec::from_iter(request.pictures.iter().map(|p| processor.split(p)))
+            }
+            false => vec![],
+        };
+        let (squares, spans): (Vec<&Picture>, Vec<_>) = match request.splitting {
+            true => (
+                tiled.iter().flat_map(|tiles| &tiles.pictures).collect(),
+                (tiled
+                    .iter()
+                    .map(|tiles| self.span(&tiles.pictures[0], tiles.grid)))
+                .collect(),
+            ),
+            false => (
+                request.pictures.iter().collect(),
+                request
+                    .pictures
+                    .iter()
+                    .map(|p| self.span(p, (0, 0)))
+                    .collect(),
+            ),
+        };
+        let prompt = self.prompter.encode(&messages, &spans)?;
+        let pixels = squares.into_iter().map(|p| self.pixels(p));
+        let pixels = pixels.collect::<Result<Vec<_>>>()?;
         timings.preprocess = watch.lap();
 
         let features = pixels

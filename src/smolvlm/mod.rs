@@ -20,6 +20,7 @@
 //! let red = [255, 0, 0].repeat((side * side) as usize);
 //! let request = Request {
 //!     pictures: &[Picture::new(side, side, red).expect("a whole picture")],
+//!     splitting: false,
 //!     system: None,
 //!     prompt: "Describe this frame in one sentence.",
 //!     max_tokens: 20,

@@ -4,8 +4,8 @@ use gst_video::{VideoFrameExt, VideoFrameRef, VideoInfo};
 
 use crate::narrator::Picture;
 
-/// Scales frames of one format to a square of RGB; the aspect ratio is not kept, as the models
-/// were trained.
+/// Scales frames of one format to RGB of one size. Small squares don't keep the aspect ratio, as the
+/// models were trained.
 ///
 /// Linear with as many taps as the ratio needs, which is what `videoconvertscale
 /// method=bilinear2 add-borders=false` does: shrinking to a tenth with two taps would alias.
@@ -20,7 +20,10 @@ pub(super) struct Downscaler {
 }
 
 impl Downscaler {
-    pub(super) fn new(info: &VideoInfo, side: u32) -> Result<Self, gst::glib::BoolError> {
+    pub(super) fn new(
+        info: &VideoInfo,
+        (width, height): (u32, u32),
+    ) -> Result<Self, gst::glib::BoolError> {
         // The fields of an interlaced frame are scaled as one picture: the converter would keep
         // them apart, in a picture that is too small to show a comb.
         let input = VideoInfo::builder(info.format(), info.width(), info.height())
@@ -29,7 +32,7 @@ impl Downscaler {
             .chroma_site(info.chroma_site())
             .fps(info.fps())
             .build()?;
-        let output = VideoInfo::builder(gst_video::VideoFormat::Rgb, side, side)
+        let output = VideoInfo::builder(gst_video::VideoFormat::Rgb, width, height)
             .fps(info.fps())
             .build()?;
         let mut config = gst_video::VideoConverterConfig::new();
@@ -44,8 +47,8 @@ impl Downscaler {
         })
     }
 
-    pub(super) fn side(&self) -> u32 {
-        self.output.width()
+    pub(super) fn size(&self) -> (u32, u32) {
+        (self.output.width(), self.output.height())
     }
 
     /// Scales one frame into `rgb`'s memory.
@@ -54,22 +57,18 @@ impl Downscaler {
         buffer: &gst::BufferRef,
         mut rgb: Vec<u8>,
     ) -> Result<Picture, gst::glib::BoolError> {
-        let side = self.side();
+        let (width, height) = self.size();
         let frame = VideoFrameRef::from_buffer_ref_readable(buffer, &self.input)?;
         let mut scaled =
             VideoFrameRef::from_buffer_ref_writable(self.scratch.make_mut(), &self.output)?;
         self.converter.frame_ref(&frame, &mut scaled);
 
-        let row = 3 * side as usize;
+        let row = 3 * width as usize;
         let stride = scaled.plane_stride()[0] as usize;
         rgb.clear();
         for line in scaled.plane_data(0)?.chunks_exact(stride) {
             rgb.extend_from_slice(&line[..row]);
         }
-        Ok(Picture {
-            width: side,
-            height: side,
-            rgb,
-        })
+        Ok(Picture { width, height, rgb })
     }
 }

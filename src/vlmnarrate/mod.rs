@@ -84,7 +84,7 @@ glib::wrapper! {
     ///
     /// The action signal `describe-now` (prompt or null, number of tokens or 0) describes the next
     /// frame whatever `interval` says, with `detail-prompt` and `detail-max-tokens` where the
-    /// arguments leave them open. It returns the `request-id` of the caption to come. A custom event
+    /// arguments leave them open, and of the whole frame in tiles with `detail-image-splitting`. It returns the `request-id` of the caption to come. A custom event
     /// named `vlmnarrate-describe-now`, upstream or downstream, with the optional fields `prompt`
     /// (string) and `max-tokens` (#guint), does the same for those who have no handle on the element.
     ///

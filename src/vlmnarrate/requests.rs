@@ -43,6 +43,7 @@ impl Request {
             prompt: self.prompt.clone().or_else(|| detail.prompt.clone()),
             max_tokens: self.max_tokens.unwrap_or(detail.max_tokens),
             choices: None,
+            image_splitting: detail.image_splitting,
         }
     }
 }

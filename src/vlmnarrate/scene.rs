@@ -119,6 +119,7 @@ mod tests {
 
     fn question(prompt: &str) -> Question {
         Question {
+            splitting: false,
             system: None,
             prompt: prompt.into(),
             max_tokens: 1,

@@ -90,6 +90,7 @@ pub struct Asking {
     pub max_tokens: u32,
     /// Separated by bars.
     pub choices: Option<String>,
+    pub image_splitting: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -139,11 +140,13 @@ impl Default for Settings {
                 prompt: Some("Describe this frame in one sentence.".into()),
                 max_tokens: 20,
                 choices: None,
+                image_splitting: false,
             },
             detail: Asking {
                 prompt: Some("Describe this frame in detail.".into()),
                 max_tokens: 50,
                 choices: None,
+                image_splitting: false,
             },
             system_prompt: None,
             image_size: 0,
@@ -198,6 +201,7 @@ impl Settings {
     /// The question to ask about a frame.
     pub fn question(&self, asking: &Asking) -> Question {
         Question {
+            splitting: asking.image_splitting,
             system: self.system_prompt.clone().filter(|s| !s.is_empty()),
             prompt: asking.prompt.clone().unwrap_or_default(),
             max_tokens: asking.max_tokens,
@@ -241,6 +245,10 @@ pub fn properties() -> Vec<Property<Settings>> {
         row(Playing, ("image-size", "Image size"), 0..=4096, |s| &mut s.image_size,
             "Side in pixels of the square to which a frame is scaled before the vision encoder; \
              smaller is faster and sees less (0 = as the model was trained)"),
+        row(Playing, ("image-splitting", "Image splitting"), (), |s| &mut s.asking.image_splitting,
+            "Describe the whole frame in the reference's way, cut into tiles of the size the model was \
+             trained on, up to 17 of them: sees more detail and takes many times as long. \
+             image-size doesn't count then"),
         row(Playing, ("max-tokens", "Maximum tokens"), 1..=4096, |s| &mut s.asking.max_tokens,
             "Length in tokens at which a caption is cut off"),
         row(Playing, ("temperature", "Temperature"), 0.0..=10.0, |s| &mut s.temperature,
@@ -290,6 +298,9 @@ pub fn properties() -> Vec<Property<Settings>> {
         row(Playing, ("detail-max-tokens", "Detail maximum tokens"), 1..=4096,
             |s| &mut s.detail.max_tokens,
             "Length in tokens at which a caption of describe-now is cut off"),
+        row(Playing, ("detail-image-splitting", "Detail image splitting"), (),
+            |s| &mut s.detail.image_splitting,
+            "Whether the frame that describe-now asks about is cut into tiles, as with image-splitting"),
         row(Playing, ("drain-timeout", "Drain timeout"), (), |s| &mut s.drain_timeout,
             "Nanoseconds that EOS waits for captions under way (0 = not at all)"),
         row(Playing, ("post-messages", "Post messages"), (), |s| &mut s.post_messages,

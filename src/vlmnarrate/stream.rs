@@ -5,7 +5,7 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use gst::{ClockTime, glib, prelude::*, subclass::prelude::*};
@@ -49,8 +49,8 @@ struct State {
     scene: Scene,
     /// Number of the current caption, and the frame from which its time counts.
     shown: Option<(u64, ClockTime)>,
-    /// Made for the first frame that is due.
-    downscaler: Option<Downscaler>,
+    /// For small pictures and for whole ones; each made for the first frame that needs it.
+    downscalers: [Option<Downscaler>; 2],
 }
 
 impl Stream {
@@ -66,7 +66,7 @@ impl Stream {
         let mut state = self.lock();
         state.info = Some(info);
         state.live = None;
-        state.downscaler = None;
+        state.downscalers = [None, None];
     }
 
     pub(super) fn set_segment(&self, segment: &gst::Segment) {
@@ -87,25 +87,31 @@ impl Stream {
 }
 
 impl State {
+    /// A square of this side, or the whole frame as it is.
     fn picture(
         &mut self,
         buffer: &gst::BufferRef,
-        side: u32,
+        side: Option<u32>,
         memory: Vec<u8>,
     ) -> Result<Picture, glib::BoolError> {
-        let downscaler = match self
-            .downscaler
-            .take_if(|downscaler| downscaler.side() == side)
-        {
+        let info = self.info.as_ref();
+        let info = info.ok_or_else(|| glib::bool_error!("no caps"))?;
+        let size = side.map_or((info.width(), info.height()), |side| (side, side));
+        let slot = &mut self.downscalers[usize::from(side.is_none())];
+        let downscaler = match slot.take_if(|downscaler| downscaler.size() == size) {
             Some(downscaler) => downscaler,
-            None => {
-                let info = self.info.as_ref();
-                let info = info.ok_or_else(|| glib::bool_error!("no caps"))?;
-                Downscaler::new(info, side)?
-            }
+            None => Downscaler::new(info, size)?,
         };
-        self.downscaler.insert(downscaler).picture(buffer, memory)
+        slot.insert(downscaler).picture(buffer, memory)
     }
+}
+
+/// A frame's picture, made once for all who ask for one of its size.
+#[derive(Clone)]
+struct Scaled {
+    picture: Result<Arc<Picture>, glib::BoolError>,
+    /// How long it took.
+    scaling: Duration,
 }
 
 /// A frame's turn, or the lack of it.
@@ -279,11 +285,7 @@ impl VlmNarrate {
             .collect::<Vec<_>>();
 
         let sampled_at = Instant::now();
-        let side = loaded.side(settings.image_size);
-        let picture = self.stream.lock().picture(buffer, side, narrator.spare());
-        let picture = picture.map(Arc::new);
-        let scaling = sampled_at.elapsed();
-
+        let mut scaled: [Option<Scaled>; 2] = [None, None];
         for ask in asks {
             let mut stamp = turn.stamp;
             let question = match &ask {
@@ -294,7 +296,17 @@ impl VlmNarrate {
                     settings.question(&request.asking(&settings.detail))
                 }
             };
-            let picture = match &picture {
+            let side = (!question.splitting).then(|| loaded.side(settings.image_size));
+            let scaled = scaled[usize::from(side.is_none())].get_or_insert_with(|| {
+                let start = Instant::now();
+                let picture = self.stream.lock().picture(buffer, side, narrator.spare());
+                Scaled {
+                    picture: picture.map(Arc::new),
+                    scaling: start.elapsed(),
+                }
+            });
+            let scaling = scaled.scaling;
+            let picture = match &scaled.picture {
                 Ok(picture) => picture.clone(),
                 Err(error) => {
                     self.not_described(&stamp, error);

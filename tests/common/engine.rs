@@ -43,7 +43,9 @@ pub struct Asked {
     pub system: Option<String>,
     pub max_tokens: usize,
     pub sampling: Sampling,
+    /// Width of the picture.
     pub side: u32,
+    pub splitting: bool,
 }
 
 /// A loader of fake engines; clones share one plan and one memory.
@@ -215,6 +217,7 @@ impl Engine for FakeEngine {
                 max_tokens: request.max_tokens,
                 sampling: request.sampling,
                 side: picture.width,
+                splitting: request.splitting,
             });
             asked.len() - 1
         };
