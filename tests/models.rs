@@ -93,6 +93,41 @@ fn screen(pattern: &str, set: impl FnOnce(&Pipeline)) -> Heard {
 }
 
 #[test]
+fn weights_may_be_quantized() {
+    for (quantization, dtype) in [
+        ("auto", "auto"),
+        ("auto", "bf16"),
+        ("none", "auto"),
+        ("q8-0", "f32"),
+        ("q4-0", "auto"),
+    ] {
+        let heard = screen("red", |pipeline| {
+            let narrator = &pipeline.narrator;
+            narrator.set_property_from_str("quantization", quantization);
+            narrator.set_property_from_str("dtype", dtype);
+        });
+        assert_eq!(
+            heard.texts(),
+            ["A solid red screen."; 2],
+            "{quantization} {dtype}"
+        );
+    }
+}
+
+#[test]
+fn quantized_weights_are_computed_with_in_f32() {
+    let heard = run(None, |pipeline| {
+        pipeline
+            .narrator
+            .set_property_from_str("quantization", "q8-0");
+        pipeline.narrator.set_property_from_str("dtype", "bf16");
+    });
+    let (error, _) = &heard.errors[0];
+    assert!(error.matches(gst::ResourceError::Settings), "{error}");
+    assert!(error.message().contains("dtype"), "{error}");
+}
+
+#[test]
 fn a_caption_is_one_of_the_choices() {
     let choices = "A solid blue screen. | A solid red screen.|A solid red";
     for (pattern, text) in [
@@ -183,7 +218,7 @@ fn describe_now_is_not_limited_to_the_choices() {
 fn image_splitting_looks_at_the_whole_frame() {
     let pipeline = Pipeline::new(
         "videotestsrc num-buffers=1 ! video/x-raw,format=RGB,width=96,height=48,framerate=1/1
-         ! vlmnarrate name=n image-splitting=true max-tokens=5 ! fakesink",
+         ! vlmnarrate name=n image-splitting=true max-tokens=5 dtype=f32 ! fakesink",
         &Fake::new(),
     );
     pipeline.narrator.set_engine_loader(SmolVlmLoader);

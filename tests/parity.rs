@@ -81,7 +81,10 @@ struct Member {
 impl Member {
     fn load(folder: &Path, dtype: DType) -> Self {
         let checkpoint = Checkpoint::open(&Source::Folder(folder.into())).unwrap();
-        let options = LoadOptions { dtype, threads: 0 };
+        let options = LoadOptions {
+            dtype,
+            ..LoadOptions::default()
+        };
         let model = Model::load(&checkpoint, &options, &mut |_, _| ControlFlow::Continue(()));
         let golden = fs::read(folder.join("golden.json")).unwrap();
         Self {

@@ -7,10 +7,11 @@ use std::time::Duration;
 use common::{Fake, Pipeline, harness, ms};
 use gst::{glib, prelude::*};
 
-const READY: [&str; 6] = [
+const READY: [&str; 7] = [
     "model",
     "device",
     "dtype",
+    "quantization",
     "threads",
     "mode",
     "merge-captions",

@@ -6,7 +6,7 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 pub use crate::smolvlm::{
-    DType, Description, ErrorKind, Event, Picture, Request, Sampling, Timings,
+    DType, Description, ErrorKind, Event, Picture, Quantization, Request, Sampling, Timings,
 };
 
 /// Which model, and how to hold it.
@@ -15,6 +15,7 @@ pub struct ModelSettings {
     /// A folder; `None` is the model embedded in the library.
     pub model: Option<String>,
     pub dtype: DType,
+    pub quantization: Quantization,
     /// 0 = all cores.
     pub threads: usize,
 }

@@ -18,7 +18,7 @@ mod worker;
 
 pub use engine::{
     Checkpoint, DType, Description, Engine, EngineInfo, EngineLoader, Error, ErrorKind, Event,
-    LoadWatch, ModelSettings, Picture, Request, Sampling, Timings, Watch,
+    LoadWatch, ModelSettings, Picture, Quantization, Request, Sampling, Timings, Watch,
 };
 pub use smolvlm::SmolVlmLoader;
 

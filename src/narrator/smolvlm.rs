@@ -29,6 +29,7 @@ impl EngineLoader for SmolVlmLoader {
             checkpoint: smolvlm::Checkpoint::open(&source)?,
             options: LoadOptions {
                 dtype: settings.dtype,
+                quantization: settings.quantization,
                 threads: settings.threads,
             },
         }))

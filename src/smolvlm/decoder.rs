@@ -5,13 +5,11 @@
 //! without a way back to a prefix.
 
 use candle_core::{D, DType, Device, Module, Result as CandleResult, Tensor};
-use candle_nn::{
-    Embedding, Linear, RmsNorm, VarBuilder, embedding, linear_b, linear_no_bias, ops::silu,
-    rms_norm, rotary_emb::rope,
-};
+use candle_nn::{Embedding, RmsNorm, VarBuilder, embedding, ops::silu, rms_norm, rotary_emb::rope};
 
 use super::{
-    Config, KvCache, Observer, Result, config::TextConfig, layer_done, vision::softmax_f32,
+    Config, KvCache, Observer, Quantization, Result, config::TextConfig, layer_done,
+    linear::Linear, vision::softmax_f32,
 };
 
 #[derive(Debug)]
@@ -25,18 +23,24 @@ pub(super) struct Decoder {
 
 impl Decoder {
     /// `vb` is at the checkpoint's root.
-    pub(super) fn load(config: &Config, vb: VarBuilder) -> CandleResult<Self> {
+    pub(super) fn load(
+        config: &Config,
+        quantization: Quantization,
+        vb: VarBuilder,
+    ) -> CandleResult<Self> {
         let c = &config.text_config;
         let m = vb.pp("model.text_model");
         let embed_tokens = embedding(c.vocab_size, c.hidden_size, m.pp("embed_tokens"))?;
         let layers = (0..c.num_hidden_layers)
-            .map(|i| Layer::load(c, m.pp("layers").pp(i)))
+            .map(|i| Layer::load(c, quantization, m.pp("layers").pp(i)))
             .collect::<CandleResult<_>>()?;
         // As transformers 5 reads it: a stored head counts whatever the configuration says.
         let lm_head = if config.tie_word_embeddings && !vb.contains_tensor("lm_head.weight") {
-            Linear::new(embed_tokens.embeddings().clone(), None)
+            let tied = embed_tokens.embeddings().clone();
+            Linear::new(tied, None, quantization.head())?
         } else {
-            linear_no_bias(c.hidden_size, c.vocab_size, vb.pp("lm_head"))?
+            let shape = (c.hidden_size, c.vocab_size);
+            Linear::load(shape, false, quantization.head(), vb.pp("lm_head"))?
         };
         Ok(Self {
             embed_tokens,
@@ -150,14 +154,17 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(c: &TextConfig, vb: VarBuilder) -> CandleResult<Self> {
+    fn load(c: &TextConfig, quantization: Quantization, vb: VarBuilder) -> CandleResult<Self> {
         let (n, head_dim) = (c.hidden_size, c.head_dim());
         let (heads, kv_heads) = (c.num_attention_heads, c.num_key_value_heads());
         let attn = vb.pp("self_attn");
         let mlp = vb.pp("mlp");
         let norm = |name| rms_norm(n, c.rms_norm_eps, vb.pp(name));
-        let attn_linear = |from, to, name| linear_b(from, to, c.attention_bias, attn.pp(name));
-        let mlp_linear = |from, to, name| linear_b(from, to, c.mlp_bias, mlp.pp(name));
+        let blocks = quantization.decoder();
+        let attn_linear =
+            |from, to, name| Linear::load((from, to), c.attention_bias, blocks, attn.pp(name));
+        let mlp_linear =
+            |from, to, name| Linear::load((from, to), c.mlp_bias, blocks, mlp.pp(name));
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,
             q_proj: attn_linear(n, heads * head_dim, "q_proj")?,

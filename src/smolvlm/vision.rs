@@ -7,11 +7,11 @@
 //! observer is asked at each layer whether to go on.
 
 use candle_core::{DType, Module, Result as CandleResult, Tensor};
-use candle_nn::{
-    LayerNorm, Linear, VarBuilder, layer_norm, linear, linear_no_bias, ops::softmax_last_dim,
-};
+use candle_nn::{LayerNorm, VarBuilder, layer_norm, ops::softmax_last_dim};
 
-use super::{Config, Observer, Result, config::VisionConfig, layer_done};
+use super::{
+    Config, Observer, Quantization, Result, config::VisionConfig, layer_done, linear::Linear,
+};
 
 /// Pixels of one picture to the features that stand in its place among the decoder's embeddings.
 #[derive(Debug)]
@@ -27,7 +27,11 @@ pub struct Vision {
 
 impl Vision {
     /// `vb` is at the checkpoint's `model`.
-    pub(super) fn load(config: &Config, vb: VarBuilder) -> CandleResult<Self> {
+    pub(super) fn load(
+        config: &Config,
+        quantization: Quantization,
+        vb: VarBuilder,
+    ) -> CandleResult<Self> {
         let c = &config.vision_config;
         let v = vb.pp("vision_model");
         let patch = c.num_channels * c.patch_size * c.patch_size;
@@ -38,13 +42,15 @@ impl Vision {
             conv.get(kernel, "weight")?
                 .reshape((c.hidden_size, patch))?,
             Some(conv.get(c.hidden_size, "bias")?),
-        );
+            // The first layer sees pixels: its error would go through all others.
+            None,
+        )?;
         let side = c.image_size / c.patch_size;
         let position_embedding = embeddings
             .pp("position_embedding")
             .get((side * side, c.hidden_size), "weight")?;
         let layers = (0..c.num_hidden_layers)
-            .map(|i| Layer::load(c, v.pp("encoder.layers").pp(i)))
+            .map(|i| Layer::load(c, quantization, v.pp("encoder.layers").pp(i)))
             .collect::<CandleResult<_>>()?;
         let folded = c.hidden_size * config.scale_factor * config.scale_factor;
         Ok(Self {
@@ -52,9 +58,10 @@ impl Vision {
             position_embedding,
             layers,
             post_layernorm: layer_norm(c.hidden_size, c.layer_norm_eps, v.pp("post_layernorm"))?,
-            connector: linear_no_bias(
-                folded,
-                config.text_config.hidden_size,
+            connector: Linear::load(
+                (folded, config.text_config.hidden_size),
+                false,
+                quantization.vision(),
                 vb.pp("connector.modality_projection.proj"),
             )?,
             patch_size: c.patch_size,
@@ -172,8 +179,9 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(c: &VisionConfig, vb: VarBuilder) -> CandleResult<Self> {
+    fn load(c: &VisionConfig, quantization: Quantization, vb: VarBuilder) -> CandleResult<Self> {
         let n = c.hidden_size;
+        let linear = |from, to, vb| Linear::load((from, to), true, quantization.vision(), vb);
         let attn = vb.pp("self_attn");
         let mlp = vb.pp("mlp");
         Ok(Self {

@@ -26,7 +26,7 @@ pub(crate) use self::{
     settings::specs,
     text_pad::NAME as TEXT_PAD,
 };
-pub use settings::{DType, Device, Mode};
+pub use settings::{DType, Device, Mode, Quantization};
 
 glib::wrapper! {
     /// SECTION:element-vlmnarrate
@@ -164,6 +164,7 @@ pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
         Mode::static_type(),
         Device::static_type(),
         DType::static_type(),
+        Quantization::static_type(),
     ] {
         enum_.mark_as_plugin_api(gst::PluginAPIFlags::empty());
     }

@@ -1,0 +1,103 @@
+//! A linear layer whose weights may be quantized.
+
+use candle_core::{
+    Module, Result as CandleResult, Tensor,
+    quantized::{GgmlDType, QMatMul, QTensor},
+};
+use candle_nn::VarBuilder;
+
+/// Weights and, for some layers, a bias.
+#[derive(Debug)]
+pub(super) enum Linear {
+    Dense(candle_nn::Linear),
+    /// Products in f32 with weights that are widened block by block on the way.
+    Quantized(QMatMul, Option<Tensor>),
+}
+
+impl Linear {
+    /// Loads a layer from `from` to `to` values. A row that is no whole number of blocks stays
+    /// dense, such as those of 4304 in the encoder of the 2.2B.
+    pub(super) fn load(
+        (from, to): (usize, usize),
+        bias: bool,
+        blocks: Option<GgmlDType>,
+        vb: VarBuilder,
+    ) -> CandleResult<Self> {
+        let weight = vb.get((to, from), "weight")?;
+        let bias = bias.then(|| vb.get(to, "bias")).transpose()?;
+        Self::new(weight, bias, blocks)
+    }
+
+    pub(super) fn new(
+        weight: Tensor,
+        bias: Option<Tensor>,
+        blocks: Option<GgmlDType>,
+    ) -> CandleResult<Self> {
+        let row = weight.dim(1)?;
+        match blocks.filter(|blocks| row.is_multiple_of(blocks.block_size())) {
+            None => Ok(Self::Dense(candle_nn::Linear::new(weight, bias))),
+            Some(blocks) => {
+                let weight = QTensor::quantize(&weight, blocks)?;
+                Ok(Self::Quantized(QMatMul::from_qtensor(weight)?, bias))
+            }
+        }
+    }
+}
+
+impl Module for Linear {
+    fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        match self {
+            Self::Dense(linear) => linear.forward(x),
+            Self::Quantized(weight, None) => weight.forward(x),
+            Self::Quantized(weight, Some(bias)) => weight.forward(x)?.broadcast_add(bias),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn layer(row: usize, blocks: Option<GgmlDType>) -> Linear {
+        let weight = Tensor::arange(0f32, 3.0 * row as f32, &Device::Cpu);
+        let weight = weight.and_then(|w| ((w * 0.7)?.sin())?.reshape((3, row)));
+        let bias = Tensor::new(&[1f32, 2.0, 3.0], &Device::Cpu).unwrap();
+        Linear::new(weight.unwrap(), Some(bias), blocks).unwrap()
+    }
+
+    #[test]
+    fn quantized_is_nearly_the_same() {
+        // The products, not the bias: relative to their own size.
+        let x = Tensor::arange(0f32, 1024.0, &Device::Cpu).unwrap();
+        let x = x.cos().unwrap().reshape((2, 512)).unwrap();
+        let products = |blocks| {
+            let y = layer(512, blocks).forward(&x).unwrap();
+            let y = y.to_vec2::<f32>().unwrap().concat();
+            let bias = [1f32, 2.0, 3.0].into_iter().cycle();
+            y.into_iter()
+                .zip(bias)
+                .map(|(y, bias)| y - bias)
+                .collect::<Vec<_>>()
+        };
+        let length = |values: &[f32]| values.iter().map(|v| v * v).sum::<f32>().sqrt();
+        let exact = products(None);
+        for (blocks, bound) in [(GgmlDType::Q8_0, 0.02), (GgmlDType::Q4_0, 0.3)] {
+            let near = products(Some(blocks));
+            let off = exact
+                .iter()
+                .zip(&near)
+                .map(|(a, b)| a - b)
+                .collect::<Vec<_>>();
+            let off = length(&off) / length(&exact);
+            assert!(off > 0.0 && off < bound, "{blocks:?}: {off}");
+        }
+    }
+
+    #[test]
+    fn rows_that_are_no_whole_blocks_stay_dense() {
+        let dense = |row| matches!(layer(row, Some(GgmlDType::Q8_0)), Linear::Dense(_));
+        assert_eq!([32, 48, 4304].map(dense), [false, true, true]);
+    }
+}
