@@ -367,3 +367,31 @@ fn video_events_and_queries_go_through() {
     assert_eq!(*passed.lock().unwrap(), expected);
     assert!(harness.push_upstream_event(gst::event::Reconfigure::new()));
 }
+
+/// Whoever waits for an answer hears that none will come.
+#[test]
+fn a_request_at_the_end_of_the_stream_is_not_forgotten() {
+    let (mut harness, narrator, log) = harness(&Fake::new(), CAPS);
+    harness.push_and_pull(frame(0)).unwrap();
+    let id = describe_now(&narrator, None, 0);
+    harness.push_event(gst::event::Eos::new());
+    let warnings = log.heard().warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].contains(&format!("describe-now {id} ")),
+        "{warnings:?}"
+    );
+    // And may still be answered.
+    harness.push_event(gst::event::FlushStart::new());
+    harness.push_event(gst::event::FlushStop::new(true));
+    let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    harness.push_event(gst::event::Segment::new(&segment));
+    harness.push_and_pull(frame(0)).unwrap();
+    let heard = log.heard();
+    assert!(
+        heard
+            .captions
+            .iter()
+            .any(|caption| caption.stamp.request_id == id)
+    );
+}

@@ -243,6 +243,7 @@ impl BaseTransformImpl for VlmNarrate {
             }
             EventView::Eos(_) => {
                 self.drain();
+                self.tell_of_open_requests();
                 let interval = self.settings.lock().unwrap().pace.interval;
                 self.text.eos(&event, self.current().as_ref(), interval);
             }
@@ -287,6 +288,18 @@ impl VlmNarrate {
             gst::warning!(CAT, imp = self, "Too many requests wait already");
         }
         id
+    }
+
+    /// Whoever waits for an answer should know that no frame is left for it.
+    fn tell_of_open_requests(&self) {
+        for id in self.requests.open() {
+            gst::element_imp_warning!(
+                self,
+                gst::StreamError::Failed,
+                ("describe-now {id} is not answered: the stream has ended"),
+                details: gst::Structure::builder("vlmnarrate-describe-now").field("request-id", id).build()
+            );
+        }
     }
 
     fn describe_now_by(&self, event: &gst::EventRef) -> bool {

@@ -87,6 +87,8 @@ glib::wrapper! {
     /// arguments leave them open, and of the whole frame in tiles with `detail-image-splitting`. It returns the `request-id` of the caption to come. A custom event
     /// named `vlmnarrate-describe-now`, upstream or downstream, with the optional fields `prompt`
     /// (string) and `max-tokens` (#guint), does the same for those who have no handle on the element.
+    /// A request that waits when the stream ends is told of in a WARNING, with its `request-id` in the
+    /// details; frames of a stream that goes on after a seek still answer it.
     ///
     /// ## The text pad
     ///

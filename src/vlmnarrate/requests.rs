@@ -88,6 +88,15 @@ impl Requests {
         self.lock().requests.retain(|request| request.id != id);
     }
 
+    /// Numbers of those that are not answered.
+    pub(super) fn open(&self) -> Vec<u32> {
+        self.lock()
+            .requests
+            .iter()
+            .map(|request| request.id)
+            .collect()
+    }
+
     /// What the worker had is lost: frames to come will do.
     pub(super) fn ask_again(&self) {
         let mut queue = self.lock();
