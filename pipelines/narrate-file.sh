@@ -3,7 +3,8 @@
 # the captions as a subtitle track.
 #   pipelines/narrate-file.sh [FILE or URI] [OUTPUT.mkv|OUTPUT.mp4]
 # Without a file it makes one of test pictures, which is all that the embedded demo model knows. For anything
-# else set MODEL to a folder with a SmolVLM checkpoint. INTERVAL is the time between captions in nanoseconds.
+# else set MODEL to a SmolVLM checkpoint, an id on the Hugging Face hub or a folder. INTERVAL is the time between
+# captions in nanoseconds.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
 output=${2-narrated.mkv}

@@ -335,12 +335,6 @@ fn no_such_folder() {
         NotFound,
         &["/no/such/folder", "Set model to"],
     );
-    let hub = Path::new("HuggingFaceTB/SmolVLM-256M-Instruct");
-    refused(
-        hub,
-        NotFound,
-        &["huggingface-cli download HuggingFaceTB/SmolVLM-256M-Instruct"],
-    );
     let file = reference().join("config.json");
     refused(&file, NotFound, &["config.json", "folder"]);
 }

@@ -9,6 +9,7 @@ use gst::{glib, prelude::*};
 
 const READY: [&str; 7] = [
     "model",
+    "revision",
     "device",
     "dtype",
     "quantization",
@@ -85,6 +86,7 @@ fn every_property_is_documented_and_says_when_it_may_change() {
 fn defaults_are_the_contracts() {
     let element = common::narrator(&Fake::new());
     assert_eq!(element.property::<Option<String>>("model"), None);
+    assert_eq!(element.property::<String>("revision"), "main");
     assert_eq!(element.property::<u32>("threads"), 0);
     assert_eq!(
         element.property::<String>("prompt"),

@@ -9,7 +9,7 @@ use std::{
 
 use common::{Fake, Log, Pipeline, engine::wait_for, narrator};
 use gst::{ProgressType, prelude::*};
-use gstvlmnarrate::narrator::{DType, Error, ErrorKind};
+use gstvlmnarrate::narrator::{DType, Error, ErrorKind, Found};
 
 fn types(progress: &[(ProgressType, String)]) -> Vec<ProgressType> {
     progress.iter().map(|(type_, _)| *type_).collect()
@@ -171,11 +171,8 @@ fn a_panic_is_an_error_and_never_a_quiet_end() {
 fn a_panic_while_loading_is_an_error_too() {
     struct Panics;
     impl gstvlmnarrate::narrator::EngineLoader for Panics {
-        fn open(
-            &self,
-            _: &gstvlmnarrate::narrator::ModelSettings,
-        ) -> Result<std::sync::Arc<dyn gstvlmnarrate::narrator::Checkpoint>, Error> {
-            Ok(std::sync::Arc::new(Panics))
+        fn open(&self, _: &gstvlmnarrate::narrator::ModelSettings) -> Result<Found, Error> {
+            Ok(Found::Here(std::sync::Arc::new(Panics)))
         }
     }
     impl gstvlmnarrate::narrator::Checkpoint for Panics {

@@ -7,13 +7,16 @@ use std::{ops::ControlFlow, sync::Arc};
 
 pub use crate::smolvlm::{
     DType, Description, ErrorKind, Event, Picture, Quantization, Request, Sampling, Timings,
+    Transfer,
 };
 
 /// Which model, and how to hold it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelSettings {
-    /// A folder; `None` is the model embedded in the library.
+    /// A folder or an id of the Hugging Face hub; `None` is the model embedded in the library.
     pub model: Option<String>,
+    /// Branch, tag or commit on the hub; `None` is `main`.
+    pub revision: Option<String>,
     pub dtype: DType,
     pub quantization: Quantization,
     /// 0 = all cores.
@@ -53,10 +56,29 @@ pub type LoadWatch<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + Send + 'a;
 /// Hears of each layer and token; `Break` ends the answer.
 pub type Watch<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + Send + 'a;
 
+/// Hears of each piece that is downloaded; `Break` ends the download.
+pub type DownloadWatch<'a> = dyn FnMut(Transfer) -> ControlFlow<()> + Send + 'a;
+
 /// Finds a model from the element's settings.
 pub trait EngineLoader: Send + Sync {
-    /// Checks all that can be checked at once: it runs inside the state change NULL→READY.
-    fn open(&self, settings: &ModelSettings) -> Result<Arc<dyn Checkpoint>, Error>;
+    /// Checks all that can be checked at once: it runs inside the state change NULL→READY, and so
+    /// it doesn't wait for a network.
+    fn open(&self, settings: &ModelSettings) -> Result<Found, Error>;
+}
+
+/// Where a model is.
+pub enum Found {
+    Here(Arc<dyn Checkpoint>),
+    Remote(Arc<dyn Remote>),
+}
+
+/// A model that must be downloaded before more is known of it than its name.
+pub trait Remote: Send + Sync {
+    fn name(&self) -> &str;
+
+    /// Downloads it and checks what [`EngineLoader::open`] would have. Runs on the worker's thread
+    /// and may take long.
+    fn download(&self, watch: &mut DownloadWatch<'_>) -> Result<Arc<dyn Checkpoint>, Error>;
 }
 
 /// A model that was found and looks whole, not yet loaded.

@@ -192,6 +192,22 @@ impl<J> Mailbox<J> {
         slots.worker == Worker::Idle && slots.is_empty()
     }
 
+    /// Waits until the worker is loaded.
+    pub fn wait_loaded(&self) -> Result<(), Refused> {
+        let mut slots = self.lock();
+        let epoch = slots.epoch;
+        loop {
+            if slots.epoch != epoch {
+                return Err(Refused::Flushing);
+            }
+            slots.check()?;
+            if slots.worker != Worker::Loading {
+                return Ok(());
+            }
+            slots = self.changed.wait(slots).unwrap();
+        }
+    }
+
     /// Waits until nothing is under way and nothing waits.
     pub fn wait_idle(&self, deadline: Option<Instant>) -> Wait {
         let mut slots = self.lock();

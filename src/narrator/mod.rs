@@ -17,10 +17,13 @@ mod smolvlm;
 mod worker;
 
 pub use engine::{
-    Checkpoint, DType, Description, Engine, EngineInfo, EngineLoader, Error, ErrorKind, Event,
-    LoadWatch, ModelSettings, Picture, Quantization, Request, Sampling, Timings, Watch,
+    Checkpoint, DType, Description, DownloadWatch, Engine, EngineInfo, EngineLoader, Error,
+    ErrorKind, Event, Found, LoadWatch, ModelSettings, Picture, Quantization, Remote, Request,
+    Sampling, Timings, Transfer, Watch,
 };
 pub use smolvlm::SmolVlmLoader;
 
 pub(crate) use mailbox::{Epoch, Refused, Wait};
-pub(crate) use worker::{Death, Events, Job, Load, Narrated, Narrator, Question};
+pub(crate) use worker::{
+    Death, Download, Events, Job, Load, Narrated, Narrator, Question, percent,
+};

@@ -5,9 +5,11 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+#[cfg(feature = "hub")]
+use super::engine::{DownloadWatch, Remote};
 use super::{
     engine::{
-        Checkpoint, Engine, EngineInfo, EngineLoader, Error, LoadWatch, ModelSettings, Watch,
+        Checkpoint, Engine, EngineInfo, EngineLoader, Error, Found, LoadWatch, ModelSettings, Watch,
     },
     registry::Registry,
 };
@@ -18,21 +20,52 @@ use crate::smolvlm::{
 /// Elements with the same model, loaded in the same way, share its weights and its threads.
 static LOADED: LazyLock<Registry<(Fingerprint, LoadOptions), Model>> = LazyLock::new(Registry::new);
 
-/// Loads the SmolVLM family from a folder, or the embedded demo model.
+/// Loads the SmolVLM family from a folder or the hub, or the embedded demo model.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SmolVlmLoader;
 
 impl EngineLoader for SmolVlmLoader {
-    fn open(&self, settings: &ModelSettings) -> Result<Arc<dyn Checkpoint>, Error> {
-        let source = Source::parse(settings.model.as_deref())?;
-        Ok(Arc::new(SmolVlmCheckpoint {
-            checkpoint: smolvlm::Checkpoint::open(&source)?,
-            options: LoadOptions {
-                dtype: settings.dtype,
-                quantization: settings.quantization,
-                threads: settings.threads,
-            },
-        }))
+    fn open(&self, settings: &ModelSettings) -> Result<Found, Error> {
+        let source = Source::parse(settings.model.as_deref(), settings.revision.as_deref())?;
+        let options = LoadOptions {
+            dtype: settings.dtype,
+            quantization: settings.quantization,
+            threads: settings.threads,
+        };
+        match source {
+            #[cfg(feature = "hub")]
+            Source::Hub(repository) => Ok(Found::Remote(Arc::new(OnHub {
+                repository,
+                options,
+            }))),
+            source => Ok(Found::Here(open(&source, options)?)),
+        }
+    }
+}
+
+fn open(source: &Source, options: LoadOptions) -> Result<Arc<dyn Checkpoint>, Error> {
+    let checkpoint = smolvlm::Checkpoint::open(source)?;
+    Ok(Arc::new(SmolVlmCheckpoint {
+        checkpoint,
+        options,
+    }))
+}
+
+#[cfg(feature = "hub")]
+struct OnHub {
+    repository: smolvlm::Repository,
+    options: LoadOptions,
+}
+
+#[cfg(feature = "hub")]
+impl Remote for OnHub {
+    fn name(&self) -> &str {
+        self.repository.id()
+    }
+
+    fn download(&self, watch: &mut DownloadWatch<'_>) -> Result<Arc<dyn Checkpoint>, Error> {
+        let snapshot = self.repository.download(watch)?;
+        open(&Source::Folder(snapshot), self.options)
     }
 }
 

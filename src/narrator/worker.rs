@@ -5,18 +5,15 @@ use std::{
     io,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock},
     thread,
     time::{Duration, Instant},
 };
 
 use super::{
     engine::{
-        Checkpoint, Description, Engine, EngineInfo, Error, ErrorKind, Event, Picture, Request,
-        Sampling,
+        Checkpoint, Description, Engine, EngineInfo, Error, ErrorKind, Event, Found, Picture,
+        Remote, Request, Sampling, Transfer,
     },
     mailbox::{Epoch, Mailbox, Refused, Wait},
 };
@@ -70,6 +67,19 @@ pub enum Load<'a> {
     Failed(&'a Error),
 }
 
+/// How the download goes, where there is one. It starts once and ends once, before the load starts.
+#[derive(Debug)]
+pub enum Download<'a> {
+    Started,
+    Progress {
+        transfer: Transfer,
+        bytes_per_second: u64,
+    },
+    Completed,
+    Cancelled,
+    Failed(&'a Error),
+}
+
 /// Why there won't be another caption.
 #[derive(Debug)]
 pub enum Death {
@@ -80,6 +90,9 @@ pub enum Death {
 /// Who listens to the worker. Called on the worker's thread, with no lock held, before anyone who
 /// waits for the job is woken.
 pub trait Events: Send + Sync {
+    fn download(&self, download: Download<'_>);
+    /// What was downloaded is open: does it fit the settings?
+    fn check(&self, checkpoint: &dyn Checkpoint) -> Result<(), Error>;
     fn load(&self, load: Load<'_>);
     fn partial(&self, narrated: Narrated);
     fn caption(&self, narrated: Narrated);
@@ -96,34 +109,63 @@ pub struct Narrator(Arc<Shared>);
 struct Shared {
     mailbox: Mailbox<Job>,
     events: Box<dyn Events>,
-    /// Whoever sets it tells how the load ended.
-    load_ended: AtomicBool,
+    /// From the start, or from when it is downloaded.
+    checkpoint: OnceLock<Arc<dyn Checkpoint>>,
+    phase: Mutex<Phase>,
     /// The last picture's memory.
     spare: Mutex<Vec<u8>>,
 }
 
+/// What is under way. Whoever changes it tells how that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Downloading,
+    /// Downloaded, and the load hasn't started.
+    Between,
+    Loading,
+    Over,
+}
+
 impl Narrator {
-    /// Starts a thread that loads the model and then waits for jobs.
-    pub fn spawn(checkpoint: Arc<dyn Checkpoint>, events: Box<dyn Events>) -> io::Result<Self> {
+    /// Starts a thread that downloads the model if need be, loads it and then waits for jobs.
+    pub fn spawn(found: Found, events: Box<dyn Events>) -> io::Result<Self> {
+        let (phase, checkpoint) = match &found {
+            Found::Here(checkpoint) => (Phase::Loading, checkpoint.clone().into()),
+            Found::Remote(_) => (Phase::Downloading, OnceLock::new()),
+        };
         let shared = Arc::new(Shared {
             mailbox: Mailbox::new(),
             events,
-            load_ended: AtomicBool::new(false),
+            checkpoint,
+            phase: Mutex::new(phase),
             spare: Mutex::default(),
         });
         // Before the thread runs, so that nothing it says can come first.
-        shared.events.load(Load::Started);
+        match phase {
+            Phase::Downloading => shared.events.download(Download::Started),
+            _ => shared.events.load(Load::Started),
+        }
         thread::Builder::new()
             .name("vlmnarrate".into())
             .spawn({
                 let shared = shared.clone();
-                move || shared.run(checkpoint)
+                move || shared.run(found)
             })
             .inspect_err(|error| {
                 let error = Error::new(ErrorKind::Failed, format!("no thread: {error}"));
-                shared.end_load(Load::Failed(&error));
+                shared.end(Some(&error));
             })?;
         Ok(Self(shared))
+    }
+
+    /// `None` while it is being downloaded.
+    pub fn checkpoint(&self) -> Option<&dyn Checkpoint> {
+        self.0.checkpoint.get().map(AsRef::as_ref)
+    }
+
+    /// Waits until the model is loaded.
+    pub fn wait_loaded(&self) -> Result<(), Refused> {
+        self.0.mailbox.wait_loaded()
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -149,10 +191,10 @@ impl Narrator {
         self.0.mailbox.flush_stop();
     }
 
-    /// Cancels everything, the load too, for good.
+    /// Cancels everything, download and load too, for good.
     pub fn close(&self) {
         self.0.mailbox.close();
-        self.0.end_load(Load::Cancelled);
+        self.0.end(None);
     }
 
     pub fn check(&self) -> Result<(), Refused> {
@@ -199,9 +241,13 @@ impl Drop for Narrator {
 }
 
 impl Shared {
-    fn run(&self, checkpoint: Arc<dyn Checkpoint>) {
+    fn run(&self, found: Found) {
         // The engine lives and dies in here: one that panics in its destructor is caught too.
         let result = catch_unwind(AssertUnwindSafe(|| {
+            let checkpoint = match found {
+                Found::Here(checkpoint) => checkpoint,
+                Found::Remote(remote) => self.download(remote)?,
+            };
             let mut engine = self.load(checkpoint)?;
             let info = engine.info();
             while let Some((epoch, job)) = self.mailbox.take() {
@@ -222,10 +268,39 @@ impl Shared {
                 Death::NotLoaded(error) => error,
                 Death::Panicked(text) => &Error::new(ErrorKind::Failed, text.as_str()),
             };
-            self.end_load(Load::Failed(error));
+            self.end(Some(error));
             self.events.died(death);
         }
         self.mailbox.die();
+    }
+
+    fn download(&self, remote: Arc<dyn Remote>) -> Result<Arc<dyn Checkpoint>, Error> {
+        let mut pace = Pace::default();
+        let checkpoint = remote.download(&mut |transfer| {
+            if self.mailbox.is_closed() {
+                return ControlFlow::Break(());
+            }
+            if let Some(bytes_per_second) = pace.pass(transfer) {
+                self.events.download(Download::Progress {
+                    transfer,
+                    bytes_per_second,
+                });
+            }
+            ControlFlow::Continue(())
+        })?;
+        if !self.pass(Phase::Downloading, Phase::Between) {
+            return Err(Error::cancelled());
+        }
+        self.events.download(Download::Completed);
+        // First, so that settings that change from now on are checked by whoever changes them.
+        let _ = self.checkpoint.set(checkpoint.clone());
+        self.events.check(checkpoint.as_ref())?;
+        self.events.load(Load::Started);
+        if !self.pass(Phase::Between, Phase::Loading) {
+            self.events.load(Load::Cancelled);
+            return Err(Error::cancelled());
+        }
+        Ok(checkpoint)
     }
 
     fn load(&self, checkpoint: Arc<dyn Checkpoint>) -> Result<Box<dyn Engine>, Error> {
@@ -239,14 +314,31 @@ impl Shared {
             }
             ControlFlow::Continue(())
         })?;
-        self.end_load(Load::Completed);
+        if self.pass(Phase::Loading, Phase::Over) {
+            self.events.load(Load::Completed);
+        }
         Ok(engine)
     }
 
-    /// Tells how the load ended, unless that has been told.
-    fn end_load(&self, end: Load<'_>) {
-        if !self.load_ended.swap(true, Ordering::AcqRel) {
-            self.events.load(end);
+    /// Moves on, unless somebody else has.
+    fn pass(&self, from: Phase, to: Phase) -> bool {
+        let mut phase = self.phase.lock().unwrap();
+        let passes = *phase == from;
+        if passes {
+            *phase = to;
+        }
+        passes
+    }
+
+    /// Tells that what is under way ends early: by this error, or because somebody wants it to.
+    fn end(&self, error: Option<&Error>) {
+        let phase = std::mem::replace(&mut *self.phase.lock().unwrap(), Phase::Over);
+        match (phase, error) {
+            (Phase::Downloading, None) => self.events.download(Download::Cancelled),
+            (Phase::Downloading, Some(error)) => self.events.download(Download::Failed(error)),
+            (Phase::Loading, None) => self.events.load(Load::Cancelled),
+            (Phase::Loading, Some(error)) => self.events.load(Load::Failed(error)),
+            (Phase::Between | Phase::Over, _) => (),
         }
     }
 
@@ -332,6 +424,12 @@ fn caption(job: &Job, info: &EngineInfo, description: Description, partial: bool
     }
 }
 
+/// `None` of nothing.
+pub fn percent(done: u64, total: u64) -> Option<u8> {
+    let percent = (u128::from(done) * 100).checked_div(u128::from(total))?;
+    Some(percent.min(100) as u8)
+}
+
 /// Lets a percentage through when it is new and the last is 100 ms old.
 #[derive(Default)]
 struct Throttle(Option<(u8, Instant)>);
@@ -340,9 +438,7 @@ impl Throttle {
     const PERIOD: Duration = Duration::from_millis(100);
 
     fn pass(&mut self, done: u64, total: u64) -> Option<u8> {
-        let percent = (u128::from(done) * 100)
-            .checked_div(u128::from(total))
-            .map_or(100, |percent| percent.min(100) as u8);
+        let percent = percent(done, total).unwrap_or(100);
         if let Some((last, at)) = self.0
             && (percent == last || at.elapsed() < Self::PERIOD)
         {
@@ -359,6 +455,29 @@ fn give_back_memory() {
     // SAFETY: takes no pointer and may be called at any time from any thread.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+/// Lets a download's progress through once a second if the percentage is new, else every ten, with
+/// the speed since the last time.
+#[derive(Default)]
+struct Pace(Option<(Transfer, Instant)>);
+
+impl Pace {
+    fn pass(&mut self, transfer: Transfer) -> Option<u64> {
+        let Some((last, at)) = self.0 else {
+            self.0 = Some((transfer, Instant::now()));
+            return None;
+        };
+        let elapsed = at.elapsed();
+        let is_new = percent(transfer.done, transfer.total) != percent(last.done, last.total)
+            && elapsed >= Duration::from_secs(1);
+        if !is_new && elapsed < Duration::from_secs(10) {
+            return None;
+        }
+        self.0 = Some((transfer, Instant::now()));
+        let received = transfer.received.saturating_sub(last.received);
+        Some((received as f64 / elapsed.as_secs_f64()) as u64)
     }
 }
 

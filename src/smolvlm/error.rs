@@ -23,6 +23,15 @@ pub enum Error {
         property: &'static str,
         reason: String,
     },
+    /// Something about a model of the hub; `remedy` is a sentence or two.
+    #[error("{property}={value}: {reason}. {remedy}")]
+    Hub {
+        property: &'static str,
+        value: String,
+        kind: ErrorKind,
+        reason: String,
+        remedy: String,
+    },
     #[error("cancelled")]
     Cancelled,
     #[error("prompt: {0}")]
@@ -38,6 +47,12 @@ pub enum ErrorKind {
     NotFound,
     /// A file is there but can't be used.
     OpenRead,
+    /// It is there for others, not for us.
+    NotAuthorized,
+    /// A file can't be written.
+    Write,
+    /// There is no room for a file.
+    NoSpaceLeft,
     /// A setting doesn't fit the model or the machine.
     Settings,
     /// Someone asked to stop.
@@ -52,6 +67,7 @@ impl Error {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::File { .. } => ErrorKind::OpenRead,
             Self::Setting { .. } => ErrorKind::Settings,
+            Self::Hub { kind, .. } => *kind,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Prompt(_) | Self::Inference(_) => ErrorKind::Failed,
         }

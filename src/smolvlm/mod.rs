@@ -39,6 +39,8 @@ mod config;
 mod decoder;
 mod error;
 mod generate;
+#[cfg(feature = "hub")]
+mod hub;
 mod image;
 mod kv_cache;
 mod linear;
@@ -55,9 +57,11 @@ use candle_nn::VarBuilder;
 pub use config::{Config, LongestEdge, PreprocessorConfig, TextConfig, VisionConfig};
 pub use error::{Error, ErrorKind, Result};
 pub use generate::{Description, Event, Request, Sampling, Session, Timings};
+#[cfg(feature = "hub")]
+pub use hub::Repository;
 pub use image::{Picture, Processed, Processor};
 pub use prompt::{Content, Message, Prompt, Prompter, Role, Span, question, video};
-pub use source::{Checkpoint, Fingerprint, Source};
+pub use source::{Checkpoint, Fingerprint, Source, Transfer};
 pub use vision::Vision;
 pub use weights::Progress;
 

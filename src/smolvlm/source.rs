@@ -1,6 +1,7 @@
 //! Where a model comes from, and what can be known of it before it is loaded.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read},
     path::{Component, Path, PathBuf},
@@ -16,17 +17,33 @@ use super::{
 };
 
 /// What the `model` property names.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// The model embedded in this library; it knows `videotestsrc` pictures only.
     Demo,
     /// A folder with the files of a checkpoint.
     Folder(PathBuf),
+    /// A model of the Hugging Face hub that isn't in the cache yet.
+    #[cfg(feature = "hub")]
+    Hub(super::Repository),
+}
+
+/// How far a download has come, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Transfer {
+    /// On disk, whenever it got there.
+    pub done: u64,
+    /// 0 until it is known.
+    pub total: u64,
+    /// Brought by the network since the download began.
+    pub received: u64,
 }
 
 impl Source {
-    /// `None` and the empty string are the demo model, anything else is a folder.
-    pub fn parse(model: Option<&str>) -> Result<Self> {
+    /// `None` and the empty string are the demo model; anything else is a folder or, where there is no such
+    /// folder and it looks like one, an id of the hub. Asks no network: a model that is whole in the hub's
+    /// cache is the folder it has there.
+    pub fn parse(model: Option<&str>, revision: Option<&str>) -> Result<Self> {
         let Some(model) = model.filter(|m| !m.is_empty()) else {
             return Ok(Self::Demo);
         };
@@ -34,13 +51,27 @@ impl Source {
         if path.is_dir() {
             return Ok(Self::Folder(path));
         }
-        let remedy = if looks_like_hub_id(model) {
+        #[cfg(feature = "hub")]
+        if looks_like_hub_id(model) && !path.exists() {
+            let repository = super::Repository::new(model, revision)?;
+            return match repository.cached() {
+                Some(folder) => Ok(Self::Folder(folder)),
+                None => repository.check_online().map(|()| Self::Hub(repository)),
+            };
+        }
+        #[cfg(not(feature = "hub"))]
+        let _ = revision;
+        let remedy = if path.exists() {
+            "Set model to the folder that holds config.json, not to a file in it".into()
+        } else if cfg!(feature = "hub") {
+            "Set model to a folder with config.json, tokenizer.json and model.safetensors, or to the id of \
+             a model on the Hugging Face hub, as in HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+                .into()
+        } else if looks_like_hub_id(model) {
             format!(
-                "To use a model of the Hugging Face hub, download it first (huggingface-cli download {model} \
+                "This build does without the Hugging Face hub: download the model (hf download {model} \
                  --local-dir DIR) and set model=DIR"
             )
-        } else if path.exists() {
-            "Set model to the folder that holds config.json, not to a file in it".into()
         } else {
             "Set model to a folder with config.json, tokenizer.json and model.safetensors".into()
         };
@@ -75,6 +106,8 @@ impl Source {
                     Err(e) => Err(Error::file(&path, e, "Check its permissions")),
                 }
             }
+            #[cfg(feature = "hub")]
+            Self::Hub(_) => Ok(None),
         }
     }
 
@@ -82,6 +115,8 @@ impl Source {
         match self {
             Self::Demo => Path::new("demo").join(name),
             Self::Folder(folder) => folder.join(name),
+            #[cfg(feature = "hub")]
+            Self::Hub(repository) => Path::new(repository.id()).join(name),
         }
     }
 
@@ -97,7 +132,11 @@ impl Source {
     }
 
     /// A file that must be there, through `parse`.
-    fn parsed<T>(&self, name: &str, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T> {
+    pub(super) fn parsed<T>(
+        &self,
+        name: &str,
+        parse: impl FnOnce(&[u8]) -> Result<T, String>,
+    ) -> Result<T> {
         let bytes = self.require(name, self.read(name)?)?;
         parse(&bytes).map_err(|reason| {
             Error::file(
@@ -130,6 +169,8 @@ impl Source {
                     (name.to_string_lossy().into_owned(), revision)
                 })
             }
+            #[cfg(feature = "hub")]
+            Self::Hub(repository) => (repository.id().into(), String::new()),
         }
     }
 }
@@ -155,7 +196,7 @@ fn hub_cache_identity(folder: &Path) -> Option<(String, String)> {
     if snapshots.file_name()? != "snapshots" {
         return None;
     }
-    let name = repo.strip_prefix("models--")?.replace("--", "/");
+    let name = repo.strip_prefix("models--")?.replacen("--", "/", 1);
     Some((name, commit.to_owned()))
 }
 
@@ -317,47 +358,54 @@ fn preprocessor(source: &Source) -> Result<PreprocessorConfig> {
     source.parsed(PREPROCESSOR_CONFIG, PreprocessorConfig::from_json)
 }
 
-const CONFIG: &str = "config.json";
-const PROCESSOR_CONFIG: &str = "processor_config.json";
-const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const PROCESSOR_CONFIG: &str = "processor_config.json";
+pub(super) const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const WEIGHTS: &str = "model.safetensors";
-const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
 #[derive(Deserialize)]
 struct Index {
-    weight_map: std::collections::BTreeMap<String, String>,
+    weight_map: BTreeMap<String, String>,
 }
 
 /// The one file, or every shard that the index names.
-fn weight_files(source: &Source) -> Result<Vec<(PathBuf, Box<dyn Bytes>)>> {
+pub(super) fn weight_files(source: &Source) -> Result<Vec<(PathBuf, Box<dyn Bytes>)>> {
     if let Some(bytes) = source.open(WEIGHTS)? {
         return Ok(vec![(source.path(WEIGHTS), bytes)]);
     }
     let Some(index) = source.read(WEIGHTS_INDEX)? else {
         return source.require(WEIGHTS, None);
     };
-    let index: Index = serde_json::from_slice(&index)
-        .map_err(|e| Error::file(&source.path(WEIGHTS_INDEX), e, "Download it again"))?;
-    let shards: std::collections::BTreeSet<_> = index.weight_map.into_values().collect();
-    shards
+    shards(source, &index)?
         .into_iter()
         .map(|shard| {
-            let mut parts = Path::new(&shard).components();
-            if !matches!(
-                (parts.next(), parts.next()),
-                (Some(Component::Normal(_)), None)
-            ) {
-                return Err(Error::file(
-                    &source.path(WEIGHTS_INDEX),
-                    format!("names `{shard}`, which is not a file of this folder"),
-                    "Do not use this checkpoint",
-                ));
-            }
             let bytes = source.require(&shard, source.open(&shard)?)?;
             Ok((source.path(&shard), bytes))
         })
         .collect()
+}
+
+/// The files that an index names.
+pub(super) fn shards(source: &Source, index: &[u8]) -> Result<BTreeSet<String>> {
+    let index: Index = serde_json::from_slice(index)
+        .map_err(|e| Error::file(&source.path(WEIGHTS_INDEX), e, "Download it again"))?;
+    let shards: BTreeSet<_> = index.weight_map.into_values().collect();
+    for shard in &shards {
+        let mut parts = Path::new(shard).components();
+        if !matches!(
+            (parts.next(), parts.next()),
+            (Some(Component::Normal(_)), None)
+        ) {
+            return Err(Error::file(
+                &source.path(WEIGHTS_INDEX),
+                format!("names `{shard}`, which is not a file of this folder"),
+                "Do not use this checkpoint",
+            ));
+        }
+    }
+    Ok(shards)
 }
 
 /// For folders that come without one: the demo model has the template of every published checkpoint.
@@ -422,18 +470,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hub_ids_are_told_from_folders_that_are_missing() {
-        for (model, says) in [
-            (
-                "HuggingFaceTB/SmolVLM-256M-Instruct",
-                "huggingface-cli download",
-            ),
-            ("/no/such/folder", "Set model to a folder"),
-        ] {
-            let error = Source::parse(Some(model)).unwrap_err().to_string();
-            assert!(error.contains(model) && error.contains(says), "{error}");
+    fn a_missing_folder_is_told_from_a_hub_id() {
+        let error = Source::parse(Some("/no/such/folder"), None)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("/no/such/folder: no such"), "{error}");
+        assert!(error.contains("Set model to a folder"), "{error}");
+        assert!(looks_like_hub_id("HuggingFaceTB/SmolVLM-256M-Instruct"));
+        for path in ["/a/b", "./a", "../a", "a/b/c", "a", "a/", "~/a"] {
+            assert!(!looks_like_hub_id(path), "{path}");
         }
-        assert_eq!(Source::parse(None).unwrap(), Source::Demo);
+        #[cfg(not(feature = "hub"))]
+        assert!(
+            Source::parse(Some("a/b"), None)
+                .unwrap_err()
+                .to_string()
+                .contains("hf download a/b")
+        );
+        assert_eq!(Source::parse(None, None).unwrap(), Source::Demo);
     }
 
     #[test]

@@ -8,26 +8,28 @@ use super::imp::{CAT, VlmNarrate};
 use crate::{
     caption::{Caption, FrameStamp},
     narrator::{
-        Checkpoint, Death, Epoch, Error, ErrorKind, Events, Load, ModelSettings, Narrated, Narrator,
+        Checkpoint, Death, Download, Epoch, Error, ErrorKind, Events, Found, Load, ModelSettings,
+        Narrated, Narrator, percent,
     },
 };
 
-/// Code of the PROGRESS messages.
+/// Codes of the PROGRESS messages.
+const DOWNLOAD_MODEL: &str = "download-model";
 const LOAD_MODEL: &str = "load-model";
 
 /// A model, loaded or on its way, and the worker that has it.
 pub(super) struct Loaded {
     pub(super) narrator: Narrator,
-    pub(super) checkpoint: Arc<dyn Checkpoint>,
     settings: ModelSettings,
 }
 
 impl Loaded {
-    /// Side of the pictures to give it, where the property says `image_size`.
-    pub(super) fn side(&self, image_size: u32) -> u32 {
+    /// Side of the pictures to give it, where the property says `image_size`. Not known of a model
+    /// that is still on its way.
+    pub(super) fn side(&self, image_size: u32) -> Option<u32> {
         match image_size {
-            0 => self.checkpoint.image_size(),
-            side => side,
+            0 => Some(self.narrator.checkpoint()?.image_size()),
+            side => Some(side),
         }
     }
 }
@@ -57,9 +59,11 @@ impl VlmNarrate {
             (settings.model_settings(), settings.image_size)
         };
         let loader = self.loader.lock().unwrap().0.clone();
-        let loaded = loader.open(&settings).and_then(|checkpoint| {
-            check_image_size(checkpoint.as_ref(), image_size)?;
-            self.spawn(checkpoint, settings)
+        let loaded = loader.open(&settings).and_then(|found| {
+            if let Found::Here(checkpoint) = &found {
+                check_image_size(checkpoint.as_ref(), image_size)?;
+            }
+            self.spawn(found, settings)
         });
         match loaded {
             Ok(loaded) => {
@@ -74,12 +78,17 @@ impl VlmNarrate {
         }
     }
 
-    fn spawn(
-        &self,
-        checkpoint: Arc<dyn Checkpoint>,
-        settings: ModelSettings,
-    ) -> Result<Loaded, Error> {
-        if checkpoint.is_demo() {
+    fn spawn(&self, found: Found, settings: ModelSettings) -> Result<Loaded, Error> {
+        let (name, is_demo) = match &found {
+            Found::Here(checkpoint) => (checkpoint.name(), checkpoint.is_demo()),
+            Found::Remote(remote) => (remote.name(), false),
+        };
+        if is_demo {
+            #[cfg(feature = "hub")]
+            const TEXT: &str = "The built-in demo model knows videotestsrc pictures only. For \
+                real video, set model to a SmolVLM checkpoint: an id on the Hugging Face hub, as in \
+                model=HuggingFaceTB/SmolVLM2-500M-Video-Instruct, or a folder";
+            #[cfg(not(feature = "hub"))]
             const TEXT: &str = "The built-in demo model knows videotestsrc pictures only. For \
                 real video, set model to the folder of a SmolVLM checkpoint";
             // Twice, because gst-launch-1.0 shows the debug text alone.
@@ -87,17 +96,13 @@ impl VlmNarrate {
         }
         let bridge = Bridge {
             element: self.obj().downgrade(),
-            model: checkpoint.name().to_owned(),
+            model: name.to_owned(),
         };
-        let narrator = Narrator::spawn(checkpoint.clone(), Box::new(bridge)).map_err(|error| {
+        let narrator = Narrator::spawn(found, Box::new(bridge)).map_err(|error| {
             let message = format!("no thread for the model: {error}");
             Error::new(ErrorKind::Failed, message)
         })?;
-        Ok(Loaded {
-            narrator,
-            checkpoint,
-            settings,
-        })
+        Ok(Loaded { narrator, settings })
     }
 
     /// The model's properties may change in READY: if they did, what was loaded goes.
@@ -170,8 +175,9 @@ impl VlmNarrate {
 
     /// Whether frames can be scaled to this side; everything goes where no model is open yet.
     pub(super) fn check_image_size(&self, side: u32) -> Result<(), Error> {
-        match self.loaded() {
-            Some(loaded) => check_image_size(loaded.checkpoint.as_ref(), side),
+        let loaded = self.loaded();
+        match loaded.as_ref().and_then(|l| l.narrator.checkpoint()) {
+            Some(checkpoint) => check_image_size(checkpoint, side),
             None => Ok(()),
         }
     }
@@ -180,6 +186,9 @@ impl VlmNarrate {
         let class = match error.kind {
             ErrorKind::NotFound => gst::ResourceError::NotFound,
             ErrorKind::OpenRead => gst::ResourceError::OpenRead,
+            ErrorKind::NotAuthorized => gst::ResourceError::NotAuthorized,
+            ErrorKind::Write => gst::ResourceError::Write,
+            ErrorKind::NoSpaceLeft => gst::ResourceError::NoSpaceLeft,
             ErrorKind::Settings => gst::ResourceError::Settings,
             ErrorKind::Cancelled | ErrorKind::Failed => gst::ResourceError::Failed,
         };
@@ -320,12 +329,85 @@ struct Bridge {
     model: String,
 }
 
-impl Events for Bridge {
-    fn load(&self, load: Load<'_>) {
-        use gst::ProgressType::{Canceled, Complete, Continue, Error, Start};
+impl Bridge {
+    fn progress(
+        &self,
+        type_: gst::ProgressType,
+        code: &str,
+        text: &str,
+        fields: &[(&str, glib::SendValue)],
+    ) {
         let Some(element) = self.element.upgrade() else {
             return;
         };
+        gst::debug!(CAT, obj = element, "{text}");
+        let mut message = gst::message::Progress::builder(type_, code, text).src(&element);
+        for (name, value) in fields {
+            message = message.other_field(name, value.clone());
+        }
+        let _ = element.post_message(message.build());
+    }
+}
+
+/// In the units that disks and networks are sold in.
+fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{:.0} kB", bytes as f64 / 1e3),
+        1_000_000..100_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        100_000_000..10_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
+impl Events for Bridge {
+    fn download(&self, download: Download<'_>) {
+        use gst::ProgressType::{Canceled, Complete, Continue, Error, Start};
+        let model = &self.model;
+        let mut done = (0, 0);
+        let (type_, percent, text) = match download {
+            Download::Started => (Start, 0, format!("Downloading {model}")),
+            Download::Progress {
+                transfer,
+                bytes_per_second,
+            } => {
+                done = (transfer.done, bytes_per_second);
+                let percent = percent(transfer.done, transfer.total);
+                let speed = bytes(bytes_per_second);
+                let text = match percent {
+                    Some(percent) => {
+                        let total = bytes(transfer.total);
+                        format!("Downloading {model}: {percent} % of {total}, {speed}/s")
+                    }
+                    None => format!("Downloading {model}: waiting for the hub"),
+                };
+                (Continue, percent.unwrap_or(0), text)
+            }
+            Download::Completed => (Complete, 100, format!("Downloaded {model}")),
+            Download::Cancelled => (
+                Canceled,
+                0,
+                format!("Downloading {model} was cancelled; what has come is kept"),
+            ),
+            Download::Failed(error) => (Error, 0, format!("Downloading {model} failed: {error}")),
+        };
+        let fields = [
+            ("percent", i32::from(percent).to_send_value()),
+            ("bytes", done.0.to_send_value()),
+            ("bytes-per-second", done.1.to_send_value()),
+        ];
+        self.progress(type_, DOWNLOAD_MODEL, &text, &fields);
+    }
+
+    fn check(&self, checkpoint: &dyn Checkpoint) -> Result<(), Error> {
+        let Some(element) = self.element.upgrade() else {
+            return Ok(());
+        };
+        let image_size = element.imp().settings.lock().unwrap().image_size;
+        check_image_size(checkpoint, image_size)
+    }
+
+    fn load(&self, load: Load<'_>) {
+        use gst::ProgressType::{Canceled, Complete, Continue, Error, Start};
         let model = &self.model;
         let (type_, percent, text) = match load {
             Load::Started => (Start, 0, format!("Loading {model}")),
@@ -334,12 +416,8 @@ impl Events for Bridge {
             Load::Cancelled => (Canceled, 0, format!("Loading {model} was cancelled")),
             Load::Failed(error) => (Error, 0, format!("Loading {model} failed: {error}")),
         };
-        gst::debug!(CAT, obj = element, "{text}");
-        let message = gst::message::Progress::builder(type_, LOAD_MODEL, &text)
-            .src(&element)
-            .other_field("percent", i32::from(percent))
-            .build();
-        let _ = element.post_message(message);
+        let percent = i32::from(percent).to_send_value();
+        self.progress(type_, LOAD_MODEL, &text, &[("percent", percent)]);
     }
 
     fn partial(&self, narrated: Narrated) {

@@ -124,6 +124,7 @@ pub struct Asking {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     pub model: Option<String>,
+    pub revision: Option<String>,
     pub device: Device,
     pub dtype: DType,
     pub quantization: Quantization,
@@ -162,6 +163,7 @@ impl Default for Settings {
         let sampling = Sampling::default();
         Self {
             model: None,
+            revision: Some("main".into()),
             device: Device::Auto,
             dtype: DType::Auto,
             quantization: Quantization::Auto,
@@ -208,6 +210,7 @@ impl Settings {
     pub fn model_settings(&self) -> ModelSettings {
         ModelSettings {
             model: self.model.clone(),
+            revision: self.revision.clone(),
             dtype: self.dtype.into(),
             quantization: self.quantization.resolve(self.dtype),
             threads: self.threads as usize,
@@ -261,8 +264,12 @@ pub static PROPERTIES: LazyLock<Vec<Property<Settings>>> = LazyLock::new(propert
 pub fn properties() -> Vec<Property<Settings>> {
     vec![
         row(Ready, ("model", "Model"), (), |s| &mut s.model,
-            "Folder with a SmolVLM or SmolVLM2 checkpoint, as huggingface-cli download leaves it \
-             (null = the embedded demo model, which knows videotestsrc pictures only)"),
+            "SmolVLM or SmolVLM2 checkpoint: a folder, or an id on the Hugging Face hub as in \
+             HuggingFaceTB/SmolVLM2-500M-Video-Instruct, which is downloaded unless the hub's cache \
+             has it (null = the embedded demo model, which knows videotestsrc pictures only)"),
+        row(Ready, ("revision", "Revision"), (), |s| &mut s.revision,
+            "Branch, tag or commit of a model on the hub. If the cache has it, it is used as it is \
+             there, and the hub is not asked whether a branch has moved on"),
         row(Ready, ("device", "Device"), (), |s| &mut s.device,
             "Where the model runs"),
         row(Ready, ("dtype", "Data type"), (), |s| &mut s.dtype,

@@ -273,7 +273,15 @@ impl VlmNarrate {
     ) -> Result<(), Refused> {
         let narrator = &loaded.narrator;
         narrator.check()?;
+        if !live && narrator.checkpoint().is_none() {
+            narrator.wait_loaded()?;
+        }
         let settings = self.settings.lock().unwrap().clone();
+        // Of a model that is still being downloaded; live video doesn't wait for that, nor do its
+        // frames: by then they are old. A request does.
+        let Some(side) = loaded.side(settings.image_size) else {
+            return Ok(());
+        };
         // The worker has room for one live frame that was asked about; recorded ones wait in turn.
         let room = match live {
             true => usize::from(narrator.has_room()),
@@ -296,7 +304,7 @@ impl VlmNarrate {
                     settings.question(&request.asking(&settings.detail))
                 }
             };
-            let side = (!question.splitting).then(|| loaded.side(settings.image_size));
+            let side = (!question.splitting).then_some(side);
             let scaled = scaled[usize::from(side.is_none())].get_or_insert_with(|| {
                 let start = Instant::now();
                 let picture = self.stream.lock().picture(buffer, side, narrator.spare());

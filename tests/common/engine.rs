@@ -11,8 +11,8 @@ use std::{
 };
 
 use gstvlmnarrate::narrator::{
-    Checkpoint, Description, Engine, EngineInfo, EngineLoader, Error, ErrorKind, Event, LoadWatch,
-    ModelSettings, Request, Sampling, Timings, Watch,
+    Checkpoint, Description, Engine, EngineInfo, EngineLoader, Error, ErrorKind, Event, Found,
+    LoadWatch, ModelSettings, Request, Sampling, Timings, Watch,
 };
 
 /// What the engine does; can be changed while it runs.
@@ -129,11 +129,11 @@ pub fn wait_for(condition: impl Fn() -> bool) {
 }
 
 impl EngineLoader for Fake {
-    fn open(&self, settings: &ModelSettings) -> Result<Arc<dyn Checkpoint>, Error> {
+    fn open(&self, settings: &ModelSettings) -> Result<Found, Error> {
         self.0.loads.lock().unwrap().push(settings.clone());
         match self.plan().open.clone() {
             Some(error) => Err(error),
-            None => Ok(Arc::new(self.clone())),
+            None => Ok(Found::Here(Arc::new(self.clone()))),
         }
     }
 }

@@ -53,6 +53,7 @@ pub struct Heard {
     pub captions: Vec<Caption>,
     pub partials: Vec<Caption>,
     pub progress: Vec<(gst::ProgressType, String)>,
+    pub downloads: Vec<(gst::ProgressType, String)>,
     pub infos: Vec<String>,
     pub warnings: Vec<String>,
     pub errors: Vec<(glib::Error, String)>,
@@ -83,8 +84,12 @@ impl Heard {
             }
             MessageView::Progress(progress) => {
                 let (type_, code, text) = progress.get();
-                assert_eq!(code, "load-model");
-                self.progress.push((type_, text.to_owned()));
+                let list = match code {
+                    "load-model" => &mut self.progress,
+                    "download-model" => &mut self.downloads,
+                    _ => panic!("{code}"),
+                };
+                list.push((type_, text.to_owned()));
             }
             MessageView::Info(info) => self.infos.push(info.error().to_string()),
             MessageView::Warning(warning) => self.warnings.push(warning.error().to_string()),

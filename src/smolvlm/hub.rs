@@ -1,0 +1,765 @@
+//! Models of the Hugging Face hub: what of them is in its cache, and how the rest gets there.
+//!
+//! hf-hub speaks to the hub, resumes files and lays the cache out as transformers does. What it leaves to
+//! its callers is here: which files, whether they came whole, that only one of us brings a file at a time,
+//! and a way out. Its calls block without a limit, so they run on a thread that is let go of and never
+//! waited for; that thread ends itself at the next bytes, before it writes them.
+
+use std::{
+    any::Any,
+    env, fs,
+    io::{self, ErrorKind as Io, Read},
+    ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::{Component, Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use hf_hub::{
+    Cache, Repo, RepoType,
+    api::sync::{ApiBuilder, ApiError, ApiRepo},
+};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::{
+    Config, Error, ErrorKind, Result, Source, Transfer,
+    source::{
+        CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, TOKENIZER, WEIGHTS, WEIGHTS_INDEX, shards,
+        weight_files,
+    },
+};
+
+const HUB: &str = "https://huggingface.co";
+
+/// In the order in which they are fetched. Weights come last: a snapshot that has them has these too.
+const SMALL: [&str; 9] = [
+    CONFIG,
+    PREPROCESSOR_CONFIG,
+    PROCESSOR_CONFIG,
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer_config.json",
+    TOKENIZER,
+    WEIGHTS_INDEX,
+];
+
+/// Between two looks at whether somebody wants the download to end.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A model of the hub at some revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repository {
+    id: String,
+    revision: String,
+    environment: Environment,
+}
+
+/// What huggingface_hub's variables say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Environment {
+    cache: PathBuf,
+    endpoint: String,
+    token: Option<String>,
+    offline: Option<&'static str>,
+    /// A server that is silent for longer is given up.
+    patience: Duration,
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+impl Environment {
+    fn read() -> Self {
+        let folder = |name| {
+            let path = PathBuf::from(variable(name)?);
+            match (path.strip_prefix("~"), env::home_dir()) {
+                (Ok(rest), Some(home)) => Some(home.join(rest)),
+                _ => Some(path),
+            }
+        };
+        let home = folder("HF_HOME").unwrap_or_else(|| {
+            folder("XDG_CACHE_HOME")
+                .unwrap_or_else(|| env::home_dir().unwrap_or_default().join(".cache"))
+                .join("huggingface")
+        });
+        let cache = folder("HF_HUB_CACHE")
+            .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
+            .unwrap_or_else(|| home.join("hub"));
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| HUB.into());
+        let noted = folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+        let token = variable("HF_TOKEN")
+            .or_else(|| variable("HUGGING_FACE_HUB_TOKEN"))
+            .or_else(|| fs::read_to_string(noted).ok());
+        let is_set = |name: &&str| {
+            let value = variable(name).unwrap_or_default().to_ascii_uppercase();
+            ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
+        };
+        let patience = variable("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|value| value.parse().ok());
+        Self {
+            cache: std::path::absolute(&cache).unwrap_or(cache),
+            endpoint: endpoint.trim_end_matches('/').into(),
+            token: token
+                .map(|token| token.trim().to_owned())
+                .filter(|token| !token.is_empty()),
+            offline: ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
+                .into_iter()
+                .find(is_set),
+            patience: Duration::from_secs(patience.unwrap_or(30).max(1)),
+        }
+    }
+}
+
+impl Repository {
+    /// `None` and the empty string are the branch `main`.
+    pub fn new(id: &str, revision: Option<&str>) -> Result<Self> {
+        let revision = revision.filter(|r| !r.is_empty()).unwrap_or("main");
+        // It becomes a path in the cache and a part of addresses.
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+        let mut parts = Path::new(revision).components();
+        if !revision.chars().all(plain) || !parts.all(|p| matches!(p, Component::Normal(_))) {
+            return Err(Error::Setting {
+                property: "revision",
+                reason: format!(
+                    "`{revision}` can't be one; set a branch, a tag or a commit of model `{id}`"
+                ),
+            });
+        }
+        Ok(Self {
+            id: id.into(),
+            revision: revision.into(),
+            environment: Environment::read(),
+        })
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn folder(&self) -> PathBuf {
+        let name = Repo::model(self.id.clone()).folder_name();
+        self.environment.cache.join(name)
+    }
+
+    /// The snapshot in the cache, if it has all that is needed. Asks no network, not even whether a branch
+    /// has moved on: a pipeline starts at once, and the same each time.
+    pub fn cached(&self) -> Option<PathBuf> {
+        let commit = match is_commit(&self.revision) {
+            true => self.revision.clone(),
+            false => fs::read_to_string(self.folder().join("refs").join(&self.revision)).ok()?,
+        };
+        let snapshot = self.folder().join("snapshots").join(commit.trim());
+        let has = |name| snapshot.join(name).exists();
+        let whole = has(CONFIG)
+            && has(TOKENIZER)
+            && (has(PREPROCESSOR_CONFIG) || has(PROCESSOR_CONFIG))
+            && weight_files(&Source::Folder(snapshot.clone())).is_ok();
+        whole.then_some(snapshot)
+    }
+
+    /// Whether the network may be asked for what is not in the cache.
+    pub fn check_online(&self) -> Result<()> {
+        let Some(variable) = self.environment.offline else {
+            return Ok(());
+        };
+        Err(self.error(
+            ErrorKind::NotFound,
+            format!(
+                "revision {} is not, or not wholly, in {}, and {variable} is set",
+                self.revision,
+                self.environment.cache.display()
+            ),
+            format!(
+                "Start it once without {variable}, or set HF_HOME to the folder that has the model"
+            ),
+        ))
+    }
+
+    /// Brings what is missing into the cache; returns the snapshot. `progress` is called often and may end it
+    /// with [`Error::Cancelled`]; files that are there in part are gone on with next time.
+    pub fn download(
+        &self,
+        progress: &mut dyn FnMut(Transfer) -> ControlFlow<()>,
+    ) -> Result<PathBuf> {
+        let state = Arc::new(State::default());
+        let (sender, result) = mpsc::channel();
+        thread::Builder::new()
+            .name("vlmnarrate-hub".into())
+            .spawn({
+                let download = Download {
+                    repository: self.clone(),
+                    state: state.clone(),
+                };
+                move || {
+                    let result = catch_unwind(AssertUnwindSafe(|| download.run()));
+                    let result = result.unwrap_or_else(|panic| Err(download.panicked(&*panic)));
+                    // Nobody listens any more if we were let go.
+                    let _ = sender.send(result);
+                }
+            })
+            .map_err(|e| {
+                let remedy = "Free some memory or threads".into();
+                self.error(ErrorKind::Failed, format!("no thread: {e}"), remedy)
+            })?;
+        let mut heard = (0, Instant::now());
+        loop {
+            if let Ok(result) = result.recv_timeout(TICK) {
+                let _ = progress(state.transfer());
+                return result;
+            }
+            if progress(state.transfer()).is_break() {
+                state.let_go();
+                return Err(Error::Cancelled);
+            }
+            let beats = state.beats.load(Relaxed);
+            if beats != heard.0 {
+                heard = (beats, Instant::now());
+            } else if heard.1.elapsed() > self.environment.patience {
+                state.let_go();
+                let waited = self.environment.patience.as_secs();
+                return Err(self.unreachable(format!("nothing came for {waited} s")));
+            }
+        }
+    }
+
+    fn error(&self, kind: ErrorKind, reason: String, remedy: String) -> Error {
+        Error::Hub {
+            property: "model",
+            value: self.id.clone(),
+            kind,
+            // Servers' messages may span lines; the bus shows one.
+            reason: reason.replace(['\n', '\r'], " "),
+            remedy,
+        }
+    }
+
+    fn unreachable(&self, why: impl std::fmt::Display) -> Error {
+        let remedy = "Check the network, or HF_ENDPOINT if that is set, and start again: what has come is \
+                      kept. A folder with the model needs no network";
+        let reason = format!("no download from {}: {why}", self.environment.endpoint);
+        self.error(ErrorKind::OpenRead, reason, remedy.into())
+    }
+
+    /// What a status means; `file` is empty where the whole repository was asked for.
+    fn refused(&self, status: u16, code: &str, file: &str) -> Error {
+        let Environment {
+            endpoint, token, ..
+        } = &self.environment;
+        let id = &self.id;
+        let what = match file {
+            "" => String::new(),
+            file => format!("{file}: "),
+        };
+        match (status, code) {
+            (404, "RevisionNotFound") => Error::Hub {
+                property: "revision",
+                value: self.revision.clone(),
+                kind: ErrorKind::NotFound,
+                reason: format!("{id} has no such branch, tag or commit"),
+                remedy: format!("Set one that {endpoint}/{id}/commits/main shows"),
+            },
+            (404, _) | (401, "RepoNotFound") => self.error(
+                ErrorKind::NotFound,
+                format!("{what}{endpoint} has no such model for us, nor is there such a folder here"),
+                "Check the spelling; a private model needs the environment variable HF_TOKEN".into(),
+            ),
+            (401 | 403, _) => self.error(
+                ErrorKind::NotAuthorized,
+                format!("{what}{endpoint} answers {status}: the model is gated, private, or the token is wrong"),
+                match token {
+                    None => format!(
+                        "Accept its conditions at {endpoint}/{id} and set the environment variable HF_TOKEN"
+                    ),
+                    Some(_) => format!(
+                        "Accept its conditions at {endpoint}/{id} with the account of the token (HF_TOKEN, or \
+                         the file that `hf auth login` left) and see that it may read the model"
+                    ),
+                },
+            ),
+            _ => self.error(
+                ErrorKind::OpenRead,
+                format!("{what}{endpoint} answers {status}"),
+                "Try again later; what has come is kept".into(),
+            ),
+        }
+    }
+
+    /// The cache can't be written.
+    fn not_written(&self, error: &io::Error, transfer: Transfer) -> Error {
+        let cache = self.environment.cache.display();
+        let full = matches!(
+            error.kind(),
+            Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge
+        );
+        if full {
+            return self.error(
+                ErrorKind::NoSpaceLeft,
+                format!("no room in {cache}: {error}"),
+                format!(
+                    "Free {} MB there, or set HF_HOME to a folder that has room; what has come is kept",
+                    transfer.total.saturating_sub(transfer.done) / 1_000_000 + 1
+                ),
+            );
+        }
+        self.error(
+            ErrorKind::Write,
+            format!("can't write to the cache {cache}: {error}"),
+            "Make that folder writable, or set HF_HOME to another".into(),
+        )
+    }
+}
+
+fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|c| c.is_ascii_hexdigit())
+}
+
+/// Shared by the thread that downloads and the one that waits for it.
+#[derive(Default)]
+struct State {
+    /// Of files that are whole.
+    whole: AtomicU64,
+    /// Of the file under way.
+    part: AtomicU64,
+    total: AtomicU64,
+    received: AtomicU64,
+    /// Moves on whenever something happens.
+    beats: AtomicU64,
+    let_go: AtomicBool,
+    /// The lock that hf-hub holds.
+    lock: Mutex<Option<PathBuf>>,
+}
+
+impl State {
+    fn transfer(&self) -> Transfer {
+        Transfer {
+            done: self.whole.load(Relaxed) + self.part.load(Relaxed),
+            total: self.total.load(Relaxed),
+            received: self.received.load(Relaxed),
+        }
+    }
+
+    fn let_go(&self) {
+        self.let_go.store(true, Relaxed);
+        // A thread that is stuck keeps its lock, which must not keep the next download waiting.
+        if let Some(lock) = self.lock.lock().unwrap().take() {
+            let _ = fs::remove_file(lock);
+        }
+    }
+
+    /// A sign of life, and a look at whether to go on.
+    fn beat(&self) -> Result<()> {
+        self.beats.fetch_add(1, Relaxed);
+        match self.let_go.load(Relaxed) {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    }
+
+    fn pause(&self, time: Duration) -> Result<()> {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            self.beat()?;
+            thread::sleep(TICK.min(time));
+        }
+        Ok(())
+    }
+}
+
+/// Unwinds hf-hub, which has no other way out, without the panic hook.
+struct LetGo;
+
+/// What hf-hub tells of one file.
+struct Watch<'a> {
+    state: &'a State,
+    /// What is told next was there already.
+    resuming: bool,
+}
+
+impl Watch<'_> {
+    fn beat(&self) {
+        if self.state.beat().is_err() {
+            resume_unwind(Box::new(LetGo));
+        }
+    }
+}
+
+impl hf_hub::api::Progress for Watch<'_> {
+    fn init(&mut self, _: usize, _: &str) {
+        self.beat();
+        self.state.part.store(0, Relaxed);
+        self.resuming = true;
+    }
+
+    fn update(&mut self, bytes: usize) {
+        // Before these bytes are written.
+        self.beat();
+        self.state.part.fetch_add(bytes as u64, Relaxed);
+        if !std::mem::take(&mut self.resuming) {
+            self.state.received.fetch_add(bytes as u64, Relaxed);
+        }
+    }
+
+    fn finish(&mut self) {
+        self.beat();
+    }
+}
+
+/// What the hub says of a repository.
+#[derive(Deserialize)]
+struct Info {
+    sha: String,
+    siblings: Vec<File>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct File {
+    #[serde(rename = "rfilename")]
+    name: String,
+    size: Option<u64>,
+    blob_id: Option<String>,
+    lfs: Option<Lfs>,
+}
+
+#[derive(Deserialize)]
+struct Lfs {
+    sha256: String,
+}
+
+impl File {
+    fn size(&self) -> u64 {
+        self.size.unwrap_or_default()
+    }
+
+    /// Name of the blob in the cache.
+    fn etag(&self) -> Option<&str> {
+        let lfs = self.lfs.as_ref().map(|lfs| lfs.sha256.as_str());
+        // It becomes a file's name.
+        lfs.or(self.blob_id.as_deref())
+            .filter(|etag| etag.bytes().all(|c| c.is_ascii_hexdigit()))
+    }
+}
+
+struct Download {
+    repository: Repository,
+    state: Arc<State>,
+}
+
+impl Download {
+    fn run(&self) -> Result<PathBuf> {
+        let Repository {
+            id,
+            revision,
+            environment,
+        } = &self.repository;
+        let cache = Cache::new(environment.cache.clone());
+        let api = ApiBuilder::from_cache(cache.clone())
+            .with_endpoint(environment.endpoint.clone())
+            .with_token(environment.token.clone())
+            .with_progress(false)
+            .with_user_agent("vlmnarrate", env!("CARGO_PKG_VERSION"))
+            .build()
+            .map_err(|e| self.failed(e, ""))?;
+        let at = |revision: &str| Repo::with_revision(id.clone(), RepoType::Model, revision.into());
+        let info = self.info(&api.repo(at(revision)))?;
+        self.check_files(&info)?;
+        let find = |name: &str| info.siblings.iter().find(|file| file.name == name);
+
+        let small: Vec<_> = SMALL
+            .into_iter()
+            .filter(|name| *name != WEIGHTS_INDEX || find(WEIGHTS).is_none())
+            .filter_map(find)
+            .collect();
+        let sum = |files: &[&File]| files.iter().map(|file| file.size()).sum::<u64>();
+        let large = |file: &&File| match find(WEIGHTS) {
+            Some(_) => file.name == WEIGHTS,
+            // Until the index has come.
+            None => file.name.starts_with("model-") && file.name.ends_with(".safetensors"),
+        };
+        let weights: Vec<_> = info.siblings.iter().filter(large).collect();
+        self.state.total.store(sum(&small) + sum(&weights), Relaxed);
+
+        // Every file of the one commit, should the branch move meanwhile.
+        let repo = api.repo(at(&info.sha));
+        let snapshot = cache.repo(at(revision)).pointer_path(&info.sha);
+        let source = Source::Folder(snapshot.clone());
+        for file in &small {
+            self.bring(&repo, file, &snapshot)?;
+            if file.name == CONFIG {
+                // Before gigabytes of a model that we can't run.
+                source.parsed(CONFIG, Config::from_json)?;
+            }
+        }
+        let weights = match find(WEIGHTS) {
+            Some(_) => weights,
+            None => {
+                let path = snapshot.join(WEIGHTS_INDEX);
+                let index =
+                    fs::read(&path).map_err(|e| Error::file(&path, e, "Check its permissions"))?;
+                let shards = shards(&source, &index)?;
+                let found = shards
+                    .iter()
+                    .map(|shard| find(shard).ok_or_else(|| self.lacks(shard)));
+                found.collect::<Result<_>>()?
+            }
+        };
+        self.state.total.store(sum(&small) + sum(&weights), Relaxed);
+        for file in weights {
+            self.bring(&repo, file, &snapshot)?;
+        }
+        cache
+            .repo(at(revision))
+            .create_ref(&info.sha)
+            .map_err(|e| self.repository.not_written(&e, self.state.transfer()))?;
+        Ok(snapshot)
+    }
+
+    fn info(&self, repo: &ApiRepo) -> Result<Info> {
+        let answer = repo
+            .info_request()
+            .query("blobs", "true")
+            .config()
+            .http_status_as_error(false)
+            .timeout_global(Some(self.repository.environment.patience))
+            .build()
+            .call();
+        let mut answer = answer.map_err(|e| self.repository.unreachable(e))?;
+        self.state.beat()?;
+        if !answer.status().is_success() {
+            let code = answer.headers().get("x-error-code");
+            let code = code.and_then(|code| code.to_str().ok()).unwrap_or_default();
+            return Err(self.repository.refused(answer.status().as_u16(), code, ""));
+        }
+        let body = answer.body_mut().read_to_vec();
+        let body = body.map_err(|e| self.repository.unreachable(e))?;
+        let info: Option<Info> = serde_json::from_slice(&body).ok();
+        // The commit becomes a folder's name.
+        info.filter(|info| is_commit(&info.sha)).ok_or_else(|| {
+            self.repository
+                .unreachable("it doesn't answer as the hub does")
+        })
+    }
+
+    fn lacks(&self, what: &str) -> Error {
+        self.repository.error(
+            ErrorKind::NotFound,
+            format!("the repository has no {what}"),
+            "vlmnarrate runs SmolVLM and SmolVLM2 checkpoints in safetensors form".into(),
+        )
+    }
+
+    fn check_files(&self, info: &Info) -> Result<()> {
+        for any in [
+            &[CONFIG][..],
+            &[TOKENIZER],
+            &[PREPROCESSOR_CONFIG, PROCESSOR_CONFIG],
+            &[WEIGHTS, WEIGHTS_INDEX],
+        ] {
+            if !info.siblings.iter().any(|file| any.contains(&&*file.name)) {
+                return Err(self.lacks(any[0]));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sees that one file is in the snapshot.
+    fn bring(&self, repo: &ApiRepo, file: &File, snapshot: &Path) -> Result<()> {
+        let pointer = snapshot.join(&file.name);
+        let blobs = self.repository.folder().join("blobs");
+        let blob = file.etag().map(|etag| blobs.join(etag));
+        let disk = |e: io::Error| self.repository.not_written(&e, self.state.transfer());
+        fs::create_dir_all(&blobs).map_err(disk)?;
+        fs::create_dir_all(snapshot).map_err(disk)?;
+        while !pointer.exists() {
+            self.state.beat()?;
+            // A link to a blob that is gone.
+            let _ = fs::remove_file(&pointer);
+            if let Some(blob) = &blob {
+                if blob.exists() {
+                    // Of another commit, or somebody else has just brought it.
+                    link(blob, &pointer).map_err(disk)?;
+                    continue;
+                }
+                if self.is_locked(blob)? {
+                    // Somebody else brings it.
+                    let part = fs::metadata(blob.with_extension("part"));
+                    self.state
+                        .part
+                        .store(part.map_or(0, |part| part.len()), Relaxed);
+                    thread::sleep(TICK);
+                    continue;
+                }
+                make_resumable(&blob.with_extension("part"), file.size()).map_err(disk)?;
+                *self.state.lock.lock().unwrap() = Some(blob.with_extension("lock"));
+            }
+            let fetched = self.fetch(repo, file);
+            self.state.lock.lock().unwrap().take();
+            if fetched? && !pointer.exists() && !blob.as_ref().is_some_and(|blob| blob.exists()) {
+                return Err(self.repository.unreachable(format!(
+                    "{}: it is of another commit than was asked for",
+                    file.name
+                )));
+            }
+        }
+        self.state.part.store(0, Relaxed);
+        self.verify(file, &pointer)?;
+        self.state.whole.fetch_add(file.size(), Relaxed);
+        Ok(())
+    }
+
+    /// Whether some other thread or program has hf-hub's lock.
+    fn is_locked(&self, blob: &Path) -> Result<bool> {
+        let lock = fs::File::create(blob.with_extension("lock"))
+            .map_err(|e| self.repository.not_written(&e, self.state.transfer()))?;
+        Ok(matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)))
+    }
+
+    /// Downloads, and goes on where the connection broke for as long as each try brings something.
+    /// False if somebody else has the lock.
+    fn fetch(&self, repo: &ApiRepo, file: &File) -> Result<bool> {
+        loop {
+            let before = self.state.received.load(Relaxed);
+            let watch = Watch {
+                state: &self.state,
+                resuming: false,
+            };
+            match repo.download_with_progress(&file.name, watch) {
+                Ok(_) => return Ok(true),
+                Err(ApiError::LockAcquisition(_)) => return Ok(false),
+                Err(error) if is_broken(&error) && self.state.received.load(Relaxed) > before => {
+                    self.state.pause(Duration::from_secs(1))?;
+                }
+                Err(error) => return Err(self.failed(error, &file.name)),
+            }
+        }
+    }
+
+    /// Size and, of large files, sum. A file that fails is deleted.
+    fn verify(&self, file: &File, pointer: &Path) -> Result<()> {
+        let blob = pointer.canonicalize().unwrap_or_else(|_| pointer.into());
+        let unread = |e| Error::file(&blob, e, "Check its permissions");
+        let mut bytes = fs::File::open(&blob).map_err(unread)?;
+        let size = bytes.metadata().map_err(unread)?.len();
+        let mut reason = None;
+        if let Some(expected) = file.size.filter(|expected| *expected != size) {
+            reason = Some(format!("came with {size} bytes, not {expected}"));
+        } else if let Some(Lfs { sha256 }) = &file.lfs {
+            let mut hash = Sha256::new();
+            let mut chunk = vec![0; 1 << 20];
+            loop {
+                self.state.beat()?;
+                match bytes.read(&mut chunk).map_err(unread)? {
+                    0 => break,
+                    read => hash.update(&chunk[..read]),
+                }
+            }
+            let sum = format!("{:x}", hash.finalize());
+            if !sum.eq_ignore_ascii_case(sha256) {
+                reason = Some(format!("came with the SHA-256 {sum}, not {sha256}"));
+            }
+        }
+        let Some(reason) = reason else {
+            return Ok(());
+        };
+        let _ = fs::remove_file(pointer);
+        let _ = fs::remove_file(&blob);
+        Err(self.repository.error(
+            ErrorKind::OpenRead,
+            format!("{} {reason}", file.name),
+            "It is deleted: start again, and if that doesn't help, check what is between here and the hub"
+                .into(),
+        ))
+    }
+
+    fn failed(&self, error: ApiError, file: &str) -> Error {
+        use ureq::Error as Http;
+        let repository = &self.repository;
+        let during = |e: &dyn std::fmt::Display| match file {
+            "" => repository.unreachable(e),
+            file => repository.unreachable(format!("{file}: {e}")),
+        };
+        match error {
+            ApiError::IoError(e) if is_disk(&e) => {
+                repository.not_written(&e, self.state.transfer())
+            }
+            ApiError::IoError(e) => during(&e),
+            ApiError::RequestError(e) => match *e {
+                Http::StatusCode(status) => repository.refused(status, "", file),
+                e => during(&e),
+            },
+            e => during(&e),
+        }
+    }
+
+    fn panicked(&self, panic: &(dyn Any + Send)) -> Error {
+        if panic.is::<LetGo>() {
+            return Error::Cancelled;
+        }
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        self.repository.error(
+            ErrorKind::Failed,
+            format!("the download panicked: {}", text.unwrap_or("no message")),
+            "Download the model with `hf download` instead".into(),
+        )
+    }
+}
+
+/// hf-hub has one kind of error for both ends of a copy.
+fn is_disk(error: &io::Error) -> bool {
+    error.raw_os_error().is_some()
+        && !matches!(
+            error.kind(),
+            Io::ConnectionReset
+                | Io::ConnectionAborted
+                | Io::ConnectionRefused
+                | Io::NotConnected
+                | Io::BrokenPipe
+                | Io::TimedOut
+                | Io::WouldBlock
+                | Io::HostUnreachable
+                | Io::NetworkUnreachable
+                | Io::NetworkDown
+        )
+}
+
+/// Whether the connection broke, rather than that somebody said no.
+fn is_broken(error: &ApiError) -> bool {
+    match error {
+        ApiError::IoError(e) => !is_disk(e),
+        ApiError::RequestError(e) => !matches!(**e, ureq::Error::StatusCode(_)),
+        _ => false,
+    }
+}
+
+/// hf-hub asks for the bytes behind the last it has, which must not be none, and takes no file that is too
+/// long.
+fn make_resumable(part: &Path, size: u64) -> io::Result<()> {
+    match fs::metadata(part) {
+        Ok(found) if found.len() == size && size > 0 => fs::OpenOptions::new()
+            .write(true)
+            .open(part)?
+            .set_len(size - 1),
+        Ok(found) if found.len() >= size => fs::remove_file(part),
+        _ => Ok(()),
+    }
+}
+
+/// As the cache has them: relative, so that it can be moved.
+fn link(blob: &Path, pointer: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        let name = blob.file_name().unwrap_or_default();
+        std::os::unix::fs::symlink(Path::new("../../blobs").join(name), pointer)
+    }
+    #[cfg(not(unix))]
+    fs::copy(blob, pointer).map(|_| ())
+}
