@@ -357,6 +357,10 @@ impl State {
     /// A sign of life, and a look at whether to go on.
     fn beat(&self) -> Result<()> {
         self.beats.fetch_add(1, Relaxed);
+        self.check()
+    }
+
+    fn check(&self) -> Result<()> {
         match self.let_go.load(Relaxed) {
             true => Err(Error::Cancelled),
             false => Ok(()),
@@ -417,6 +421,15 @@ impl hf_hub::api::Progress for Watch<'_> {
 struct Info {
     sha: String,
     siblings: Vec<File>,
+    /// `false`, or who lets one in.
+    gated: Option<serde_json::Value>,
+    private: Option<bool>,
+}
+
+impl Info {
+    fn is_public(&self) -> bool {
+        self.gated == Some(false.into()) && self.private == Some(false)
+    }
 }
 
 #[derive(Deserialize)]
@@ -461,15 +474,17 @@ impl Download {
             environment,
         } = &self.repository;
         let cache = Cache::new(environment.cache.clone());
-        let api = ApiBuilder::from_cache(cache.clone())
-            .with_endpoint(environment.endpoint.clone())
-            .with_token(environment.token.clone())
-            .with_progress(false)
-            .with_user_agent("vlmnarrate", env!("CARGO_PKG_VERSION"))
-            .build()
-            .map_err(|e| self.failed(e, ""))?;
+        let api = |token: Option<String>| {
+            ApiBuilder::from_cache(cache.clone())
+                .with_endpoint(environment.endpoint.clone())
+                .with_token(token)
+                .with_progress(false)
+                .with_user_agent("vlmnarrate", env!("CARGO_PKG_VERSION"))
+                .build()
+                .map_err(|e| self.failed(e, ""))
+        };
         let at = |revision: &str| Repo::with_revision(id.clone(), RepoType::Model, revision.into());
-        let info = self.info(&api.repo(at(revision)))?;
+        let info = self.info(&api(environment.token.clone())?.repo(at(revision)))?;
         self.check_files(&info)?;
         let find = |name: &str| info.siblings.iter().find(|file| file.name == name);
 
@@ -488,7 +503,10 @@ impl Download {
         self.state.total.store(sum(&small) + sum(&weights), Relaxed);
 
         // Every file of the one commit, should the branch move meanwhile.
-        let repo = api.repo(at(&info.sha));
+        // hf-hub shows the token to wherever a file is redirected, too: it has none to show of what everyone
+        // may read.
+        let token = environment.token.clone().filter(|_| !info.is_public());
+        let repo = api(token)?.repo(at(&info.sha));
         let snapshot = cache.repo(at(revision)).pointer_path(&info.sha);
         let source = Source::Folder(snapshot.clone());
         for file in &small {
@@ -578,8 +596,9 @@ impl Download {
         let disk = |e: io::Error| self.repository.not_written(&e, self.state.transfer());
         fs::create_dir_all(&blobs).map_err(disk)?;
         fs::create_dir_all(snapshot).map_err(disk)?;
+        self.state.beat()?;
         while !pointer.exists() {
-            self.state.beat()?;
+            self.state.check()?;
             // A link to a blob that is gone.
             let _ = fs::remove_file(&pointer);
             if let Some(blob) = &blob {
@@ -591,9 +610,10 @@ impl Download {
                 if self.is_locked(blob)? {
                     // Somebody else brings it.
                     let part = fs::metadata(blob.with_extension("part"));
-                    self.state
-                        .part
-                        .store(part.map_or(0, |part| part.len()), Relaxed);
+                    let part = part.map_or(0, |part| part.len());
+                    if self.state.part.swap(part, Relaxed) != part {
+                        self.state.beat()?;
+                    }
                     thread::sleep(TICK);
                     continue;
                 }

@@ -20,6 +20,8 @@ pub struct Plan {
     pub files: BTreeMap<String, Vec<u8>>,
     /// Answers questions about the repository with a status and an `X-Error-Code`.
     pub refuse: Option<(u16, &'static str)>,
+    /// Not for everyone.
+    pub gated: bool,
     /// Answers requests for files with it.
     pub refuse_files: Option<u16>,
     /// The next transfer of weights ends after so many bytes.
@@ -166,7 +168,13 @@ impl Hub {
             file
         });
         let siblings: Vec<_> = siblings.collect();
-        let info = serde_json::json!({"id": ID, "sha": COMMIT, "siblings": siblings});
+        let gated = match plan.gated {
+            true => "auto".into(),
+            false => serde_json::Value::from(false),
+        };
+        let info = serde_json::json!({
+            "id": ID, "sha": COMMIT, "private": false, "gated": gated, "siblings": siblings
+        });
         answer(stream, "200 OK", "", info.to_string().as_bytes())
     }
 
