@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{Fake, Pipeline, harness, ms};
 use gst::{glib, prelude::*};
 
-const READY: [&str; 7] = [
+const READY: [&str; 8] = [
     "model",
     "revision",
     "device",
