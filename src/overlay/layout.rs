@@ -74,8 +74,8 @@ impl Layout {
     pub fn new(look: &Look, width: u32, height: u32) -> Self {
         let mut font = font(look);
         if !font.set_fields().contains(pango::FontMask::SIZE) {
-            // Some 40 letters a line, 18 lines a picture; never too small to read.
-            let size = f64::from(height / 18).min(f64::from(width / 26)).max(10.0);
+            // Some 40 letters a line, 17 lines a picture; never too small to read.
+            let size = f64::from(height / 17).min(f64::from(width / 24)).max(12.0);
             font.set_absolute_size(size * f64::from(pango::SCALE));
         }
         Self {
@@ -188,7 +188,7 @@ mod tests {
 
     /// 20 letters a line, or so.
     fn narrow(look: &Look) -> Layout {
-        Layout::new(look, 120, 180)
+        Layout::new(look, 144, 200)
     }
 
     fn lines(text: &str) -> Vec<String> {
@@ -289,12 +289,12 @@ mod tests {
             };
             Layout::new(&look, width, height).font_desc()
         };
-        assert_eq!(sized(None, 320, 240), "Sans 12px");
-        assert_eq!(sized(Some("Sans"), 1920, 1080), "Sans 60px");
+        assert_eq!(sized(None, 320, 240), "Sans 13px");
+        assert_eq!(sized(Some("Sans"), 1920, 1080), "Sans 63px");
         // Portrait.
-        assert_eq!(sized(Some("Bold"), 1080, 1920), "Sans Bold 41px");
+        assert_eq!(sized(Some("Bold"), 1080, 1920), "Sans Bold 45px");
         assert_eq!(sized(Some("Serif 20"), 1920, 1080), "Serif 20");
-        assert_eq!(sized(Some(""), 16, 2), "Sans 10px");
+        assert_eq!(sized(Some(""), 16, 2), "Sans 12px");
     }
 
     #[test]
