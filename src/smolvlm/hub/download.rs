@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    collections::BTreeSet,
     fs,
     io::{self, ErrorKind as Io, Read},
     panic::resume_unwind,
@@ -46,6 +47,28 @@ pub(super) struct State {
     let_go: AtomicBool,
     /// The lock that hf-hub holds.
     lock: Mutex<Option<PathBuf>>,
+    claim: Mutex<Option<Claim>>,
+}
+
+/// Blobs that threads of this process are bringing. hf-hub alone would wait for its lock and then
+/// fetch what has come meanwhile once more.
+static CLAIMED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// The right to bring a blob, until it is dropped.
+struct Claim(PathBuf);
+
+impl Claim {
+    /// `None` if another has it.
+    fn new(blob: &Path) -> Option<Self> {
+        let is_free = CLAIMED.lock().unwrap().insert(blob.to_owned());
+        is_free.then(|| Self(blob.to_owned()))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        CLAIMED.lock().unwrap().remove(&self.0);
+    }
 }
 
 impl State {
@@ -60,6 +83,7 @@ impl State {
     pub(super) fn let_go(&self) {
         self.let_go.store(true, Relaxed);
         // A thread that is stuck keeps its lock, which must not keep the next download waiting.
+        self.claim.lock().unwrap().take();
         if let Some(lock) = self.lock.lock().unwrap().take() {
             let _ = fs::remove_file(lock);
         }
@@ -310,15 +334,22 @@ impl Download {
         self.state.beat()?;
         while !pointer.exists() {
             self.state.check()?;
-            // A link to a blob that is gone.
-            let _ = fs::remove_file(&pointer);
+            // Before the look at what is there: who had it may have just brought it.
+            let claim = blob.as_deref().and_then(Claim::new);
+            if (claim.is_some() || blob.is_none()) && !pointer.exists() {
+                // A link to a blob that is gone.
+                let _ = fs::remove_file(&pointer);
+            }
             if let Some(blob) = &blob {
-                if blob.exists() {
+                if pointer.exists() {
+                    continue;
+                }
+                if claim.is_some() && blob.exists() {
                     // Of another commit, or somebody else has just brought it.
                     link(blob, &pointer).map_err(disk)?;
                     continue;
                 }
-                if self.is_locked(blob)? {
+                if claim.is_none() || self.is_locked(blob)? {
                     // Somebody else brings it.
                     let part = fs::metadata(blob.with_extension("part"));
                     let part = part.map_or(0, |part| part.len());
@@ -330,9 +361,16 @@ impl Download {
                 }
                 make_resumable(&blob.with_extension("part"), file.size()).map_err(disk)?;
                 *self.state.lock.lock().unwrap() = Some(blob.with_extension("lock"));
+                *self.state.claim.lock().unwrap() = claim;
+                // Let go between the two.
+                if let Err(gone) = self.state.check() {
+                    self.state.claim.lock().unwrap().take();
+                    return Err(gone);
+                }
             }
             let fetched = self.fetch(repo, file);
             self.state.lock.lock().unwrap().take();
+            self.state.claim.lock().unwrap().take();
             if fetched? && !pointer.exists() && !blob.as_ref().is_some_and(|blob| blob.exists()) {
                 return Err(self.repository.unreachable(format!(
                     "{}: it is of another commit than was asked for",
