@@ -309,17 +309,15 @@ impl VlmNarrateOverlay {
         let Some((width, height)) = drawing.picture else {
             return;
         };
-        let look = drawing.look.clone();
-        let is_new = drawing.layout.is_none();
-        let layout = drawing
-            .layout
-            .get_or_insert_with(|| Layout::new(&look, width, height));
+        let Drawing { look, layout, .. } = &mut *drawing;
+        let new_look = layout.is_none().then(|| look.clone());
+        let layout = layout.get_or_insert_with(|| Layout::new(look, width, height));
         let text = caption.as_ref().map(|caption| layout.markup(&caption.text));
-        let font_desc = layout.font_desc();
+        let new_look = new_look.map(|look| (look, layout.font_desc()));
         drawing.drawn = caption;
         drop(drawing);
 
-        if is_new {
+        if let Some((look, font_desc)) = new_look {
             let nick = |value: glib::Value| {
                 let value =
                     glib::EnumValue::from_value(&value).map(|(_, value)| value.nick().to_owned());

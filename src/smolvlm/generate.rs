@@ -12,7 +12,7 @@ use candle_transformers::{
 };
 
 use super::{
-    Error, KvCache, Model, Observer, Picture, Processor, Prompt, Result, choices::Walk,
+    Error, KvCache, Model, Observer, Picture, Processed, Processor, Prompt, Result, choices::Walk,
     prompt::question,
 };
 
@@ -166,29 +166,21 @@ impl Model {
 
         let choices = self.choices(request.choices)?;
         let messages = question(request.system, request.pictures.len(), request.prompt);
-        let tiled = match request.splitting {
-            true => {
-                let processor = Processor::new(&self.preprocessor);
-                Vec::from_iter(request.pictures.iter().map(|p| processor.split(p)))
+        let pictures = request.pictures.iter();
+        let tiled: Option<Vec<_>> = request.splitting.then(|| {
+            let processor = Processor::new(&self.preprocessor);
+            pictures.clone().map(|p| processor.split(p)).collect()
+        });
+        let (squares, spans): (Vec<&Picture>, Vec<_>) = match &tiled {
+            Some(tiled) => {
+                let span = |p: &Processed| self.span(&p.pictures[0], p.grid);
+                let squares = tiled.iter().flat_map(|p| &p.pictures);
+                (squares.collect(), tiled.iter().map(span).collect())
             }
-            false => vec![],
-        };
-        let (squares, spans): (Vec<&Picture>, Vec<_>) = match request.splitting {
-            true => (
-                tiled.iter().flat_map(|tiles| &tiles.pictures).collect(),
-                (tiled
-                    .iter()
-                    .map(|tiles| self.span(&tiles.pictures[0], tiles.grid)))
-                .collect(),
-            ),
-            false => (
-                request.pictures.iter().collect(),
-                request
-                    .pictures
-                    .iter()
-                    .map(|p| self.span(p, (0, 0)))
-                    .collect(),
-            ),
+            None => {
+                let spans = pictures.clone().map(|p| self.span(p, (0, 0)));
+                (pictures.clone().collect(), spans.collect())
+            }
         };
         let prompt = self.prompter.encode(&messages, &spans)?;
         let pixels = squares.into_iter().map(|p| self.pixels(p));
