@@ -13,8 +13,8 @@ use std::{
 };
 
 use gstvlmnarrate::smolvlm::{
-    Checkpoint, LoadOptions, Model, Picture, Quantization, Request, Sampling, Session, Source,
-    question,
+    Checkpoint, Content, LoadOptions, Model, Picture, Quantization, Request, Sampling, Session,
+    Source, question,
 };
 
 const FORMATS: [(&str, Quantization); 3] = [
@@ -47,9 +47,10 @@ fn picture(number: u32) -> Picture {
 
 fn logits(model: &Model, picture: &Picture) -> Result<Vec<f32>, Box<dyn Error>> {
     let go_on = &mut |_: gstvlmnarrate::smolvlm::Event<'_>| ControlFlow::Continue(());
-    let prompt = model
-        .prompter()
-        .encode(&question(None, 1, PROMPT), &[model.span(picture, (0, 0))])?;
+    let prompt = model.prompter().encode(
+        &question(None, vec![Content::Image], PROMPT),
+        &[model.span(picture, (0, 0))],
+    )?;
     let features = model.vision().forward(&model.pixels(picture)?, go_on)?;
     let logits = model.prefill(&mut model.session(), &prompt, &[features], 0, go_on)?;
     Ok(logits.to_vec1()?)
@@ -96,7 +97,8 @@ fn table(folder: &Path) -> Result<(), Box<dyn Error>> {
         } in &mut loaded
         {
             let request = Request {
-                pictures: &[picture(round as u32)],
+                pictures: &[&picture(round as u32)],
+                clip: None,
                 splitting: false,
                 system: None,
                 prompt: PROMPT,

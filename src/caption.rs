@@ -50,8 +50,9 @@ impl FromStr for Trigger {
     }
 }
 
-/// Which frame a caption is about. Times are taken when the frame is sampled, with the segment
-/// of that moment: the caption may be ready only after the segment has changed.
+/// Which frame a caption is about, the last one of a clip. Times are taken when the frame is
+/// sampled, with the segment of that moment: the caption may be ready only after the segment has
+/// changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameStamp {
     /// Presentation timestamp of the buffer.
@@ -60,6 +61,10 @@ pub struct FrameStamp {
     pub running_time: Option<ClockTime>,
     /// Duration of the buffer.
     pub duration: Option<ClockTime>,
+    /// Presentation timestamp of the first frame of a clip; of a single one `timestamp` again.
+    pub first_timestamp: Option<ClockTime>,
+    /// So many frames the clip has, 1 if it is none.
+    pub frames: u32,
     /// Frames that went through the element before this one, since it started.
     pub frame: u64,
     pub trigger: Trigger,

@@ -19,6 +19,8 @@ fn caption() -> Caption {
             stream_time: Some(ms(2)),
             running_time: Some(ms(3)),
             duration: Some(ms(4)),
+            first_timestamp: Some(ms(0)),
+            frames: 2,
             frame: 5,
             trigger: Trigger::Scene,
             request_id: 6,
@@ -45,11 +47,13 @@ fn caption() -> Caption {
 }
 
 /// The contract: name and type of each field.
-const FIELDS: [(&str, &str); 23] = [
+const FIELDS: [(&str, &str); 25] = [
     ("timestamp", "guint64"),
     ("stream-time", "guint64"),
     ("running-time", "guint64"),
     ("duration", "guint64"),
+    ("first-timestamp", "guint64"),
+    ("frames", "guint"),
     ("arrival-time", "guint64"),
     ("text", "gchararray"),
     ("prompt", "gchararray"),
@@ -86,6 +90,7 @@ fn survives_its_structure() {
     unknown.stamp.stream_time = None;
     unknown.stamp.running_time = None;
     unknown.stamp.duration = None;
+    unknown.stamp.first_timestamp = None;
     unknown.arrival_time = None;
     unknown.text = String::new();
     for caption in [caption(), unknown] {

@@ -243,10 +243,11 @@ fn image_splitting_looks_at_the_whole_frame() {
     let describe = |splitting| {
         let side = checkpoint.image_size();
         let request = Request {
-            pictures: &[match splitting {
+            pictures: &[&match splitting {
                 true => picture.clone(),
                 false => picture.resize(side, side),
             }],
+            clip: None,
             splitting,
             system: None,
             prompt: "Describe this frame in one sentence.",
@@ -293,6 +294,20 @@ fn an_image_size_that_does_not_fit_is_refused_with_the_remedy() {
     let (error, _) = pipeline.log.heard().errors.remove(0);
     assert!(error.matches(gst::ResourceError::Settings), "{error:?}");
     assert!(error.message().starts_with("image-size: "), "{error}");
+}
+
+#[test]
+fn a_clip_that_the_model_has_no_room_for_is_refused_with_the_remedy() {
+    let pipeline = Pipeline::new(
+        "videotestsrc num-buffers=64 ! video/x-raw,width=32,height=32
+         ! vlmnarrate name=n frames=64 interval=0 ! fakesink",
+        &Fake::new(),
+    );
+    pipeline.narrator.set_engine_loader(SmolVlmLoader);
+    let heard = pipeline.run();
+    assert!(heard.captions.is_empty());
+    let said = format!("{:?} {:?}", heard.errors, heard.warnings);
+    assert!(said.contains("2048; lower frames"), "{said}");
 }
 
 /// A copy of the reference in which something is broken.

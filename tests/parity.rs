@@ -11,8 +11,8 @@ use std::{collections::HashMap, fs, ops::ControlFlow, path::Path};
 
 use candle_core::{DType as Type, Device, Tensor};
 use gstvlmnarrate::smolvlm::{
-    Checkpoint, DType, Event, LoadOptions, Model, Picture, Processed, Processor, Prompt, Source,
-    Span, question,
+    Checkpoint, Content, DType, Event, LoadOptions, Model, Picture, Processed, Processor, Prompt,
+    Request, Sampling, Source, Span, question,
 };
 use reference::{Video, messages};
 use serde::Deserialize;
@@ -259,6 +259,10 @@ fn check_f32(folder: &Path) {
         let features = member.features(&pictures);
         vision = vision.max(check_vision(&member, case, &pictures[0], &features[0]));
 
+        if case.video.is_some() {
+            check_clip(&member, case, &pictures);
+        }
+
         let steps = case.tokens.len();
         let mut session = member.model.session();
         let mut logits = member
@@ -288,6 +292,35 @@ fn check_f32(folder: &Path) {
         folder.display(),
         member.golden.cases.len()
     );
+}
+
+/// Frames of a video as the element hands them over: the reference's tokens as text.
+fn check_clip(member: &Member, case: &Case, pictures: &[Picture]) {
+    let content = &case.messages.as_array().unwrap().last().unwrap()["content"];
+    let [_, question] = content.as_array().unwrap().as_slice() else {
+        panic!("{}: a video and a question", case.name);
+    };
+    let clear = case.margins.iter().take_while(|margin| **margin > MARGIN);
+    let steps = clear.count();
+    let request = Request {
+        pictures: &pictures.iter().collect::<Vec<_>>(),
+        clip: Some(&case.video.as_ref().unwrap().clip()),
+        splitting: false,
+        system: None,
+        prompt: question["text"].as_str().unwrap(),
+        max_tokens: steps,
+        sampling: Sampling::default(),
+        stop_strings: &[],
+        choices: &[],
+    };
+    let mut session = member.model.session();
+    let ours = member.model.describe(&mut session, &request, &mut go_on);
+    let ours = ours.unwrap();
+    let golden = &case.tokens[..ours.tokens];
+    let golden = member.model.prompter().decode(golden).unwrap();
+    let golden = golden.trim_end_matches(char::REPLACEMENT_CHARACTER).trim();
+    assert!(ours.tokens > 3, "{}: {} tokens", case.name, ours.tokens);
+    assert_eq!(ours.text, golden, "{}", case.name);
 }
 
 /// First logits in bf16 against the reference's bf16 run. Tiles take the same road as whole pictures, and a
@@ -380,7 +413,7 @@ fn a_grid_that_does_not_divide_is_padded_by_its_edges() {
     assert_eq!(features.dim(0).unwrap(), 16);
     assert_eq!(relative_l2(&features, &expected), 0.0);
 
-    let messages = question(None, 1, "What is this?");
+    let messages = question(None, vec![Content::Image], "What is this?");
     let spans = [member.model.span(&picture, (0, 0))];
     let prompt = member.model.prompter().encode(&messages, &spans).unwrap();
     assert_eq!(prompt.images.len(), 1);

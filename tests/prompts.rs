@@ -145,7 +145,7 @@ fn sizes_follow_the_reference() {
 #[test]
 fn a_marker_in_the_prompt_is_refused() {
     let member = Member::load("SmolVLM-256M-Instruct");
-    let messages = gstvlmnarrate::smolvlm::question(None, 0, "What is <image>?");
+    let messages = gstvlmnarrate::smolvlm::question(None, vec![], "What is <image>?");
     let error = member
         .prompter
         .encode(&messages, &[])

@@ -18,7 +18,7 @@ const READY: [&str; 8] = [
     "merge-captions",
 ];
 
-const PLAYING: [&str; 24] = [
+const PLAYING: [&str; 25] = [
     "prompt",
     "system-prompt",
     "image-size",
@@ -33,6 +33,7 @@ const PLAYING: [&str; 24] = [
     "stop-strings",
     "choices",
     "interval",
+    "frames",
     "every-nth",
     "scene-threshold",
     "expire",
@@ -100,6 +101,7 @@ fn defaults_are_the_contracts() {
         element.property::<gst::ClockTime>("interval"),
         gst::ClockTime::SECOND
     );
+    assert_eq!(element.property::<u32>("frames"), 1);
     assert_eq!(element.property::<u32>("every-nth"), 1);
     assert_eq!(element.property::<f64>("scene-threshold"), 0.0);
     assert_eq!(element.property::<u32>("detail-max-tokens"), 50);

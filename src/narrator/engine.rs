@@ -6,7 +6,7 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 pub use crate::smolvlm::{
-    DType, Description, ErrorKind, Event, Picture, Quantization, Request, Sampling, Timings,
+    Clip, DType, Description, ErrorKind, Event, Picture, Quantization, Request, Sampling, Timings,
     Transfer,
 };
 

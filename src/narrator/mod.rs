@@ -17,7 +17,7 @@ mod smolvlm;
 mod worker;
 
 pub use engine::{
-    Checkpoint, DType, Description, DownloadWatch, Engine, EngineInfo, EngineLoader, Error,
+    Checkpoint, Clip, DType, Description, DownloadWatch, Engine, EngineInfo, EngineLoader, Error,
     ErrorKind, Event, Found, LoadWatch, ModelSettings, Picture, Quantization, Remote, Request,
     Sampling, Timings, Transfer, Watch,
 };

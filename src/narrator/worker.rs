@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     engine::{
-        Checkpoint, Description, Engine, EngineInfo, Error, ErrorKind, Event, Found, Picture,
+        Checkpoint, Clip, Description, Engine, EngineInfo, Error, ErrorKind, Event, Found, Picture,
         Remote, Request, Sampling, Transfer,
     },
     mailbox::{Epoch, Mailbox, Refused, Wait},
@@ -35,13 +35,15 @@ pub struct Question {
     pub partial: bool,
 }
 
-/// One frame to describe.
+/// One frame to describe, or a clip of several.
 #[derive(Clone, Debug)]
 pub struct Job {
-    pub picture: Arc<Picture>,
+    pub pictures: Vec<Arc<Picture>>,
+    /// Of pictures that are a clip, oldest first.
+    pub clip: Option<Clip>,
     pub stamp: FrameStamp,
     pub question: Question,
-    /// When the frame was taken from the stream.
+    /// When the frame, the last of a clip, was taken from the stream.
     pub sampled_at: Instant,
     /// How long the scaling took.
     pub scaling: Duration,
@@ -112,8 +114,8 @@ struct Shared {
     /// From the start, or from when it is downloaded.
     checkpoint: OnceLock<Arc<dyn Checkpoint>>,
     phase: Mutex<Phase>,
-    /// The last picture's memory.
-    spare: Mutex<Vec<u8>>,
+    /// Memory of pictures that were described.
+    spare: Mutex<Vec<Vec<u8>>>,
 }
 
 /// What is under way. Whoever changes it tells how that ended.
@@ -213,7 +215,7 @@ impl Narrator {
     /// Describe this frame, unless a newer one comes first. Says whether it replaced an older one.
     pub fn submit(&self, job: Job) -> Result<bool, Refused> {
         let replaced = self.0.mailbox.put_newest(job)?;
-        Ok(replaced.map(|job| self.0.recycle(job.picture)).is_some())
+        Ok(replaced.map(|job| self.0.recycle(job)).is_some())
     }
 
     /// Describe this frame, and before any other.
@@ -230,7 +232,7 @@ impl Narrator {
 
     /// Memory for the next picture, of any size.
     pub fn spare(&self) -> Vec<u8> {
-        std::mem::take(&mut self.0.spare.lock().unwrap())
+        self.0.spare.lock().unwrap().pop().unwrap_or_default()
     }
 }
 
@@ -344,8 +346,10 @@ impl Shared {
 
     fn narrate(&self, engine: &mut dyn Engine, info: &EngineInfo, epoch: Epoch, job: Job) {
         let queue = job.sampled_at.elapsed().saturating_sub(job.scaling);
+        let pictures: Vec<&Picture> = job.pictures.iter().map(AsRef::as_ref).collect();
         let request = Request {
-            pictures: std::slice::from_ref(job.picture.as_ref()),
+            pictures: &pictures,
+            clip: job.clip.as_ref(),
             splitting: job.question.splitting,
             system: job.question.system.as_deref(),
             prompt: &job.question.prompt,
@@ -390,13 +394,17 @@ impl Shared {
                 Err(error) => self.events.failed(epoch, &job.stamp, &error),
             }
         }
-        self.recycle(job.picture);
+        self.recycle(job);
     }
 
-    fn recycle(&self, picture: Arc<Picture>) {
-        if let Ok(picture) = Arc::try_unwrap(picture) {
-            *self.spare.lock().unwrap() = picture.rgb;
-        }
+    /// Keeps the memory of as many pictures as a job has.
+    fn recycle(&self, job: Job) {
+        let count = job.pictures.len();
+        let pictures = job.pictures.into_iter();
+        let memory = pictures.filter_map(|picture| Some(Arc::into_inner(picture)?.rgb));
+        let mut spare = self.spare.lock().unwrap();
+        spare.extend(memory);
+        spare.truncate(count);
     }
 }
 

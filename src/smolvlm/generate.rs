@@ -12,8 +12,8 @@ use candle_transformers::{
 };
 
 use super::{
-    Error, KvCache, Model, Observer, Picture, Processed, Processor, Prompt, Result, choices::Walk,
-    prompt::question,
+    Content, Error, KvCache, Model, Observer, Picture, Processed, Processor, Prompt, Result,
+    choices::Walk, question, video,
 };
 
 /// What to describe and how.
@@ -21,7 +21,9 @@ use super::{
 pub struct Request<'a> {
     /// In the order of the prompt: squares, already of the side that the encoder is to run at, or
     /// with `splitting` whatever there is.
-    pub pictures: &'a [Picture],
+    pub pictures: &'a [&'a Picture],
+    /// They are frames of a video, oldest first.
+    pub clip: Option<&'a Clip>,
     /// Cut each picture into tiles as the reference's processor does, for detail.
     pub splitting: bool,
     pub system: Option<&'a str>,
@@ -33,6 +35,14 @@ pub struct Request<'a> {
     pub stop_strings: &'a [String],
     /// What the caption is one of; empty for anything. Then `max_tokens` doesn't count.
     pub choices: &'a [String],
+}
+
+/// When the frames of a video were taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Clip {
+    /// One for each picture, from the start of the clip.
+    pub times: Vec<Duration>,
+    pub duration: Duration,
 }
 
 /// How the next token is chosen; the default is greedy.
@@ -165,8 +175,15 @@ impl Model {
         let mut timings = Timings::default();
 
         let choices = self.choices(request.choices)?;
-        let messages = question(request.system, request.pictures.len(), request.prompt);
-        let pictures = request.pictures.iter();
+        let places = match request.clip {
+            Some(clip) => {
+                let seconds: Vec<_> = clip.times.iter().map(Duration::as_secs).collect();
+                video(&seconds, clip.duration.as_secs())
+            }
+            None => vec![Content::Image; request.pictures.len()],
+        };
+        let messages = question(request.system, places, request.prompt);
+        let pictures = request.pictures.iter().copied();
         let tiled: Option<Vec<_>> = request.splitting.then(|| {
             let processor = Processor::new(&self.preprocessor);
             pictures.clone().map(|p| processor.split(p)).collect()
@@ -183,6 +200,11 @@ impl Model {
             }
         };
         let prompt = self.prompter.encode(&messages, &spans)?;
+        let room = match request.choices {
+            [] => request.max_tokens,
+            _ => choices.longest(),
+        };
+        self.capacity(&prompt, room)?;
         let pixels = squares.into_iter().map(|p| self.pixels(p));
         let pixels = pixels.collect::<Result<Vec<_>>>()?;
         timings.preprocess = watch.lap();
@@ -193,10 +215,6 @@ impl Model {
             .collect::<Result<Vec<_>>>()?;
         timings.vision = watch.lap();
 
-        let room = match request.choices {
-            [] => request.max_tokens,
-            _ => choices.longest(),
-        };
         let logits = self.prefill(session, &prompt, &features, room, observer)?;
         timings.prefill = watch.lap();
 
@@ -223,6 +241,19 @@ impl Model {
         })
     }
 
+    /// Tokens of the prompt and `room` more, if the model has so many positions.
+    fn capacity(&self, prompt: &Prompt, room: usize) -> Result<usize> {
+        let tokens = prompt.ids.len();
+        let limit = self.config.text_config.max_position_embeddings;
+        match tokens.checked_add(room) {
+            Some(capacity) if capacity <= limit => Ok(capacity),
+            _ => Err(Error::Prompt(format!(
+                "{tokens} tokens and max-tokens {room} exceed the model's {limit}; lower frames, \
+                 image-size or max-tokens, or shorten the prompt"
+            ))),
+        }
+    }
+
     /// Runs the prompt, pictures' features in their places, through an emptied cache with room for `room`
     /// tokens more, and returns the logits that choose the first of them.
     pub fn prefill(
@@ -233,14 +264,7 @@ impl Model {
         room: usize,
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
-        let capacity = prompt.ids.len() + room;
-        let limit = self.config.text_config.max_position_embeddings;
-        if capacity > limit {
-            return Err(Error::Prompt(format!(
-                "{} tokens and max-tokens {room} exceed the model's {limit}; shorten one of them",
-                prompt.ids.len()
-            )));
-        }
+        let capacity = self.capacity(prompt, room)?;
         let embeds = self.decoder.embed(&prompt.ids)?;
         for (&(start, len), features) in prompt.images.iter().zip(features) {
             if features.dim(0)? != len {

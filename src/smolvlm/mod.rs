@@ -19,7 +19,8 @@
 //! let model = Model::load(&checkpoint, &LoadOptions::default(), &mut |_, _| ControlFlow::Continue(()))?;
 //! let red = [255, 0, 0].repeat((side * side) as usize);
 //! let request = Request {
-//!     pictures: &[Picture::new(side, side, red).expect("a whole picture")],
+//!     pictures: &[&Picture::new(side, side, red).expect("a whole picture")],
+//!     clip: None,
 //!     splitting: false,
 //!     system: None,
 //!     prompt: "Describe this frame in one sentence.",
@@ -56,7 +57,7 @@ use candle_nn::VarBuilder;
 
 pub use config::{Config, LongestEdge, PreprocessorConfig, TextConfig, VisionConfig};
 pub use error::{Error, ErrorKind, Result};
-pub use generate::{Description, Event, Request, Sampling, Session, Timings};
+pub use generate::{Clip, Description, Event, Request, Sampling, Session, Timings};
 #[cfg(feature = "hub")]
 pub use hub::Repository;
 pub use image::{Picture, Processed, Processor};

@@ -211,9 +211,10 @@ fn runs(ids: &[u32], token: u32) -> Vec<(usize, usize)> {
         .collect()
 }
 
-/// The message list of a caption: an optional system message, then pictures and question from the user.
-pub fn question(system: Option<&str>, pictures: usize, prompt: &str) -> Vec<Message> {
-    let mut content = vec![Content::Image; pictures];
+/// The message list of a caption: an optional system message, then pictures or a [`video`] and the question
+/// from the user.
+pub fn question(system: Option<&str>, pictures: Vec<Content>, prompt: &str) -> Vec<Message> {
+    let mut content = pictures;
     content.push(Content::text(prompt));
     system
         .into_iter()

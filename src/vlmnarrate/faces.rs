@@ -64,6 +64,8 @@ fn write(caption: &Caption, s: &mut gst::StructureRef) {
     s.set("stream-time", stamp.stream_time);
     s.set("running-time", stamp.running_time);
     s.set("duration", stamp.duration);
+    s.set("first-timestamp", stamp.first_timestamp);
+    s.set("frames", stamp.frames);
     s.set("arrival-time", caption.arrival_time);
     s.set("text", &caption.text);
     s.set("prompt", &caption.prompt);
@@ -96,6 +98,8 @@ fn read(s: &gst::StructureRef) -> Result<Caption, NotACaption> {
             stream_time: field(s, "stream-time")?,
             running_time: field(s, "running-time")?,
             duration: field(s, "duration")?,
+            first_timestamp: field(s, "first-timestamp")?,
+            frames: field(s, "frames")?,
             frame: field(s, "frame")?,
             trigger: field::<&str>(s, "trigger")?
                 .parse()

@@ -217,7 +217,7 @@ impl BaseTransformImpl for VlmNarrate {
                 // Nobody wants to hear of the last stream over the pictures of the next.
                 self.flush_start();
                 self.flush_stop();
-                self.stream.forget_scene();
+                self.stream.start_over();
                 self.text.stream_start(stream_start);
             }
             EventView::Segment(segment) => {
@@ -234,7 +234,7 @@ impl BaseTransformImpl for VlmNarrate {
             }
             EventView::FlushStop(_) => {
                 self.flush_stop();
-                self.stream.forget_scene();
+                self.stream.start_over();
                 self.text.forward(&event);
             }
             EventView::SegmentDone(_) => {

@@ -60,10 +60,11 @@ impl Merged {
             cue.until = until;
             return pieces;
         }
-        // Live, a caption is ready some frames after the one it is about.
+        // Live, a caption is ready some frames after the one it is about; that of a clip is about
+        // all its frames.
         let begin = match caption {
             Some((caption, _)) if self.is_new(caption) => {
-                let about = caption.stamp.timestamp.unwrap_or(position);
+                let about = caption.stamp.first_timestamp.unwrap_or(position);
                 about.clamp(start.unwrap_or(position).min(position), position)
             }
             _ => position,
@@ -146,6 +147,8 @@ mod tests {
                 stream_time: None,
                 running_time: None,
                 duration: None,
+                first_timestamp: Some(ms(about)),
+                frames: 1,
                 frame: 0,
                 trigger: Trigger::Interval,
                 request_id: 0,

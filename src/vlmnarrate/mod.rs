@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use gst::{glib, prelude::*, subclass::prelude::*};
 
+mod clip;
 mod downscale;
 pub mod faces;
 mod imp;
@@ -56,6 +57,8 @@ glib::wrapper! {
     ///
     /// - `timestamp`, `stream-time`, `running-time`, `duration` (#guint64, nanoseconds): of the frame
     ///   that is described. `GST_CLOCK_TIME_NONE` where unknown.
+    ///   Of a clip it is the last one; `first-timestamp` (#guint64) is that of the first, and `frames`
+    ///   (#guint) their number, 1 where there is no clip.
     /// - `arrival-time` (#guint64, nanoseconds): the running time at which the caption was ready.
     /// - `text`, `prompt` (string).
     /// - `model`, `revision`, `device` (string): what made it.
@@ -80,6 +83,15 @@ glib::wrapper! {
     /// none is lost, the caption is on the buffer it describes, and the same input gives the same
     /// captions. `mode` overrides what the LATENCY query says.
     ///
+    /// ## Several frames
+    ///
+    /// With `frames` above 1 the model is shown clips instead of single frames, in the way SmolVLM2
+    /// was trained on video: each frame behind its time, in whole seconds from the clip's start. An
+    /// interval is divided into so many equal parts and the first frame of each is taken, so that
+    /// clips follow each other without a hole; the last one is the frame that is described, and
+    /// waited for in recorded mode. At the end of a recorded stream a clip that has begun is
+    /// described as far as it has come. `describe-now` looks at one frame still.
+    ///
     /// EOS waits for captions under way, at most for `drain-timeout`. A flush or a new stream
     /// cancels them; the model stays loaded until NULL.
     ///
@@ -87,9 +99,10 @@ glib::wrapper! {
     ///
     /// The action signal `describe-now` (prompt or null, number of tokens or 0) describes the next
     /// frame whatever `interval` says, with `detail-prompt` and `detail-max-tokens` where the
-    /// arguments leave them open, and of the whole frame in tiles with `detail-image-splitting`. It returns the `request-id` of the caption to come. A custom event
-    /// named `vlmnarrate-describe-now`, upstream or downstream, with the optional fields `prompt`
-    /// (string) and `max-tokens` (#guint), does the same for those who have no handle on the element.
+    /// arguments leave them open, and of the whole frame in tiles with `detail-image-splitting`. It
+    /// returns the `request-id` of the caption to come. A custom event named
+    /// `vlmnarrate-describe-now`, upstream or downstream, with the optional fields `prompt` (string)
+    /// and `max-tokens` (#guint), does the same for those who have no handle on the element.
     /// A request that waits when the stream ends is told of in a WARNING, with its `request-id` in the
     /// details; frames of a stream that goes on after a seek still answer it.
     ///
@@ -105,7 +118,7 @@ glib::wrapper! {
     /// than `expire`.
     ///
     /// For files, `merge-captions` makes better cues: identical captions in a row are one, and each
-    /// starts with the frame it is about and ends where the next starts. Because that is known only
+    /// starts with the frame or clip it is about and ends where the next starts. Because that is known only
     /// then, text comes behind the video by a whole cue: fine for `webvttenc` and a `filesink`; in
     /// front of a muxer the encoded video needs a queue without limits, and whoever waits for the
     /// text of each frame, as `textoverlay` does, would wait for ever.

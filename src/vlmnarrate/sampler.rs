@@ -4,20 +4,20 @@ use gst::ClockTime;
 
 use super::settings::Pace;
 
-/// Lays a grid of `interval` over stream positions, from the first frame of the segment on: a
-/// frame is due when it is in another cell than the last one that was due. So the pace doesn't
-/// drift, and a jump of the timestamps in either direction (reverse playback, a source that starts
-/// over) makes a frame due rather than silencing the narrator.
+/// Lays a grid over stream positions, `frames` cells to an interval, from the first frame of the
+/// segment on: a frame is due when it is in another cell than the last one that was due. So the
+/// pace doesn't drift, and a jump of the timestamps in either direction (reverse playback, a source
+/// that starts over) makes a frame due rather than silencing the narrator.
 #[derive(Debug, Default)]
 pub(super) struct Sampler {
-    /// Where the grid starts, and its interval.
+    /// Where the grid starts, and the length of its cells.
     grid: Option<(ClockTime, ClockTime)>,
     /// The cell of the last frame whose turn it was.
     cell: i128,
-    /// Turns that passed since one was taken, of `every_nth`.
-    passed: u32,
-    /// A turn was taken while the worker was busy.
-    waiting: bool,
+    /// Turns that passed since a clip began, of `frames` times `every_nth`.
+    passed: u64,
+    /// A clip is wanted, and so many frames of it were taken.
+    clip: Option<u32>,
     /// Frames in this segment, for those without a timestamp.
     frames: u64,
 }
@@ -35,69 +35,97 @@ impl Sampler {
         pts.or(counted.map(ClockTime::from_nseconds))
     }
 
-    /// Whether the frame at `position` is due. With an interval of 0, or without a position, it is
-    /// every frame's turn, but only when the worker is `free`.
-    pub(super) fn is_due(&mut self, position: Option<ClockTime>, pace: &Pace, free: bool) -> bool {
+    /// Whether the frame at `position` is due, and as what. With an interval of 0, or without a
+    /// position, it is every frame's turn, but a clip begins only when the worker is `free`.
+    pub(super) fn due(
+        &mut self,
+        position: Option<ClockTime>,
+        pace: &Pace,
+        free: bool,
+    ) -> Option<Due> {
         let on_grid = position.filter(|_| !pace.interval.is_zero());
-        let turn = on_grid.is_none_or(|position| self.enters_cell(position, pace.interval));
+        let turn = on_grid.is_none_or(|position| self.enters_cell(position, pace.step()));
         if turn {
             self.passed += 1;
-            // From the first on: 1, n + 1, 2n + 1, …
+            // Of clips, from the first on: 1, n + 1, 2n + 1, …
             if self.passed == 1 {
-                self.waiting = true;
+                self.clip.get_or_insert(0);
             }
-            if self.passed >= pace.every_nth {
+            if self.passed >= pace.period() {
                 self.passed = 0;
             }
         }
-        // A frame on the grid goes to the worker's slot, where the newest wins.
-        let due = self.waiting && (free || on_grid.is_some());
-        if due {
-            self.waiting = false;
+        // A clip on the grid goes to the worker's slot, where the newest wins.
+        let index = self.clip?;
+        if !turn || !(free || on_grid.is_some() || index > 0) {
+            return None;
         }
-        due
+        let is_last = index + 1 >= pace.frames;
+        self.clip = (!is_last).then_some(index + 1);
+        Some(Due {
+            is_first: index == 0,
+            is_last,
+            slot: on_grid.and_then(|_| self.slot(0)).or(position),
+        })
     }
 
-    /// When the next frame will be due, seen from one at `position` that ends at `end`.
-    pub(super) fn next_due(&self, position: ClockTime, end: ClockTime, pace: &Pace) -> ClockTime {
+    /// When the next clip will be whole, seen from a frame at `position` that ends at `end`.
+    pub(super) fn next_whole(&self, position: ClockTime, end: ClockTime, pace: &Pace) -> ClockTime {
+        let frames = u64::from(pace.frames);
         let turns = match self.passed {
-            0 => 1,
-            passed => pace.every_nth.saturating_sub(passed) + 1,
+            passed if passed < frames => frames - passed,
+            passed => pace.period().saturating_sub(passed) + frames,
         };
-        match self.grid {
-            Some((start, interval)) if !pace.interval.is_zero() => {
-                let cell = self.cell + i128::from(turns);
-                let next = i128::from(start.nseconds()) + cell * i128::from(interval.nseconds());
-                u64::try_from(next).map_or(end, |next| {
-                    ClockTime::try_from(next).unwrap_or(ClockTime::MAX)
-                })
-            }
-            _ => (end.saturating_sub(position))
-                .saturating_mul(turns.into())
-                .saturating_add(position),
-        }
-        .max(end)
+        let next = match pace.interval.is_zero() {
+            false => self.slot(turns.into()),
+            true => None,
+        };
+        let counted = || (end.saturating_sub(position)).saturating_mul(turns);
+        next.unwrap_or_else(|| position.saturating_add(counted()))
+            .max(end)
     }
 
-    fn enters_cell(&mut self, position: ClockTime, interval: ClockTime) -> bool {
+    /// Where a cell starts, so many behind the current one.
+    fn slot(&self, cells: i128) -> Option<ClockTime> {
+        let (start, step) = self.grid?;
+        let from_start = (self.cell + cells) * i128::from(step.nseconds());
+        let slot = i128::from(start.nseconds()) + from_start;
+        Some(match u64::try_from(slot) {
+            Ok(slot) => ClockTime::try_from(slot).unwrap_or(ClockTime::MAX),
+            Err(_) => ClockTime::ZERO,
+        })
+    }
+
+    fn enters_cell(&mut self, position: ClockTime, step: ClockTime) -> bool {
         let cell_in = |start: ClockTime| {
             (i128::from(position.nseconds()) - i128::from(start.nseconds()))
-                .div_euclid(i128::from(interval.nseconds()))
+                .div_euclid(i128::from(step.nseconds()))
         };
         match self.grid {
-            Some((start, same)) if same == interval => {
+            Some((start, same)) if same == step => {
                 let cell = cell_in(start);
                 std::mem::replace(&mut self.cell, cell) != cell
             }
             // The first frame, or the interval was changed: a new grid starts here.
             _ => {
-                self.grid = Some((position, interval));
-                self.cell = 0;
-                self.passed = 0;
+                *self = Self {
+                    grid: Some((position, step)),
+                    frames: self.frames,
+                    ..Self::default()
+                };
                 true
             }
         }
     }
+}
+
+/// A frame that is due, as one of a clip: often the only one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Due {
+    pub(super) is_first: bool,
+    pub(super) is_last: bool,
+    /// Where its cell of the grid starts; without a grid its position.
+    pub(super) slot: Option<ClockTime>,
 }
 
 #[cfg(test)]
@@ -109,8 +137,16 @@ mod tests {
     fn pace(interval_ms: u64, every_nth: u32) -> Pace {
         Pace {
             interval: ClockTime::from_mseconds(interval_ms),
+            frames: 1,
             every_nth,
             scene_threshold: 0.0,
+        }
+    }
+
+    fn clips(interval_ms: u64, frames: u32, every_nth: u32) -> Pace {
+        Pace {
+            frames,
+            ..pace(interval_ms, every_nth)
         }
     }
 
@@ -119,10 +155,9 @@ mod tests {
         let mut sampler = Sampler::default();
         let due = ms
             .into_iter()
-            .map(|ms| sampler.is_due(Some(ClockTime::from_mseconds(ms)), &pace, true));
+            .map(|ms| sampler.due(Some(ClockTime::from_mseconds(ms)), &pace, true));
         due.enumerate()
-            .filter(|(_, d)| *d)
-            .map(|(i, _)| i)
+            .filter_map(|(i, due)| due.map(|_| i))
             .collect()
     }
 
@@ -166,8 +201,10 @@ mod tests {
     #[test]
     fn a_new_interval_counts_from_now() {
         let mut sampler = Sampler::default();
-        let mut at =
-            |ms, pace: Pace| sampler.is_due(Some(ClockTime::from_mseconds(ms)), &pace, true);
+        let mut at = |ms, pace: Pace| {
+            let position = ClockTime::from_mseconds(ms);
+            sampler.due(Some(position), &pace, true).is_some()
+        };
         assert!(at(0, pace(1000, 1)));
         assert!(!at(100, pace(1000, 1)));
         assert!(at(200, pace(500, 1)));
@@ -179,12 +216,16 @@ mod tests {
     fn without_an_interval_a_busy_worker_is_not_asked() {
         let mut sampler = Sampler::default();
         let busy_then_free = [true, false, false, true, true];
-        let due = busy_then_free.map(|free| sampler.is_due(None, &pace(0, 2), free));
+        let due = busy_then_free.map(|free| sampler.due(None, &pace(0, 2), free).is_some());
         // The third frame's turn waited for the fourth; the fifth's comes as it should.
         assert_eq!(due, [true, false, false, true, true]);
         // On the grid the mailbox decides.
         let mut sampler = Sampler::default();
-        assert!(sampler.is_due(Some(ClockTime::ZERO), &pace(1000, 1), false));
+        assert!(
+            sampler
+                .due(Some(ClockTime::ZERO), &pace(1000, 1), false)
+                .is_some()
+        );
     }
 
     #[test]
@@ -198,43 +239,105 @@ mod tests {
         );
         assert_eq!(sampler.position(None, None), None);
         // Not even that: every frame's turn.
-        assert!(sampler.is_due(None, &pace(1000, 1), true));
-        assert!(sampler.is_due(None, &pace(1000, 1), true));
+        assert!(sampler.due(None, &pace(1000, 1), true).is_some());
+        assert!(sampler.due(None, &pace(1000, 1), true).is_some());
     }
 
     #[test]
-    fn next_due_is_where_the_next_due_frame_is() {
+    fn next_whole_is_where_the_next_due_frame_is() {
         let second = ClockTime::SECOND;
         let mut sampler = Sampler::default();
         let pace_3 = pace(1000, 3);
-        assert!(sampler.is_due(Some(second), &pace_3, true));
+        assert!(sampler.due(Some(second), &pace_3, true).is_some());
         assert_eq!(
-            sampler.next_due(second, second + PERIOD, &pace_3),
+            sampler.next_whole(second, second + PERIOD, &pace_3),
             4 * second
         );
-        assert!(!sampler.is_due(Some(2 * second), &pace_3, true));
+        assert_eq!(sampler.due(Some(2 * second), &pace_3, true), None);
         assert_eq!(
-            sampler.next_due(2 * second, 2 * second + PERIOD, &pace_3),
+            sampler.next_whole(2 * second, 2 * second + PERIOD, &pace_3),
             4 * second
         );
-        assert!(!sampler.is_due(Some(3 * second), &pace_3, true));
+        assert_eq!(sampler.due(Some(3 * second), &pace_3, true), None);
         assert_eq!(
-            sampler.next_due(3 * second, 3 * second + PERIOD, &pace_3),
+            sampler.next_whole(3 * second, 3 * second + PERIOD, &pace_3),
             4 * second
         );
 
         let mut sampler = Sampler::default();
-        assert!(sampler.is_due(Some(second), &pace(0, 2), true));
+        assert!(sampler.due(Some(second), &pace(0, 2), true).is_some());
         assert_eq!(
-            sampler.next_due(second, second + PERIOD, &pace(0, 2)),
+            sampler.next_whole(second, second + PERIOD, &pace(0, 2)),
             second + 2 * PERIOD
         );
         // Frames longer than the interval.
         let mut sampler = Sampler::default();
-        assert!(sampler.is_due(Some(second), &pace(100, 1), true));
+        assert!(sampler.due(Some(second), &pace(100, 1), true).is_some());
         assert_eq!(
-            sampler.next_due(second, 2 * second, &pace(100, 1)),
+            sampler.next_whole(second, 2 * second, &pace(100, 1)),
             2 * second
         );
+    }
+
+    /// The milliseconds of the frames that are due, those of a clip together, of frames every 100 ms.
+    fn taken(pace: &Pace, frames: usize, free: impl Fn(u64) -> bool) -> Vec<Vec<u64>> {
+        let mut sampler = Sampler::default();
+        let mut clips = Vec::new();
+        for ms in (0..).step_by(100).take(frames) {
+            let position = ClockTime::from_mseconds(ms);
+            let Some(due) = sampler.due(Some(position), pace, free(ms)) else {
+                continue;
+            };
+            if due.is_first {
+                clips.push(vec![]);
+            }
+            let clip = clips.last_mut().unwrap();
+            clip.push(ms);
+            assert_eq!(due.is_last, clip.len() == pace.frames as usize);
+        }
+        clips
+    }
+
+    #[test]
+    fn a_clip_is_spread_over_the_interval() {
+        let always = |_| true;
+        assert_eq!(
+            taken(&clips(1000, 4, 1), 20, always),
+            [[0, 300, 500, 800], [1000, 1300, 1500, 1800]]
+        );
+        assert_eq!(
+            taken(&clips(400, 2, 3), 29, always),
+            [[0, 200], [1200, 1400], [2400, 2600]]
+        );
+        // Faster than the frames come: each of them.
+        assert_eq!(taken(&clips(100, 2, 1), 4, always), [[0, 100], [200, 300]]);
+        // In a row, from when the worker is free, whatever it does then.
+        let free = |ms| ms == 300 || ms > 700;
+        assert_eq!(
+            taken(&clips(0, 3, 1), 12, free),
+            [[300, 400, 500], [800, 900, 1000]]
+        );
+        // On the grid the mailbox decides.
+        assert_eq!(taken(&clips(200, 2, 1), 4, |_| false).len(), 2);
+    }
+
+    #[test]
+    fn a_clip_is_whole_when_its_last_frame_comes() {
+        let mut sampler = Sampler::default();
+        let pace = clips(1000, 4, 2);
+        let whole = (0..30).map(|i| {
+            let position = ClockTime::from_mseconds(100 * i);
+            sampler.due(Some(position), &pace, true);
+            let next = sampler.next_whole(position, position, &pace);
+            next.mseconds()
+        });
+        let whole: Vec<_> = whole.collect();
+        assert_eq!([whole[0], whole[5], whole[7]], [750; 3]);
+        assert_eq!([whole[8], whole[15], whole[25]], [2750; 3]);
+        assert_eq!([whole[28], whole[29]], [4750; 2]);
+        let mut sampler = Sampler::default();
+        sampler.due(Some(ClockTime::ZERO), &clips(0, 3, 1), true);
+        let next = sampler.next_whole(ClockTime::ZERO, PERIOD, &clips(0, 3, 1));
+        assert_eq!(next, 2 * PERIOD);
     }
 }

@@ -1,5 +1,7 @@
 //! Whether a picture differs from the last one that was described.
 
+use std::sync::Arc;
+
 use gst::ClockTime;
 
 use crate::{
@@ -58,11 +60,12 @@ struct Described {
 }
 
 impl Scene {
-    /// Why this picture is worth describing, if it is; it is remembered then. A changed prompt
-    /// counts as a changed picture: the old caption doesn't answer it.
+    /// Why these pictures are worth describing, if they are: one that has changed is enough. The
+    /// last is remembered then. A changed prompt counts as a changed picture: the old caption
+    /// doesn't answer it.
     pub(super) fn judge(
         &mut self,
-        picture: &Picture,
+        pictures: &[Arc<Picture>],
         position: Option<ClockTime>,
         question: &Question,
         threshold: f64,
@@ -71,7 +74,8 @@ impl Scene {
             self.forget();
             return Some(Trigger::Interval);
         }
-        let thumbnail = Thumbnail::new(picture);
+        let thumbnails = pictures.iter().map(|picture| Thumbnail::new(picture));
+        let thumbnails = thumbnails.collect::<Vec<_>>();
         let trigger = match &self.0 {
             Some(last)
                 if (&last.prompt, &last.choices) == (&question.prompt, &question.choices) =>
@@ -79,7 +83,8 @@ impl Scene {
                 let silence = position
                     .zip(last.position)
                     .map(|(now, then)| now.absdiff(then));
-                if thumbnail.difference(&last.thumbnail) >= threshold {
+                let differs = |new: &Thumbnail| new.difference(&last.thumbnail) >= threshold;
+                if thumbnails.iter().any(differs) {
                     Trigger::Scene
                 } else if silence.is_some_and(|silence| silence >= HEARTBEAT) {
                     Trigger::Interval
@@ -89,8 +94,8 @@ impl Scene {
             }
             _ => Trigger::Interval,
         };
-        self.0 = Some(Described {
-            thumbnail,
+        self.0 = thumbnails.last().map(|thumbnail| Described {
+            thumbnail: *thumbnail,
             position,
             prompt: question.prompt.clone(),
             choices: question.choices.clone(),
@@ -150,7 +155,8 @@ mod tests {
         let mut scene = Scene::default();
         let mut judge = |level, seconds, prompt: &str, threshold| {
             let position = Some(ClockTime::from_seconds(seconds));
-            scene.judge(&grey(level), position, &question(prompt), threshold)
+            let pictures = [Arc::new(grey(level))];
+            scene.judge(&pictures, position, &question(prompt), threshold)
         };
         assert_eq!(judge(0, 0, "a", 0.1), Some(Trigger::Interval));
         assert_eq!(judge(20, 1, "a", 0.1), None);

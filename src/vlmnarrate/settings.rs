@@ -111,6 +111,10 @@ fn parts(text: &Option<String>) -> impl Iterator<Item = &str> {
     parts.filter(|part| !part.trim_matches(' ').is_empty())
 }
 
+/// What is asked where nobody says otherwise: about a frame, and about a clip.
+const PROMPT: &str = "Describe this frame in one sentence.";
+const CLIP_PROMPT: &str = "Describe this video in one sentence.";
+
 /// How a question is put; `describe-now` has its own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Asking {
@@ -154,8 +158,22 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
     pub interval: gst::ClockTime,
+    /// Of a clip.
+    pub frames: u32,
     pub every_nth: u32,
     pub scene_threshold: f64,
+}
+
+impl Pace {
+    /// From one frame of a clip to the next.
+    pub fn step(&self) -> gst::ClockTime {
+        (self.interval / u64::from(self.frames)).max(gst::ClockTime::from_nseconds(1))
+    }
+
+    /// Turns from one clip to the next.
+    pub fn period(&self) -> u64 {
+        u64::from(self.frames) * u64::from(self.every_nth)
+    }
 }
 
 impl Default for Settings {
@@ -169,7 +187,7 @@ impl Default for Settings {
             quantization: Quantization::Auto,
             threads: 0,
             asking: Asking {
-                prompt: Some("Describe this frame in one sentence.".into()),
+                prompt: Some(PROMPT.into()),
                 max_tokens: 20,
                 choices: None,
                 image_splitting: false,
@@ -192,6 +210,7 @@ impl Default for Settings {
             mode: Mode::Auto,
             pace: Pace {
                 interval: gst::ClockTime::SECOND,
+                frames: 1,
                 every_nth: 1,
                 scene_threshold: 0.0,
             },
@@ -230,6 +249,19 @@ impl Settings {
             }
             expire => expire,
         }
+    }
+
+    /// The question to ask about a frame or clip whose turn it is.
+    pub fn turns_question(&self) -> Question {
+        let mut question = self.question(&self.asking);
+        if self.pace.frames > 1 {
+            // The reference doesn't cut frames of a video either.
+            question.splitting = false;
+            if question.prompt == PROMPT {
+                question.prompt = CLIP_PROMPT.into();
+            }
+        }
+        question
     }
 
     /// The question to ask about a frame.
@@ -280,7 +312,8 @@ pub fn properties() -> Vec<Property<Settings>> {
         row(Ready, ("threads", "Threads"), 0..=1024, |s| &mut s.threads,
             "CPU threads for the model (0 = all cores)"),
         row(Playing, ("prompt", "Prompt"), (), |s| &mut s.asking.prompt,
-            "Question asked about each frame (null or empty = the picture alone)"),
+            "Question asked about each frame (null or empty = the picture alone); of clips the \
+             default asks to describe this video"),
         row(Playing, ("system-prompt", "System prompt"), (), |s| &mut s.system_prompt,
             "Instruction that goes before every question (null or empty = none)"),
         row(Playing, ("image-size", "Image size"), 0..=4096, |s| &mut s.image_size,
@@ -320,8 +353,12 @@ pub fn properties() -> Vec<Property<Settings>> {
         row(Playing, ("interval", "Interval"), (), |s| &mut s.pace.interval,
             "Stream time in nanoseconds from one described frame to the next \
              (0 = every frame if recorded, whenever the model is idle if live)"),
+        row(Playing, ("frames", "Frames"), 1..=64, |s| &mut s.pace.frames,
+            "Describe so many frames together, as a clip, in the way of SmolVLM2's video prompt: \
+             spread evenly over interval, or with interval 0 in a row. The caption comes with the \
+             last of them. Takes as many times as long as one; a clip is not cut into tiles"),
         row(Playing, ("every-nth", "Every nth"), 1..=u32::MAX, |s| &mut s.pace.every_nth,
-            "Of the frames that interval chooses, describe every nth"),
+            "Of the frames or clips that interval chooses, describe every nth"),
         row(Playing, ("scene-threshold", "Scene threshold"), 0.0..=1.0,
             |s| &mut s.pace.scene_threshold,
             "Do not describe a frame whose picture differs less than this from the last one \

@@ -12,20 +12,21 @@ use gst::{ClockTime, glib, prelude::*, subclass::prelude::*};
 use gst_base::prelude::*;
 
 use super::{
+    clip::{Shot, Shots, Taken},
     downscale::Downscaler,
     faces,
     imp::{CAT, VlmNarrate},
     narration::Loaded,
     requests::Request,
-    sampler::Sampler,
+    sampler::{Due, Sampler},
     scene::Scene,
-    settings::Mode,
+    settings::{Mode, Pace, Settings},
     text_pad::{Current, Place},
     timeline::{Cue, frame_end},
 };
 use crate::{
     caption::{FrameStamp, Trigger},
-    narrator::{Job, Picture, Question, Refused, Wait},
+    narrator::{Job, Narrator, Picture, Question, Refused, Wait},
 };
 
 /// What the streaming thread knows of the stream.
@@ -46,6 +47,7 @@ struct State {
     /// Found out at the first buffer.
     live: Option<bool>,
     sampler: Sampler,
+    shots: Shots,
     scene: Scene,
     /// Number of the current caption, and the frame from which its time counts.
     shown: Option<(u64, ClockTime)>,
@@ -78,11 +80,37 @@ impl Stream {
             .unwrap_or_default();
         state.live = None;
         state.sampler = Sampler::default();
+        state.shots.clear();
         state.shown = None;
     }
 
     pub(super) fn forget_scene(&self) {
         self.scene_forgotten.store(true, Ordering::Relaxed);
+    }
+
+    /// What was seen before has nothing to do with what comes.
+    pub(super) fn start_over(&self) {
+        self.forget_scene();
+        let mut state = self.lock();
+        state.sampler = Sampler::default();
+        state.shots.clear();
+    }
+
+    /// Adds a frame to its clip; gives the clip when it is whole.
+    fn take(&self, shot: Shot, due: Due, pace: &Pace) -> Option<Taken> {
+        let shots = &mut self.lock().shots;
+        if due.is_first {
+            shots.clear();
+        }
+        shots.add(shot);
+        due.is_last.then(|| shots.take(pace.interval))?
+    }
+
+    /// The clip that has begun, of recorded video: what live video loses is lost.
+    fn take_rest(&self, interval: ClockTime) -> Option<Taken> {
+        let mut state = self.lock();
+        let rest = state.shots.take(interval);
+        rest.filter(|_| state.live == Some(false))
     }
 }
 
@@ -120,13 +148,13 @@ struct Turn {
     position: Option<ClockTime>,
     /// Where it stands on the text pad's timeline.
     place: Option<Place>,
-    due: bool,
+    due: Option<Due>,
     stamp: FrameStamp,
 }
 
-/// Why a frame is described.
+/// Why a frame is wanted.
 enum Ask {
-    Turn,
+    Turn(Due),
     Request(Request),
 }
 
@@ -142,7 +170,7 @@ impl VlmNarrate {
         let live = self.is_live();
         let turn = self.turn(buffer, &loaded, live);
         let wanted = self.requests.is_waiting() && (!live || loaded.narrator.has_room());
-        if (turn.due || wanted) && has_picture(buffer) {
+        if (turn.due.is_some() || wanted) && has_picture(buffer) {
             match self.describe(buffer, &turn, &loaded, live) {
                 // The worker is gone and has said why: live video goes on without it.
                 Err(Refused::Dead) if live => (),
@@ -234,12 +262,15 @@ impl VlmNarrate {
         let position = sampler.position(pts, period);
         let duration = buffer.duration().or(period);
         let inside = is_inside(segment, pts, duration);
-        let due = inside && has_picture(buffer) && sampler.is_due(position, &pace, free);
+        let due = match inside && has_picture(buffer) {
+            true => sampler.due(position, &pace, free),
+            false => None,
+        };
         let place = position.filter(|_| inside).map(|position| {
             let cue = if live {
                 Cue::Slice(pace.interval)
             } else {
-                Cue::Until(sampler.next_due(position, frame_end(position, duration), &pace))
+                Cue::Until(sampler.next_whole(position, frame_end(position, duration), &pace))
             };
             Place {
                 position,
@@ -256,6 +287,8 @@ impl VlmNarrate {
                 stream_time: segment.to_stream_time(pts),
                 running_time: segment.to_running_time(pts),
                 duration: buffer.duration(),
+                first_timestamp: pts,
+                frames: 1,
                 frame: self.stats.frames.add_one(),
                 trigger: Trigger::Interval,
                 request_id: 0,
@@ -263,7 +296,8 @@ impl VlmNarrate {
         }
     }
 
-    /// Hands a frame to the worker; if recorded, stays until it is described.
+    /// Takes a frame for all who want it. A clip that is whole and a request go to the worker; if
+    /// recorded, the frame stays until they are described.
     fn describe(
         &self,
         buffer: &gst::BufferRef,
@@ -288,20 +322,22 @@ impl VlmNarrate {
             false => usize::MAX,
         };
         let requests = std::iter::from_fn(|| self.requests.next()).take(room);
-        let asks = (turn.due.then_some(Ask::Turn).into_iter())
+        let asks = (turn.due.map(Ask::Turn).into_iter())
             .chain(requests.map(Ask::Request))
             .collect::<Vec<_>>();
 
         let sampled_at = Instant::now();
         let mut scaled: [Option<Scaled>; 2] = [None, None];
         for ask in asks {
-            let mut stamp = turn.stamp;
-            let question = match &ask {
-                Ask::Turn => settings.question(&settings.asking),
+            let (stamp, question) = match &ask {
+                Ask::Turn(_) => (turn.stamp, settings.turns_question()),
                 Ask::Request(request) => {
-                    stamp.trigger = Trigger::Request;
-                    stamp.request_id = request.id;
-                    settings.question(&request.asking(&settings.detail))
+                    let stamp = FrameStamp {
+                        trigger: Trigger::Request,
+                        request_id: request.id,
+                        ..turn.stamp
+                    };
+                    (stamp, settings.question(&request.asking(&settings.detail)))
                 }
             };
             let side = (!question.splitting).then_some(side);
@@ -321,33 +357,35 @@ impl VlmNarrate {
                     continue;
                 }
             };
-            if let Ask::Turn = ask {
-                let threshold = settings.pace.scene_threshold;
-                match self.judge(&picture, turn.position, &question, threshold) {
-                    Some(trigger) => stamp.trigger = trigger,
-                    None => {
-                        self.stats.unchanged.add_one();
-                        // What was said is still true: its time starts anew.
-                        self.stream.lock().shown = None;
-                        continue;
-                    }
-                }
-            }
-            self.stats.sampled.add_one();
-            let job = Job {
-                picture,
+            let job = |pictures, clip, stamp| Job {
+                pictures,
+                clip,
                 stamp,
                 question,
                 sampled_at,
                 scaling,
             };
             match ask {
-                Ask::Turn => {
-                    if narrator.submit(job)? {
-                        self.stats.dropped.add_one();
+                Ask::Turn(due) => {
+                    let shot = Shot {
+                        picture,
+                        stamp,
+                        position: turn.position,
+                        slot: due.slot,
+                    };
+                    let Some(taken) = self.stream.take(shot, due, &settings.pace) else {
+                        continue;
+                    };
+                    let clip = (settings.pace.frames > 1).then_some(taken.clip);
+                    let job = job(taken.pictures, clip, taken.stamp);
+                    if !self.submit(job, turn.position, &settings, narrator)? {
+                        continue;
                     }
                 }
-                Ask::Request(_) => narrator.ask(job)?,
+                Ask::Request(_) => {
+                    self.stats.sampled.add_one();
+                    narrator.ask(job(vec![picture], None, stamp))?;
+                }
             }
             if !live && let Wait::Refused(refused) = narrator.wait_idle(None) {
                 return Err(refused);
@@ -356,9 +394,34 @@ impl VlmNarrate {
         Ok(())
     }
 
+    /// Hands the worker what is worth describing. Says whether it was.
+    fn submit(
+        &self,
+        mut job: Job,
+        position: Option<ClockTime>,
+        settings: &Settings,
+        narrator: &Narrator,
+    ) -> Result<bool, Refused> {
+        let threshold = settings.pace.scene_threshold;
+        match self.judge(&job.pictures, position, &job.question, threshold) {
+            Some(trigger) => job.stamp.trigger = trigger,
+            None => {
+                self.stats.unchanged.add_one();
+                // What was said is still true: its time starts anew.
+                self.stream.lock().shown = None;
+                return Ok(false);
+            }
+        }
+        self.stats.sampled.add_one();
+        if narrator.submit(job)? {
+            self.stats.dropped.add_one();
+        }
+        Ok(true)
+    }
+
     fn judge(
         &self,
-        picture: &Picture,
+        pictures: &[Arc<Picture>],
         position: Option<ClockTime>,
         question: &Question,
         threshold: f64,
@@ -367,16 +430,29 @@ impl VlmNarrate {
         if self.stream.scene_forgotten.swap(false, Ordering::Relaxed) {
             stream.scene.forget();
         }
-        stream.scene.judge(picture, position, question, threshold)
+        stream.scene.judge(pictures, position, question, threshold)
     }
 
     /// Waits for captions under way, at most `drain-timeout`, before an event that ends the
-    /// stream goes on.
+    /// stream goes on. A recorded clip that has begun is described as far as it has come.
     pub(super) fn drain(&self) {
-        let timeout = self.settings.lock().unwrap().drain_timeout;
+        let settings = self.settings.lock().unwrap().clone();
+        let timeout = settings.drain_timeout;
         let Some(loaded) = self.loaded().filter(|_| !timeout.is_zero()) else {
             return;
         };
+        if let Some(taken) = self.stream.take_rest(settings.pace.interval) {
+            let job = Job {
+                pictures: taken.pictures,
+                clip: Some(taken.clip),
+                stamp: taken.stamp,
+                question: settings.turns_question(),
+                sampled_at: Instant::now(),
+                scaling: Duration::ZERO,
+            };
+            // Refused, it is flushed or has failed, and that was said.
+            let _ = self.submit(job, None, &settings, &loaded.narrator);
+        }
         if loaded.narrator.wait_idle(Some(timeout.into())) == Wait::TimedOut {
             gst::warning!(
                 CAT,

@@ -11,8 +11,8 @@ use std::{
 };
 
 use gstvlmnarrate::narrator::{
-    Checkpoint, Description, Engine, EngineInfo, EngineLoader, Error, ErrorKind, Event, Found,
-    LoadWatch, ModelSettings, Request, Sampling, Timings, Watch,
+    Checkpoint, Clip, Description, Engine, EngineInfo, EngineLoader, Error, ErrorKind, Event,
+    Found, LoadWatch, ModelSettings, Request, Sampling, Timings, Watch,
 };
 
 /// What the engine does; can be changed while it runs.
@@ -43,9 +43,11 @@ pub struct Asked {
     pub system: Option<String>,
     pub max_tokens: usize,
     pub sampling: Sampling,
-    /// Width of the picture.
+    /// Width of the last picture.
     pub side: u32,
     pub splitting: bool,
+    pub pictures: usize,
+    pub clip: Option<Clip>,
 }
 
 /// A loader of fake engines; clones share one plan and one memory.
@@ -205,9 +207,9 @@ impl Engine for FakeEngine {
     ) -> Result<Description, Error> {
         let start = Instant::now();
         let plan = self.0.plan().clone();
-        let [picture] = request.pictures else {
-            panic!("one picture a request, not {}", request.pictures.len());
-        };
+        let times = request.clip.map(|clip| clip.times.len());
+        assert_eq!(times.unwrap_or(1), request.pictures.len());
+        let picture = request.pictures.last().expect("a picture");
         assert_eq!(picture.rgb.len() as u32, 3 * picture.width * picture.height);
         let number = {
             let mut asked = self.0.0.asked.lock().unwrap();
@@ -218,6 +220,8 @@ impl Engine for FakeEngine {
                 sampling: request.sampling,
                 side: picture.width,
                 splitting: request.splitting,
+                pictures: request.pictures.len(),
+                clip: request.clip.cloned(),
             });
             asked.len() - 1
         };

@@ -1,6 +1,8 @@
 //! Reading what `tools/reference` writes.
 
-use gstvlmnarrate::smolvlm::{Content, Message, Role, video};
+use std::time::Duration;
+
+use gstvlmnarrate::smolvlm::{Clip, Content, Message, Role, video};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -14,12 +16,20 @@ pub struct Video {
 
 impl Video {
     /// With the reference's defaults: 24 frames a second, and the last frame's time as duration.
-    fn content(&self) -> Vec<Content> {
+    pub fn clip(&self) -> Clip {
         let fps = self.fps.unwrap_or(24.0);
-        let seconds = self.frames_indices.iter().map(|&i| (i as f64 / fps) as u64);
-        let seconds = seconds.collect::<Vec<_>>();
-        let last = *seconds.last().unwrap();
-        video(&seconds, self.duration.map_or(last, |d| d as u64))
+        let times = self.frames_indices.iter();
+        let times = times.map(|&i| Duration::from_secs_f64(i as f64 / fps));
+        let times = times.collect::<Vec<_>>();
+        let last = *times.last().unwrap();
+        let duration = self.duration.map_or(last, Duration::from_secs_f64);
+        Clip { times, duration }
+    }
+
+    fn content(&self) -> Vec<Content> {
+        let Clip { times, duration } = self.clip();
+        let seconds = times.iter().map(Duration::as_secs).collect::<Vec<_>>();
+        video(&seconds, duration.as_secs())
     }
 }
 
