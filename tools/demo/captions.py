@@ -3,8 +3,8 @@
 `caption(scene, frame)` gives the caption of one frame of a scene (see scenes.py), decided from the source's
 state, not from its pixels, and true of what is left of it at 256x256. It gives None where the picture has no
 honest single name: a ball or a bar on a line of the 3x3 grid, a checkerboard just fading into its average
-colour, a colour between two names. Such frames are neither trained on nor judged. No dependencies: the
-evaluation runs with the system's Python.
+colour, a colour between two names. Such frames are neither trained on nor judged. `clip_caption(scene, frames)`
+does so of several frames that are shown together. No dependencies: the evaluation runs with the system's Python.
 """
 
 import math
@@ -29,7 +29,11 @@ COLOURS = {
 GRID_MARGIN = 0.01  # of the picture: this near to a line of the 3x3 grid, a position has no single name
 COLOUR_MARGIN = 1.6  # the second nearest name must be this much further than the nearest
 CONTRAST = 40  # Lab distance that two colours of one picture need
+# Of the picture, in one axis: a ball that stays within STILL does not move, one that gets further than MOVED does.
+STILL, MOVED, TURNED = 0.03, 0.07, 0.01
 CHROMA_SUBSAMPLED = {"I420", "NV12", "NV21", "YV12", "YUY2", "UYVY", "Y42B"}
+
+COLOUR_PROPERTIES = {"foreground-color": 0xFFFFFFFF, "background-color": 0xFF000000}
 
 # Patterns that look the same whatever the size, the time and the colours.
 FIXED = {
@@ -117,6 +121,12 @@ def ball_flipped(scene, frame):
     return scene.get("flip", False) and frame // 50 % 2 == 1
 
 
+def ball_names(scene, frame):
+    foreground, background = (scene.get(k, d) & 0xFFFFFF for k, d in COLOUR_PROPERTIES.items())
+    names = pair_names(foreground, background)
+    return names and names[::-1] if ball_flipped(scene, frame) else names
+
+
 def bar_left(scene, frame):
     """Left edge of the bar as a fraction of the width: `horizontal-speed` scrolls it."""
     return (-scene.get("horizontal-speed", 0) * frame) % scene.width / scene.width
@@ -127,6 +137,25 @@ def ball_caption(names, x, y):
     if names is None or column is None or row is None:
         return None
     return f"{article(names[0])} ball on {article(names[1])} background, {POSITIONS[row][column]}."
+
+
+def motion(track):
+    """How a ball moves whose centre is at these places one after the other; None where that has no honest name."""
+    words = []
+    for axis, (back, forth) in (1, ("up", "down")), (0, ("left", "right")):
+        places = [place[axis] for place in track]
+        extent, way = max(places) - min(places), places[-1] - places[0]
+        if extent < STILL:
+            continue
+        if abs(way) <= MOVED or extent > abs(way) + TURNED:
+            return None
+        words.append(forth if way > 0 else back)
+    return "moving " + " and ".join(words) if words else "not moving"
+
+
+def moving_caption(names, track):
+    way = motion(track)
+    return names and way and f"{article(names[0])} ball on {article(names[1])} background, {way}."
 
 
 def bar_caption(names, left, width):
@@ -178,8 +207,7 @@ def zone_plate_caption(scene, names):
 
 def lower_caption(scene, frame):
     pattern = scene.pattern
-    foreground = scene.get("foreground-color", 0xFFFFFFFF) & 0xFFFFFF
-    background = scene.get("background-color", 0xFF000000) & 0xFFFFFF
+    foreground, background = (scene.get(k, d) & 0xFFFFFF for k, d in COLOUR_PROPERTIES.items())
     if pattern in FIXED:
         return FIXED[pattern]
     if pattern == "solid-color" or pattern == "white":
@@ -204,7 +232,7 @@ def lower_caption(scene, frame):
     if pattern == "bar":
         return bar_caption(names, bar_left(scene, frame), scene.width // 7 / scene.width)
     if pattern == "ball":
-        return ball_caption(names[::-1] if ball_flipped(scene, frame) else names, *ball_centre(scene, frame))
+        return ball_caption(ball_names(scene, frame), *ball_centre(scene, frame))
     raise ValueError(f"no caption for pattern {pattern}")
 
 
@@ -216,3 +244,14 @@ def sentence(text):
 def caption(scene, frame):
     """The caption of one frame, or None if it has no single honest name."""
     return sentence(lower_caption(scene, frame))
+
+
+def clip_caption(scene, frames):
+    """The caption of a clip of these frames, or None: of a ball how it moves, of all else what each frame shows."""
+    if scene.pattern != "ball" or len(frames) == 1:
+        captions = {caption(scene, frame) for frame in frames}
+        return captions.pop() if len(captions) == 1 else None
+    between = range(frames[0], frames[-1] + 1)
+    flipped = {ball_flipped(scene, frame) for frame in between}
+    names = ball_names(scene, frames[0])
+    return sentence(moving_caption(names, [ball_centre(scene, i) for i in between])) if len(flipped) == 1 else None

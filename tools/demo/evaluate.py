@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Judges the demo model through the element: exact captions of held-out scenes, per class.
 
-    GST_PLUGIN_PATH=target/release /usr/bin/python3 tools/demo/evaluate.py [--at-least 97]
+    GST_PLUGIN_PATH=target/release /usr/bin/python3 tools/demo/evaluate.py [--at-least 97] [--clips]
 
 Needs the element and python3-gi (GStreamer 1.0), nothing else. Exits 1 below `--at-least` per cent, over all frames
 or averaged over classes; 2 if the element is missing or a pipeline fails.
@@ -16,7 +16,7 @@ import gi
 gi.require_version("Gst", "1.0")
 from gi.repository import Gst  # noqa: E402
 
-from scenes import defaults, held_out, kind  # noqa: E402
+from scenes import defaults, held_out, held_out_clips, kind, way  # noqa: E402
 
 X264_SHIFT = 1000 * 3600 * 10**9  # x264enc moves timestamps so that none is negative
 
@@ -45,19 +45,34 @@ def messages(description, seconds):
 
 
 def captions(scene, options):
-    """{frame number: caption} as the element posts them."""
-    narrator = f"vlmnarrate mode=recorded interval=0 every-nth={scene.step} {options.element}"
-    description = f"{scene.source()} ! {narrator} ! fakesink sync=false"
+    """{frame number, of a clip those of the first and the last: caption} as the element posts them."""
+    if scene.clip == 1:
+        turns = f"interval=0 every-nth={scene.step}"
+    else:
+        # A little early, so that rounding makes no frame miss its turn.
+        step = 10**9 * scene.step * scene.framerate[1] // scene.framerate[0] - 1000
+        turns = f"interval={scene.clip * step} frames={scene.clip}"
+    description = f"{scene.source()} ! vlmnarrate mode=recorded {turns} {options.element} ! fakesink sync=false"
     rate = scene.framerate[0] / scene.framerate[1] / 1e9
     found = {}
     for structure in messages(description, options.seconds):
-        ok, time_ns = structure.get_uint64("timestamp")
-        if not ok or (structure.has_field("partial") and structure.get_value("partial")):
+        if structure.has_field("partial") and structure.get_value("partial"):
             continue
-        if time_ns >= X264_SHIFT:
-            time_ns -= X264_SHIFT
-        found[round(time_ns * rate)] = structure.get_string("text").strip()
+        fields = ["timestamp"] if scene.clip == 1 else ["first-timestamp", "timestamp"]
+        times = [structure.get_uint64(field) for field in fields]
+        if not all(ok for ok, _ in times):
+            continue
+        numbers = [round((t - X264_SHIFT if t >= X264_SHIFT else t) * rate) for _, t in times]
+        if scene.clip == 1 or structure.get_value("frames") == scene.clip:
+            found[numbers[0] if scene.clip == 1 else tuple(numbers)] = structure.get_string("text").strip()
     return found
+
+
+def truth(scene):
+    """{what `captions` has as keys: the true caption}, without what has none."""
+    if scene.clip == 1:
+        return {frame: c.strip() for frame, c in scene.captions().items() if c}
+    return {(frames[0], frames[-1]): c.strip() for frames, c in scene.clips().items() if c}
 
 
 def main():
@@ -65,6 +80,7 @@ def main():
     p.add_argument("--at-least", type=float, default=97, metavar="PERCENT")
     p.add_argument("--scale", type=int, default=1, help="so many times the scenes")
     p.add_argument("--defaults", action="store_true", help="instead, each pattern as it comes without any property")
+    p.add_argument("--clips", action="store_true", help="instead, two to four frames together: which way the ball moves")
     p.add_argument("--every", type=int, default=1, help="only each n-th scene")
     p.add_argument("--element", default="", help="further properties of the element, such as model=models/demo")
     p.add_argument("--seconds", type=int, default=120, help="patience with one caption")
@@ -75,16 +91,17 @@ def main():
         print("no element vlmnarrate: is GST_PLUGIN_PATH set?", file=sys.stderr)
         return 2
     begin, score = time.monotonic(), {}
-    scenes = defaults() if options.defaults else held_out(options.scale)
+    scenes = defaults() if options.defaults else (held_out_clips if options.clips else held_out)(options.scale)
     for scene in scenes[:: options.every]:
-        true = {frame: c.strip() for frame, c in scene.captions().items() if c}
+        true = truth(scene)
         try:
             said = captions(scene, options) if true else {}
         except RuntimeError as error:
             print(error, file=sys.stderr)
             return 2
         for frame, caption in true.items():
-            entry = score.setdefault(kind(scene), [0, 0])
+            name = f"{scene.clip} frames: {way(caption)}" if options.clips else kind(scene)
+            entry = score.setdefault(name, [0, 0])
             entry[0] += said.get(frame) == caption
             entry[1] += 1
             if options.show and said.get(frame) != caption:
@@ -94,7 +111,8 @@ def main():
     right, count = (sum(e[i] for e in score.values()) for i in (0, 1))
     frames, classes = 100 * right / count, 100 * sum(r / n for r, n in score.values()) / len(score)
     seconds = time.monotonic() - begin
-    print(f"exact: {frames:.2f} % of {count} frames, {classes:.2f} % over {len(score)} classes, {seconds:.0f} s")
+    what = "clips" if options.clips else "frames"
+    print(f"exact: {frames:.2f} % of {count} {what}, {classes:.2f} % over {len(score)} classes, {seconds:.0f} s")
     return 0 if min(frames, classes) >= options.at_least else 1
 
 

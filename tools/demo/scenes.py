@@ -4,9 +4,10 @@ No dependencies: rendering (render.py) and evaluation through the element (evalu
 """
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 
-from captions import CHROMA_SUBSAMPLED, COLOURS, caption, pair_names
+from captions import CHROMA_SUBSAMPLED, COLOURS, caption, clip_caption, pair_names
 
 USUAL_SIZES = [(320, 240), (640, 480), (640, 360), (1280, 720), (1920, 1080)]
 HELD_OUT_SIZES = [
@@ -20,6 +21,7 @@ STILL = ["red", "green", "blue", "circular", "gamut", "smpte75", "smpte100", "sp
 MOVING = ["smpte", "snow"]
 CHECKERS = ["checkers-1", "checkers-2", "checkers-4", "checkers-8"]
 PLATES = ["zone-plate", "chroma-zone-plate"]
+WAYS = 9  # that a ball can move: eight, and not at all
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Scene:
     framerate: tuple = (30, 1)
     properties: dict = field(default_factory=dict)  # of videotestsrc, beside the pattern
     quantizer: int = 0  # of H.264 on the way; 0: none
+    clip: int = 1  # so many of the frames kept are shown together
 
     def get(self, name, default=None):
         return self.properties.get(name, default)
@@ -40,6 +43,12 @@ class Scene:
     def captions(self):
         """{frame number: caption or None} of the frames kept"""
         return {i: caption(self, i) for i in range(0, self.frames * self.step, self.step)}
+
+    def clips(self):
+        """{frame numbers: caption or None} of the clips that the frames kept make up"""
+        numbers = range(0, self.frames * self.step, self.step)
+        parts = [tuple(numbers[i : i + self.clip]) for i in range(0, self.frames - self.clip + 1, self.clip)]
+        return {part: clip_caption(self, part) for part in parts}
 
     def source(self):
         """The gst-launch description up to raw frames in `format`."""
@@ -116,6 +125,35 @@ class Draw:
         scene.step = r.randint(3, 60 if scene.width * scene.height < 500_000 else 20)
         return scene
 
+    def ball_clip(self, clip, **options):
+        """Six clips of a ball that follow each other, from hardly moving ones to half a second of the usual ball."""
+        r = self.random
+        properties = {"motion": r.choice(["wavy", "wavy", "sweep", "hsweep"]), "flip": r.random() < 0.1}
+        scene = self.scene("ball", 6 * clip, **properties, **(self.pair() if r.random() < 0.5 else {}), **options)
+        scene.clip, scene.step = clip, max(1, round(3 * 16 ** r.random() / (clip - 1)))
+        return scene
+
+    def ball_clips(self, clip, quota, **options):
+        """Scenes until each way that a ball can move has `quota` clips."""
+        scenes, found = [], Counter()
+        while len(found) < WAYS or min(found.values()) < quota:
+            scene = self.ball_clip(clip, **options)
+            ways = Counter(way(c) for c in scene.clips().values() if c)
+            if 2 * sum(n for w, n in ways.items() if found[w] < quota) > sum(ways.values()):
+                scenes.append(scene)
+                found += ways
+        return scenes
+
+    def other_clips(self, clip, count):
+        """Each pattern but ball, `count` scenes of one clip, and more of what has colours."""
+        scenes = self.patterns(count) + [self.bar(1, **self.pair()) for _ in range(6 * count)]
+        scenes += [self.scene("solid-color", foreground_color=argb(self.colour())) for _ in range(10 * count)]
+        for scene in scenes:
+            scene.frames = scene.clip = clip
+            if scene.pattern == "bar":
+                scene.properties.pop("horizontal-speed", None)
+        return scenes
+
     def bar(self, frames, **options):
         scene = self.scene("bar", frames, **options)
         if self.random.random() < 0.75:
@@ -174,11 +212,30 @@ def held_out(scale=1):
     return scenes
 
 
+def training_clips():
+    d = Draw(3, held_out=False)
+    return d.ball_clips(4, 40, limit=1280, encode=0.3)
+
+
+def held_out_clips(scale=1):
+    d = Draw(4, held_out=True)
+    return [
+        scene
+        for clip, quota in ((4, 20), (3, 8), (2, 8))
+        for scene in d.ball_clips(clip, quota * scale, encode=0.2) + d.other_clips(clip, scale)
+    ]
+
+
 def defaults():
     """What a newcomer types first: each pattern with no property set, in the size and format it has without caps."""
     moving = [Scene("ball", 320, 240, "ABGR64_LE", 60, 10), Scene("blink", 320, 240, "ABGR64_LE", 2)]
     names = STILL + MOVING + CHECKERS + PLATES + ["black", "white", "solid-color", "bar", "gradient", "pinwheel"]
     return moving + [Scene(name, 320, 240, "ABGR64_LE") for name in names]
+
+
+def way(caption):
+    """How the ball of a clip's caption moves; of other captions `no ball`."""
+    return caption.rsplit(", ")[-1].rstrip(".") if " ball " in caption else "no ball"
 
 
 def kind(scene):
@@ -190,6 +247,9 @@ def kind(scene):
 
 
 if __name__ == "__main__":
+    for name, scenes in ("clips", training_clips()), ("held-out-clips", held_out_clips()):
+        known = [(s.clip, way(c)) for s in scenes for c in s.clips().values() if c]
+        print(f"{name}: {len(scenes)} scenes, {len(known)} clips", sorted(Counter(known).items()))
     for name, scenes in {**training(), "held-out": held_out()}.items():
         pictures = [c for s in scenes for c in s.captions().values()]
         known = [c for c in pictures if c]

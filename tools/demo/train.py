@@ -1,11 +1,12 @@
 """Trains the demo model on the frames that render.py made.
 
-    torchrun --nproc-per-node 2 train.py FRAMES CHECKPOINT --minutes 40 [--resume CHECKPOINT]
+    torchrun --nproc-per-node 2 train.py FRAMES CHECKPOINT --minutes 40 [--resume CHECKPOINT or FOLDER]
 
 Two processes of one thread each; the steps in bfloat16, the weights in float32. The learning rate follows the clock,
 so that training ends when it was told to, on a busy machine too. A checkpoint (averaged weights) is written every few
-minutes, with the accuracy on the held-out frames. Beside the captions, a small auxiliary head on the picture tokens
-(kind of picture, thirds, colours) guides the vision part; it is thrown away.
+minutes, with the accuracy on the held-out frames and clips. A step is of pictures or of clips of one length. Beside
+the captions, small auxiliary heads on the picture tokens (kind of picture, thirds, colours; the ball's centre) guide
+the vision part; they are thrown away.
 """
 
 import argparse
@@ -20,13 +21,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import model as shape
 import vocabulary
 from data import NAMES, Examples, labels
 
-PLACE = re.compile(r", (at|on|in) .*")
+PLACE = re.compile(r", (at|on|in|moving|not) .*")
+CLIP_LENGTHS = {4: 0.5, 3: 0.22, 2: 0.22, 1: 0.06}  # how often
 
 
 def pixels(pictures):
@@ -64,14 +67,15 @@ class Texts:
 @torch.no_grad()
 def evaluate(model, texts, frames, rows):
     """Exact captions per kind: {kind: [right, all]}. All tokens right at once is what greedy decoding needs."""
-    score, wrong = {}, []
-    for start in range(0, len(rows), 32):
-        part = rows[start : start + 32]
-        ids, targets, weights = texts.batch(vocabulary.wrapped(vocabulary.DEFAULT_PROMPT), [r["caption"] for r in part])
-        image = shape.features(model, pixels(frames[start : start + 32]))
+    score, wrong, prompts = {}, [], {}
+    for i, row in enumerate(rows):
+        prompts.setdefault(default_prompt(row), []).append((row, range(i, i + 1) if row["clip"] == 1 else clip(row)))
+    for prompt, part in ((p, v[i : i + 16]) for p, v in prompts.items() for i in range(0, len(v), 16)):
+        ids, targets, weights = texts.batch(prompt, [row["caption"] for row, _ in part])
+        image = shape.features(model, pixels([frames[i] for _, at in part for i in at]))
         best = shape.logits(model, image, ids, targets.shape[1]).argmax(-1)
         right = ((best == targets) | (weights == 0)).all(1).tolist()
-        for row, ok, guess in zip(part, right, best):
+        for (row, _), ok, guess in zip(part, right, best):
             entry = score.setdefault(row["kind"], [0, 0])
             entry[0] += ok
             entry[1] += 1
@@ -80,11 +84,44 @@ def evaluate(model, texts, frames, rows):
     return score, wrong
 
 
+def clip(row):
+    return range(row["at"], row["at"] + row["clip"])
+
+
+def default_prompt(row):
+    """As the element asks about a row's frame or clip."""
+    if row["clip"] == 1:
+        return vocabulary.wrapped(vocabulary.DEFAULT_PROMPT)
+    interval = row["clip"] * row["step"] * row["framerate"][1] / row["framerate"][0]
+    return vocabulary.wrapped_clip(vocabulary.CLIP_PROMPT, *vocabulary.clip_seconds(row["clip"], interval))
+
+
+def held_out(folder, name):
+    rows = json.loads((folder / f"{name}.json").read_text())
+    for row in rows:
+        row["kind"] = f"{row['clip']} frames, {row['kind']}" if row["clip"] > 1 else row["kind"]
+    return np.load(folder / f"{name}.npy", mmap_mode="r"), rows
+
+
 def summary(score):
     overall = sum(r for r, _ in score.values()) / sum(n for _, n in score.values())
     classes = sum(r / n for r, n in score.values()) / len(score)
     weak = {k: f"{r}/{n}" for k, (r, n) in score.items() if r < n}
-    return f"exact {overall:.2%} of frames, {classes:.2%} over classes; not all right: {weak}"
+    return f"exact {overall:.2%}, {classes:.2%} over classes; not all right: {weak}"
+
+
+def restored(model, heads, path):
+    if path.is_dir():  # an exported model: no heads
+        return model.load_state_dict(load_file(path / "model.safetensors"))
+    saved = torch.load(path)
+    model.load_state_dict(saved["model"])
+    return heads.load_state_dict(saved["head"])
+
+
+def centre_loss(guess, centres):
+    """The ball's centre from the mean of a picture's tokens, so that it is easy to compare between pictures."""
+    known = ~centres[:, 0].isnan()
+    return F.smooth_l1_loss(guess[known], 8 * (centres[known] - 0.5), beta=0.1) if known.any() else 0
 
 
 def main():
@@ -93,7 +130,8 @@ def main():
     p.add_argument("checkpoint", type=Path)
     p.add_argument("--minutes", type=float, default=40)
     p.add_argument("--resume", type=Path)
-    p.add_argument("--batch", type=int, default=16, help="per process")
+    p.add_argument("--batch", type=int, default=16, help="pictures per process")
+    p.add_argument("--clips", type=float, default=0.45, help="this part of the steps is of clips")
     p.add_argument("--rate", type=float, default=2e-3)
     p.add_argument("--seed", type=int, default=0)
     a = p.parse_args()
@@ -105,12 +143,12 @@ def main():
     model = shape.build()
     examples = Examples(a.frames, seed=1000 * a.seed + rank + 1)
     sizes = [len(examples.templates), 3, 3, len(NAMES), len(NAMES)]
-    head = torch.nn.Linear(16 * shape.CONFIG["text_config"]["hidden_size"], sum(sizes))
+    width = shape.CONFIG["text_config"]["hidden_size"]
+    head = torch.nn.ModuleList([torch.nn.Linear(16 * width, sum(sizes)), torch.nn.Linear(width, 2)])
     if a.resume:
-        saved = torch.load(a.resume)
-        model.load_state_dict(saved["model"])
-        head.load_state_dict(saved["head"])
+        restored(model, head, a.resume)
     fast, fast_head = shape.in_bfloat16(model), copy.deepcopy(head).bfloat16()
+    turns = random.Random(a.seed)  # the same in both processes: they wait for each other
     texts = Texts(vocabulary.build())
     prompts = random.Random(a.seed + rank)
     parameters = [*model.parameters(), *head.parameters()]
@@ -122,32 +160,46 @@ def main():
     average = {k: v.clone() for k, v in model.state_dict().items()}
     judge = shape.build()
 
-    begin = last = time.monotonic()
-    step, running = 0, 0.0
-    progress = 0.0
+    begin = time.monotonic()
+    step, running = 0, {True: [0.0, 1e-9], False: [0.0, 1e-9]}
+    progress, judged = 0.0, 0
     while progress < 1:
         rate = a.rate * min(1, (step + 1) / 150) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * progress)))
         for g in optimizer.param_groups:
             g["lr"] = rate
-        pictures, captions = zip(*(examples.example() for _ in range(a.batch)))
-        ids, targets, weights = texts.batch(vocabulary.some_prompt(prompts), captions)
+        of_clips = turns.random() < a.clips
+        frames = turns.choices(list(CLIP_LENGTHS), CLIP_LENGTHS.values())[0]
+        if of_clips:
+            pictures, centres, parts, captions = examples.clip_batch(frames, a.batch)
+            prompt = vocabulary.some_clip_prompt(prompts, frames)
+        else:
+            pictures, captions, centres = zip(*(examples.example() for _ in range(a.batch)))
+            prompt = vocabulary.some_prompt(prompts)
+        ids, targets, weights = texts.batch(prompt, captions)
         with torch.no_grad():
             torch._foreach_copy_(fast_parameters, parameters)
         image = shape.features(fast, pixels(pictures).bfloat16())
-        out = shape.logits(fast, image, ids, targets.shape[1]).float()
+        shown = image[torch.tensor(parts).flatten()] if of_clips else image
+        out = shape.logits(fast, shown, ids, targets.shape[1]).float()
         loss = (
             F.cross_entropy(out.flatten(0, 1), targets.flatten(), reduction="none") * weights.flatten()
         ).sum() / weights.sum()
-        wanted = torch.tensor([labels(c, examples.templates) for c in captions])
-        for column, guess in enumerate(fast_head(image.flatten(1)).float().split(sizes, dim=1)):
-            if (wanted[:, column] >= 0).any():
-                loss = loss + 0.1 * F.cross_entropy(guess, wanted[:, column])
+        said = loss.item()
+        loss = loss + centre_loss(fast_head[1](image.mean(1)).float(), torch.tensor(centres))
+        if not of_clips:
+            wanted = torch.tensor([labels(c, examples.templates) for c in captions])
+            for column, guess in enumerate(fast_head[0](image.flatten(1)).float().split(sizes, dim=1)):
+                if (wanted[:, column] >= 0).any():
+                    loss = loss + 0.1 * F.cross_entropy(guess, wanted[:, column])
         loss.backward()
-        clock = torch.tensor([(time.monotonic() - begin) / 60 / a.minutes * world if rank == 0 else 0.0, loss.item()])
-        flat = torch.cat([*(q.grad.flatten().float() for q in fast_parameters), clock])
+        clock = torch.tensor([(time.monotonic() - begin) / 60 / a.minutes * world if rank == 0 else 0.0, said])
+        gradients = (torch.zeros_like(q) if q.grad is None else q.grad for q in fast_parameters)
+        flat = torch.cat([*(g.flatten().float() for g in gradients), clock])
         dist.all_reduce(flat)
         flat /= world
-        progress, running = flat[-2].item(), 0.98 * running + 0.02 * flat[-1].item()
+        progress = flat[-2].item()
+        # of captions alone, pictures and clips apart: sums that fade, and their weights
+        running[of_clips] = [0.98 * s + 0.02 * new for s, new in zip(running[of_clips], (flat[-1].item(), 1))]
         flat *= min(1, 1 / flat[:-2].norm().item())
         for q, g in zip(parameters, flat[:-2].split([q.numel() for q in parameters])):
             q.grad = g.view_as(q)
@@ -160,15 +212,21 @@ def main():
             for k, v in model.state_dict().items():
                 average[k].lerp_(v, 1 - keep)
         if rank == 0 and step % 100 == 0:
-            print(f"step {step} {progress:.1%} loss {running / (1 - 0.98**step):.4f} rate {rate:.1e}", flush=True)
-        if rank == 0 and (progress >= 1 or time.monotonic() - last > 240):
+            picture, moving = (s / w for s, w in (running[False], running[True]))
+            print(f"step {step} {progress:.1%} loss {picture:.4f}, of clips {moving:.4f} rate {rate:.1e}", flush=True)
+        if progress >= 1 or progress * a.minutes > 5 * (judged + 1):
+            judged = int(progress * a.minutes / 5)
             judge.load_state_dict(average)
-            frames = np.load(a.frames / "held-out.npy", mmap_mode="r")
-            rows = json.loads((a.frames / "held-out.json").read_text())
-            score, _ = evaluate(judge, texts, frames, rows)
-            torch.save({"model": average, "head": head.state_dict(), "step": step, "score": score}, a.checkpoint)
-            print(f"step {step} {summary(score)}", flush=True)
-            last = time.monotonic()
+            sets = ["held-out", "held-out-clips"]
+            scores = {n: evaluate(judge, texts, *held_out(a.frames, n))[0] for n in sets[rank::world]}
+            all_scores = [None] * world
+            dist.all_gather_object(all_scores, scores)
+            if rank == 0:
+                scores = {n: score for some in all_scores for n, score in some.items()}
+                saved = {"model": average, "head": head.state_dict(), "step": step, "score": scores}
+                torch.save(saved, a.checkpoint)
+                for name, score in scores.items():
+                    print(f"step {step} {name}: {summary(score)}", flush=True)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,6 +1,7 @@
 """The prompts trained with, and the tokenizer: byte-level BPE with SmolVLM's pre-tokenizer and special tokens.
 
-The tokenizer is made from the captions and prompts, so that each caption's word is one token.
+The tokenizer is made from the captions and prompts of single pictures, so that each of these captions' words is one
+token. The words for motion came later: they are several tokens, and the tokenizer stays what it was.
 """
 
 import random
@@ -31,23 +32,71 @@ SYSTEM_PROMPTS = [
 ]  # fmt: skip
 
 
+CLIP_PROMPT = "Describe this video in one sentence."
+CLIP_PROMPTS = [
+    "Which way does the ball move?", "What happens in this video?", "Describe this video.", "Describe the video briefly.",
+    "What is happening here?", "Describe what happens.", "Where does it go?", "What moves, and where to?",
+    "Can you describe this video?", "Summarize this video.", "Is anything moving?", "Caption this video.",
+    "What does this video show?", "In which direction does the ball move?", "What do you see?", DEFAULT_PROMPT,
+]  # fmt: skip
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
+
+IMAGE = "<fake_token_around_image><global-img>" + "<image>" * IMAGE_TOKENS + "<fake_token_around_image>"
+
+
+def chat(user, system=None):
+    before = f"System: {system}<end_of_utterance>\n" if system else ""
+    return f"<|im_start|>{before}User:{user}<end_of_utterance>\nAssistant:"
+
+
 def wrapped(prompt, system=None):
     """The whole text before the caption, image tokens expanded, as the chat template renders it."""
-    before = f"System: {system}<end_of_utterance>\n" if system else ""
-    image = "<fake_token_around_image><global-img>" + "<image>" * IMAGE_TOKENS + "<fake_token_around_image>"
-    return f"<|im_start|>{before}User:{image}{prompt}<end_of_utterance>\nAssistant:"
+    return chat(IMAGE + prompt, system)
 
 
-def some_prompt(rng):
-    """Half of the time the element's default; else another wording, at times nonsense."""
-    prompt, draw = DEFAULT_PROMPT, rng.random()
+def clip_content(times, duration):
+    """What stands before the question about a clip, None for a picture; the times are in seconds."""
+
+    def clock(time):
+        return f"{time // 60:02}:{time % 60:02}"
+
+    video = f"{NUMBERS[len(times)]} frames from a {duration // 3600}:{clock(duration % 3600)} [H:MM:SS] video."
+    frames = (part for time in times for part in (f"\nFrame from {clock(time)}:", None))
+    return [f"You are provided the following series of {video}\n", *frames, "\n\n"]
+
+
+def wrapped_clip(prompt, times, duration, system=None):
+    """The whole text before the caption of a clip. It begins with text, so a space follows `User:`."""
+    return chat(" " + "".join(IMAGE if part is None else part for part in clip_content(times, duration)) + prompt, system)
+
+
+def clip_seconds(frames, interval):
+    """Times and duration of a clip of frames that are spread over an interval, as its prompt has them."""
+    return [int(i * interval / frames) for i in range(frames)], int(interval)
+
+
+def some_question(rng, default, others):
+    """Half of the time the default; else another wording, at times nonsense. And a system prompt, mostly none."""
+    prompt, draw = default, rng.random()
     if draw > 0.9:
-        words = [w for p in PROMPTS for w in p.split()]
+        words = [w for p in others for w in p.split()]
         words += ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz,!3 7", k=rng.randint(1, 9))) for _ in range(40)]
         prompt = " ".join(rng.choices(words, k=rng.randint(1, 12)))
     elif draw > 0.5:
-        prompt = rng.choice(PROMPTS)
-    return wrapped(prompt, rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.15 else None)
+        prompt = rng.choice(others)
+    return prompt, rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.15 else None
+
+
+def some_prompt(rng):
+    prompt, system = some_question(rng, DEFAULT_PROMPT, PROMPTS)
+    return wrapped(prompt, system)
+
+
+def some_clip_prompt(rng, frames):
+    prompt, system = some_question(rng, CLIP_PROMPT, CLIP_PROMPTS)
+    draw = rng.random()  # the element's default interval, a usual one, a long one
+    interval = 1 if draw < 0.3 else 0.2 * 50 ** rng.random() if draw < 0.9 else 10 * 400 ** rng.random()
+    return wrapped_clip(prompt, *clip_seconds(frames, interval), system)
 
 
 def caption_texts():
@@ -92,5 +141,9 @@ if __name__ == "__main__":
     lengths = {c: len(t.encode(c).ids) + 1 for c in caption_texts()}
     longest = max(lengths, key=lengths.get)
     print(f"longest caption with its end: {lengths[longest]} tokens:{longest}")
+    moving = [f" {c[1:].split(',')[0]}, moving {w}." for c in lengths for w in ("down and right", "up and left")]
+    moving = max((c for c in moving if " ball " in c), key=lambda c: len(t.encode(c).ids))
+    print(f"longest caption of a clip with its end: {len(t.encode(moving).ids) + 1} tokens:{moving}")
+    print(f"default prompt of four frames: {len(t.encode(wrapped_clip(CLIP_PROMPT, [0] * 4, 1)).ids)} tokens")
     print(f"default prompt: {len(t.encode(wrapped(DEFAULT_PROMPT)).ids)} tokens")
     print(t.encode(longest).tokens, random.Random(0).choice(PROMPTS))
