@@ -121,9 +121,12 @@ def features(model, pixels):
     return model.model.connector(vision.post_layernorm(x))
 
 
-def logits(model, image, ids, last):
-    """Logits of the `last` final positions; `image` overwrites the embeddings of <image>."""
+def states(model, image, ids, last):
+    """What the decoder has at the `last` final positions; `image` overwrites the embeddings of <image>."""
     x = model.model.text_model.embed_tokens(ids)
     x = x.masked_scatter((ids == model.config.image_token_id)[..., None], image.to(x.dtype))
-    x = model.model.text_model(inputs_embeds=x, use_cache=False).last_hidden_state
-    return model.lm_head(x[:, -last:])
+    return model.model.text_model(inputs_embeds=x, use_cache=False).last_hidden_state[:, -last:]
+
+
+def logits(model, image, ids, last):
+    return model.lm_head(states(model, image, ids, last))

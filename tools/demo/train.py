@@ -2,11 +2,12 @@
 
     torchrun --nproc-per-node 2 train.py FRAMES CHECKPOINT --minutes 40 [--resume CHECKPOINT or FOLDER]
 
-Two processes of one thread each; the steps in bfloat16, the weights in float32. The learning rate follows the clock,
-so that training ends when it was told to, on a busy machine too. A checkpoint (averaged weights) is written every few
-minutes, with the accuracy on the held-out frames and clips. A step is of pictures or of clips of one length. Beside
-the captions, small auxiliary heads on the picture tokens (kind of picture, thirds, colours; the ball's centre) guide
-the vision part; they are thrown away.
+Two processes of one thread each; the steps in bfloat16 where the CPU has it (without, it takes eight times as long as
+float32), the weights in float32. The learning rate follows the clock, so that training ends when it was told to, on a
+busy machine too. A checkpoint (averaged weights) is written every few minutes, with the accuracy on the held-out frames
+and clips. A step is of pictures or of clips of one length. Beside the captions, small auxiliary heads guide the
+training, and are thrown away: on the picture tokens (kind of picture, thirds, colours), on their mean (the ball's
+centre, so that it is easy to compare between pictures), on what the decoder has before it says the way (how far).
 """
 
 import argparse
@@ -48,10 +49,14 @@ class Texts:
     def caption(self, text):
         if text not in self.cache:
             ids = self.tokenizer.encode(text).ids + [self.end]
-            place = len(self.tokenizer.encode(PLACE.sub(",", text)).ids) if " ball " in text or " bar " in text else 99
+            place = self.place(text) or 99
             heavy = [3.0 if i >= place else 2.0 if i == 0 or t in self.heavy else 1.0 for i, t in enumerate(ids)]
             self.cache[text] = ids, heavy
         return self.cache[text]
+
+    def place(self, text):
+        """Which token says the place or the way; 0 where none does."""
+        return len(self.tokenizer.encode(PLACE.sub(",", text)).ids) if " ball " in text or " bar " in text else 0
 
     def batch(self, prompt, captions):
         """ids [batch, prompt + longest - 1], targets and weights [batch, longest]"""
@@ -118,10 +123,10 @@ def restored(model, heads, path):
     return heads.load_state_dict(saved["head"])
 
 
-def centre_loss(guess, centres):
-    """The ball's centre from the mean of a picture's tokens, so that it is easy to compare between pictures."""
-    known = ~centres[:, 0].isnan()
-    return F.smooth_l1_loss(guess[known], 8 * (centres[known] - 0.5), beta=0.1) if known.any() else 0
+def distance_loss(guess, true):
+    """Of a ball's centre or way, where there is a ball."""
+    known = ~true[:, 0].isnan()
+    return F.smooth_l1_loss(guess[known], true[known], beta=0.1) if known.any() else 0
 
 
 def main():
@@ -144,10 +149,15 @@ def main():
     examples = Examples(a.frames, seed=1000 * a.seed + rank + 1)
     sizes = [len(examples.templates), 3, 3, len(NAMES), len(NAMES)]
     width = shape.CONFIG["text_config"]["hidden_size"]
-    head = torch.nn.ModuleList([torch.nn.Linear(16 * width, sum(sizes)), torch.nn.Linear(width, 2)])
+    distances = [torch.nn.Linear(width, 2) for _ in range(2)]
+    head = torch.nn.ModuleList([torch.nn.Linear(16 * width, sum(sizes)), *distances])
     if a.resume:
         restored(model, head, a.resume)
-    fast, fast_head = shape.in_bfloat16(model), copy.deepcopy(head).bfloat16()
+    if torch.cpu._is_avx512_bf16_supported():
+        fast, fast_head = shape.in_bfloat16(model), copy.deepcopy(head).bfloat16()
+    else:
+        fast, fast_head = copy.deepcopy(model), copy.deepcopy(head)
+    precision = fast.dtype
     turns = random.Random(a.seed)  # the same in both processes: they wait for each other
     texts = Texts(vocabulary.build())
     prompts = random.Random(a.seed + rank)
@@ -178,14 +188,20 @@ def main():
         ids, targets, weights = texts.batch(prompt, captions)
         with torch.no_grad():
             torch._foreach_copy_(fast_parameters, parameters)
-        image = shape.features(fast, pixels(pictures).bfloat16())
+        image = shape.features(fast, pixels(pictures).to(precision))
         shown = image[torch.tensor(parts).flatten()] if of_clips else image
-        out = shape.logits(fast, shown, ids, targets.shape[1]).float()
+        states = shape.states(fast, shown, ids, targets.shape[1])
+        out = fast.lm_head(states).float()
         loss = (
             F.cross_entropy(out.flatten(0, 1), targets.flatten(), reduction="none") * weights.flatten()
         ).sum() / weights.sum()
         said = loss.item()
-        loss = loss + centre_loss(fast_head[1](image.mean(1)).float(), torch.tensor(centres))
+        centres = torch.tensor(centres)
+        loss = loss + distance_loss(fast_head[1](image.mean(1)).float(), 8 * (centres - 0.5))
+        if of_clips:
+            first, last = (centres[[part[i] for part in parts]] for i in (0, -1))
+            here = states[torch.arange(len(captions)), [texts.place(c) for c in captions]]
+            loss = loss + distance_loss(fast_head[2](here).float(), 8 * (last - first))
         if not of_clips:
             wanted = torch.tensor([labels(c, examples.templates) for c in captions])
             for column, guess in enumerate(fast_head[0](image.flatten(1)).float().split(sizes, dim=1)):
