@@ -6,8 +6,8 @@ Two processes of one thread each; the steps in bfloat16 where the CPU has it (wi
 float32), the weights in float32. The learning rate follows the clock, so that training ends when it was told to, on a
 busy machine too. A checkpoint (averaged weights) is written every few minutes, with the accuracy on the held-out frames
 and clips. A step is of pictures or of clips of one length. Beside the captions, small auxiliary heads guide the
-training, and are thrown away: on the picture tokens (kind of picture, thirds, colours), on their mean (the ball's
-centre, so that it is easy to compare between pictures), on what the decoder has before it says the way (how far).
+training, and are thrown away: on the picture tokens (kind of picture, thirds, colours), on each of them (whether
+the ball is there, and where), on what the decoder has before it says which way the ball moves (how far).
 """
 
 import argparse
@@ -117,16 +117,30 @@ def summary(score):
 
 def restored(model, heads, path):
     if path.is_dir():  # an exported model: no heads
-        return model.load_state_dict(load_file(path / "model.safetensors"))
+        model.load_state_dict(load_file(path / "model.safetensors"))
+        return
     saved = torch.load(path)
     model.load_state_dict(saved["model"])
-    return heads.load_state_dict(saved["head"])
+    own = heads.state_dict()
+    heads.load_state_dict({k: v for k, v in saved["head"].items() if v.shape == own[k].shape}, strict=False)
 
 
-def distance_loss(guess, true):
-    """Of a ball's centre or way, where there is a ball."""
-    known = ~true[:, 0].isnan()
-    return F.smooth_l1_loss(guess[known], true[known], beta=0.1) if known.any() else 0
+def place_loss(guess, centres):
+    """For each picture token, whether the ball's centre is in its part of the picture, and if so where it is."""
+    known = ~centres[:, 0].isnan()
+    if not known.any():
+        return 0
+    centres, guess = centres[known], guess[known]
+    side = round(guess.shape[1] ** 0.5)
+    column, row = (centres * side).long().clamp(0, side - 1).unbind(1)
+    true = torch.zeros_like(guess)
+    true[torch.arange(len(true)), row * side + column] = torch.cat([torch.ones(len(true), 1), 8 * (centres - 0.5)], 1)
+    return F.smooth_l1_loss(guess, true, beta=0.1, reduction="sum") / len(true)
+
+
+def way_loss(guess, ways):
+    known = ~ways[:, 0].isnan()
+    return F.smooth_l1_loss(guess[known], 8 * ways[known], beta=0.1) if known.any() else 0
 
 
 def main():
@@ -149,8 +163,7 @@ def main():
     examples = Examples(a.frames, seed=1000 * a.seed + rank + 1)
     sizes = [len(examples.templates), 3, 3, len(NAMES), len(NAMES)]
     width = shape.CONFIG["text_config"]["hidden_size"]
-    distances = [torch.nn.Linear(width, 2) for _ in range(2)]
-    head = torch.nn.ModuleList([torch.nn.Linear(16 * width, sum(sizes)), *distances])
+    head = torch.nn.ModuleList(torch.nn.Linear(*s) for s in ((16 * width, sum(sizes)), (width, 3), (width, 2)))
     if a.resume:
         restored(model, head, a.resume)
     if torch.cpu._is_avx512_bf16_supported():
@@ -197,11 +210,11 @@ def main():
         ).sum() / weights.sum()
         said = loss.item()
         centres = torch.tensor(centres)
-        loss = loss + distance_loss(fast_head[1](image.mean(1)).float(), 8 * (centres - 0.5))
+        loss = loss + 0.1 * place_loss(fast_head[1](image).float(), centres)
         if of_clips:
             first, last = (centres[[part[i] for part in parts]] for i in (0, -1))
             here = states[torch.arange(len(captions)), [texts.place(c) for c in captions]]
-            loss = loss + distance_loss(fast_head[2](here).float(), 8 * (last - first))
+            loss = loss + 0.2 * way_loss(fast_head[2](here).float(), last - first)
         if not of_clips:
             wanted = torch.tensor([labels(c, examples.templates) for c in captions])
             for column, guess in enumerate(fast_head[0](image.flatten(1)).float().split(sizes, dim=1)):
@@ -230,8 +243,8 @@ def main():
         if rank == 0 and step % 100 == 0:
             picture, moving = (s / w for s, w in (running[False], running[True]))
             print(f"step {step} {progress:.1%} loss {picture:.4f}, of clips {moving:.4f} rate {rate:.1e}", flush=True)
-        if progress >= 1 or progress * a.minutes > 5 * (judged + 1):
-            judged = int(progress * a.minutes / 5)
+        if progress >= 1 or progress * a.minutes > 8 * (judged + 1):
+            judged = int(progress * a.minutes / 8)
             judge.load_state_dict(average)
             sets = ["held-out", "held-out-clips"]
             scores = {n: evaluate(judge, texts, *held_out(a.frames, n))[0] for n in sets[rank::world]}
