@@ -64,8 +64,8 @@ impl Remote for OnHub {
     }
 
     fn download(&self, watch: &mut DownloadWatch<'_>) -> Result<Arc<dyn Checkpoint>, Error> {
-        let snapshot = self.repository.download(watch)?;
-        open(&Source::Folder(snapshot), self.options)
+        let source = self.repository.download(watch)?;
+        open(&source, self.options)
     }
 }
 

@@ -5,11 +5,14 @@
 //! without a way back to a prefix.
 
 use candle_core::{D, DType, Device, Module, Result as CandleResult, Tensor};
-use candle_nn::{Embedding, RmsNorm, VarBuilder, embedding, ops::silu, rms_norm, rotary_emb::rope};
+use candle_nn::{RmsNorm, VarBuilder, ops::silu, rms_norm, rotary_emb::rope};
 
 use super::{
-    Config, KvCache, Observer, Quantization, Result, config::TextConfig, layer_done,
-    linear::Linear, vision::softmax_f32,
+    Config, KvCache, Observer, Result,
+    config::TextConfig,
+    layer_done,
+    linear::{Embedding, Linear, Matrices},
+    vision::softmax_f32,
 };
 
 #[derive(Debug)]
@@ -22,25 +25,26 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// `vb` is at the checkpoint's root.
+    /// `vb` is at the checkpoint's root; the head chooses the words and may have other blocks.
     pub(super) fn load(
         config: &Config,
-        quantization: Quantization,
+        matrices: Matrices<'_>,
+        head: Matrices<'_>,
         vb: VarBuilder,
     ) -> CandleResult<Self> {
         let c = &config.text_config;
         let m = vb.pp("model.text_model");
-        let embed_tokens = embedding(c.vocab_size, c.hidden_size, m.pp("embed_tokens"))?;
+        let table = (c.vocab_size, c.hidden_size);
+        let embed_tokens = Embedding::load(table, matrices, m.pp("embed_tokens"))?;
         let layers = (0..c.num_hidden_layers)
-            .map(|i| Layer::load(c, quantization, m.pp("layers").pp(i)))
+            .map(|i| Layer::load(c, matrices, m.pp("layers").pp(i)))
             .collect::<CandleResult<_>>()?;
         // As transformers 5 reads it: a stored head counts whatever the configuration says.
         let lm_head = if config.tie_word_embeddings && !vb.contains_tensor("lm_head.weight") {
-            let tied = embed_tokens.embeddings().clone();
-            Linear::new(tied, None, quantization.head())?
+            embed_tokens.tied(head.blocks)?
         } else {
             let shape = (c.hidden_size, c.vocab_size);
-            Linear::load(shape, false, quantization.head(), vb.pp("lm_head"))?
+            Linear::load(shape, false, head, vb.pp("lm_head"))?
         };
         Ok(Self {
             embed_tokens,
@@ -59,8 +63,7 @@ impl Decoder {
 
     /// `[tokens, hidden]`
     pub(super) fn embed(&self, ids: &[u32]) -> CandleResult<Tensor> {
-        let ids = Tensor::new(ids, self.embed_tokens.embeddings().device())?;
-        self.embed_tokens.forward(&ids)
+        self.embed_tokens.forward(ids)
     }
 
     /// Runs `[n, hidden]` embeddings behind what `cache` holds, in room that the caller has reserved, and
@@ -154,17 +157,16 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(c: &TextConfig, quantization: Quantization, vb: VarBuilder) -> CandleResult<Self> {
+    fn load(c: &TextConfig, matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
         let (n, head_dim) = (c.hidden_size, c.head_dim());
         let (heads, kv_heads) = (c.num_attention_heads, c.num_key_value_heads());
         let attn = vb.pp("self_attn");
         let mlp = vb.pp("mlp");
         let norm = |name| rms_norm(n, c.rms_norm_eps, vb.pp(name));
-        let blocks = quantization.decoder();
         let attn_linear =
-            |from, to, name| Linear::load((from, to), c.attention_bias, blocks, attn.pp(name));
+            |from, to, name| Linear::load((from, to), c.attention_bias, matrices, attn.pp(name));
         let mlp_linear =
-            |from, to, name| Linear::load((from, to), c.mlp_bias, blocks, mlp.pp(name));
+            |from, to, name| Linear::load((from, to), c.mlp_bias, matrices, mlp.pp(name));
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,
             q_proj: attn_linear(n, heads * head_dim, "q_proj")?,

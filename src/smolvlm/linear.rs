@@ -1,10 +1,30 @@
-//! A linear layer whose weights may be quantized.
+//! Layers whose weights may be quantized.
+
+use std::sync::Arc;
 
 use candle_core::{
     Module, Result as CandleResult, Tensor,
     quantized::{GgmlDType, QMatMul, QTensor},
 };
 use candle_nn::VarBuilder;
+
+use super::weights::{Loader, Stored};
+
+/// Where layers get their matrices, and into which blocks the dense ones go. Blocks of a file stay as they
+/// are: quantized again they would only lose.
+#[derive(Clone, Copy)]
+pub(super) struct Matrices<'a> {
+    pub(super) loader: Loader<'a>,
+    pub(super) blocks: Option<GgmlDType>,
+}
+
+impl Matrices<'_> {
+    /// `vb` is at the matrix' module.
+    fn weight(&self, shape: (usize, usize), vb: &VarBuilder) -> CandleResult<Stored> {
+        let name = format!("{}.weight", vb.prefix());
+        self.loader.stored(&shape.into(), &name, vb.dtype())
+    }
+}
 
 /// Weights and, for some layers, a bias.
 #[derive(Debug)]
@@ -15,19 +35,22 @@ pub(super) enum Linear {
 }
 
 impl Linear {
-    /// Loads a layer from `from` to `to` values. A row that is no whole number of blocks stays
-    /// dense, such as those of 4304 in the encoder of the 2.2B.
+    /// Loads a layer from `from` to `to` values.
     pub(super) fn load(
         (from, to): (usize, usize),
         bias: bool,
-        blocks: Option<GgmlDType>,
+        matrices: Matrices<'_>,
         vb: VarBuilder,
     ) -> CandleResult<Self> {
-        let weight = vb.get((to, from), "weight")?;
+        let weight = matrices.weight((to, from), &vb)?;
         let bias = bias.then(|| vb.get(to, "bias")).transpose()?;
-        Self::new(weight, bias, blocks)
+        match weight {
+            Stored::Dense(weight) => Self::new(weight, bias, matrices.blocks),
+            Stored::Blocks(weight) => Ok(Self::Quantized(QMatMul::from_qtensor(weight)?, bias)),
+        }
     }
 
+    /// A row that is no whole number of blocks stays dense, such as those of 4304 in the encoder of the 2.2B.
     pub(super) fn new(
         weight: Tensor,
         bias: Option<Tensor>,
@@ -50,6 +73,44 @@ impl Module for Linear {
             Self::Dense(linear) => linear.forward(x),
             Self::Quantized(weight, None) => weight.forward(x),
             Self::Quantized(weight, Some(bias)) => weight.forward(x)?.broadcast_add(bias),
+        }
+    }
+}
+
+/// A row of values for each token.
+#[derive(Debug)]
+pub(super) enum Embedding {
+    Dense(Tensor),
+    /// Rows are widened when they are asked for: the table of the 2.2B would take 400 MB in f32.
+    Quantized(Arc<QTensor>),
+}
+
+impl Embedding {
+    /// Dense rows stay dense: they are looked up, not multiplied with.
+    pub(super) fn load(
+        shape: (usize, usize),
+        matrices: Matrices<'_>,
+        vb: VarBuilder,
+    ) -> CandleResult<Self> {
+        Ok(match matrices.weight(shape, &vb)? {
+            Stored::Dense(rows) => Self::Dense(rows),
+            Stored::Blocks(rows) => Self::Quantized(rows.into()),
+        })
+    }
+
+    /// The layer that gives each token the product with its row.
+    pub(super) fn tied(&self, blocks: Option<GgmlDType>) -> CandleResult<Linear> {
+        match self {
+            Self::Dense(rows) => Linear::new(rows.clone(), None, blocks),
+            Self::Quantized(rows) => Ok(Linear::Quantized(QMatMul::from_arc(rows.clone())?, None)),
+        }
+    }
+
+    /// `[tokens, length]`
+    pub(super) fn forward(&self, ids: &[u32]) -> CandleResult<Tensor> {
+        match self {
+            Self::Dense(rows) => rows.index_select(&Tensor::new(ids, rows.device())?, 0),
+            Self::Quantized(rows) => rows.embedding(&Tensor::new(ids, &rows.device())?),
         }
     }
 }

@@ -40,6 +40,7 @@ mod config;
 mod decoder;
 mod error;
 mod generate;
+mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
 mod image;
@@ -68,6 +69,7 @@ pub use weights::Progress;
 
 use decoder::Decoder;
 use kv_cache::KvCache;
+use linear::Matrices;
 use weights::{LoadProgress, Loader};
 
 /// Told of progress at every vision layer, decoder layer and token; `Break` ends the work there with
@@ -103,7 +105,8 @@ impl DType {
     }
 }
 
-/// Number format of the weights of linear layers, which are nearly all there are.
+/// Number format that the weights of linear layers, which are nearly all there are, are quantized to as they
+/// are loaded. Those that a GGUF file has quantized stay as they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Quantization {
     /// As [`DType`] says.
@@ -174,7 +177,8 @@ impl Model {
         let device = Device::Cpu;
         let dtype = options.dtype.resolve();
         let quantization = options.quantization;
-        if quantization != Quantization::None && dtype != candle_core::DType::F32 {
+        let has_blocks = quantization != Quantization::None || checkpoint.weights.has_blocks();
+        if has_blocks && dtype != candle_core::DType::F32 {
             return Err(Error::Setting {
                 property: "dtype",
                 reason: "products with quantized weights are made in f32; leave it at auto".into(),
@@ -203,14 +207,19 @@ impl Model {
             progress: &progress,
         };
         let vb = VarBuilder::from_backend(Box::new(loader), dtype, device.clone());
-        let loaded = Vision::load(&config, quantization, vb.pp("model"))
-            .and_then(|vision| Ok((vision, Decoder::load(&config, quantization, vb)?)));
-        let (vision, decoder) = loaded.map_err(|e| {
-            if progress.lock().is_ok_and(|p| p.cancelled) {
-                return Error::Cancelled;
+        let matrices = |blocks| Matrices { loader, blocks };
+        let failed = |report: fn(&Checkpoint, String) -> Error| {
+            let progress = &progress;
+            move |e| match progress.lock().is_ok_and(|p| p.cancelled) {
+                true => Error::Cancelled,
+                false => report(checkpoint, error::plain(&e)),
             }
-            checkpoint.file_error(source::WEIGHTS, error::plain(&e))
-        })?;
+        };
+        let vision = Vision::load(&config, matrices(quantization.vision()), vb.pp("model"))
+            .map_err(failed(Checkpoint::encoder_error))?;
+        let (layers, head) = (quantization.decoder(), quantization.head());
+        let decoder = Decoder::load(&config, matrices(layers), matrices(head), vb)
+            .map_err(failed(Checkpoint::decoder_error))?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
             .thread_name(|i| format!("vlmnarrate-cpu{i}"))

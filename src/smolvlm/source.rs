@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::{
     Config, Error, PreprocessorConfig, Result,
+    gguf::{self, Vocabulary},
     weights::{Bytes, Weights},
 };
 
@@ -23,6 +24,12 @@ pub enum Source {
     Demo,
     /// A folder with the files of a checkpoint.
     Folder(PathBuf),
+    /// The two files of a model that llama.cpp runs.
+    Gguf {
+        text: PathBuf,
+        /// Its vision encoder, the mmproj file.
+        projector: PathBuf,
+    },
     /// A model of the Hugging Face hub that isn't in the cache yet.
     #[cfg(feature = "hub")]
     Hub(super::Repository),
@@ -40,22 +47,25 @@ pub struct Transfer {
 }
 
 impl Source {
-    /// `None` and the empty string are the demo model; anything else is a folder or, where there is no such
-    /// folder and it looks like one, an id of the hub. Asks no network: a model that is whole in the hub's
-    /// cache is the folder it has there.
+    /// `None` and the empty string are the demo model; anything else is a folder, a GGUF file or, where there
+    /// is neither and it looks like one, an id of the hub, behind which `:Q8_0` may choose among GGUF files.
+    /// Asks no network: a model that is whole in the hub's cache is what it has there.
     pub fn parse(model: Option<&str>, revision: Option<&str>) -> Result<Self> {
         let Some(model) = model.filter(|m| !m.is_empty()) else {
             return Ok(Self::Demo);
         };
         let path = PathBuf::from(model);
         if path.is_dir() {
-            return Ok(Self::Folder(path));
+            return Self::inside(path);
+        }
+        if gguf::is_gguf(model) {
+            return gguf::beside(&path);
         }
         #[cfg(feature = "hub")]
-        if looks_like_hub_id(model) && !path.exists() {
-            let repository = super::Repository::new(model, revision)?;
+        if let Some((id, tag)) = hub_id(model).filter(|_| !path.exists()) {
+            let repository = super::Repository::new(id, tag, revision)?;
             return match repository.cached() {
-                Some(folder) => Ok(Self::Folder(folder)),
+                Some(source) => Ok(source),
                 None => repository.check_online().map(|()| Self::Hub(repository)),
             };
         }
@@ -64,22 +74,32 @@ impl Source {
         let remedy = if path.exists() {
             "Set model to the folder that holds config.json, not to a file in it".into()
         } else if cfg!(feature = "hub") {
-            "Set model to a folder with config.json, tokenizer.json and model.safetensors, or to the id of \
-             a model on the Hugging Face hub, as in HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+            "Set model to a folder with config.json, tokenizer.json and model.safetensors, to a GGUF file, or \
+             to the id of a model on the Hugging Face hub, as in HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
                 .into()
-        } else if looks_like_hub_id(model) {
+        } else if let Some((id, _)) = hub_id(model) {
             format!(
-                "This build does without the Hugging Face hub: download the model (hf download {model} \
+                "This build does without the Hugging Face hub: download the model (hf download {id} \
                  --local-dir DIR) and set model=DIR"
             )
         } else {
-            "Set model to a folder with config.json, tokenizer.json and model.safetensors".into()
+            "Set model to a folder with config.json, tokenizer.json and model.safetensors, or to a GGUF file"
+                .into()
         };
         Err(Error::NotFound {
             path,
             what: "model folder",
             remedy,
         })
+    }
+
+    fn inside(folder: PathBuf) -> Result<Self> {
+        if !folder.join(CONFIG).exists()
+            && let Some(source) = gguf::inside(&folder)?
+        {
+            return Ok(source);
+        }
+        Ok(Self::Folder(folder))
     }
 
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
@@ -106,6 +126,8 @@ impl Source {
                     Err(e) => Err(Error::file(&path, e, "Check its permissions")),
                 }
             }
+            // What others have files for is in the header.
+            Self::Gguf { .. } => Ok(None),
             #[cfg(feature = "hub")]
             Self::Hub(_) => Ok(None),
         }
@@ -115,6 +137,7 @@ impl Source {
         match self {
             Self::Demo => Path::new("demo").join(name),
             Self::Folder(folder) => folder.join(name),
+            Self::Gguf { text, .. } => text.clone(),
             #[cfg(feature = "hub")]
             Self::Hub(repository) => Path::new(repository.id()).join(name),
         }
@@ -165,9 +188,24 @@ impl Source {
                 let folder = folder.canonicalize().unwrap_or_else(|_| folder.clone());
                 hub_cache_identity(&folder).unwrap_or_else(|| {
                     let name = folder.file_name().unwrap_or(folder.as_os_str());
-                    let revision = local_dir_revision(&folder).unwrap_or_default();
+                    let revision = local_dir_revision(&folder, CONFIG).unwrap_or_default();
                     (name.to_string_lossy().into_owned(), revision)
                 })
+            }
+            Self::Gguf { text, .. } => {
+                // Not of the file, which is a link in the hub's cache.
+                let folder = text.parent().and_then(|folder| folder.canonicalize().ok());
+                let folder = folder.unwrap_or_default();
+                let file = text.file_name().unwrap_or_default().to_string_lossy();
+                match (hub_cache_identity(&folder), gguf::quantization(&file)) {
+                    (Some((id, commit)), Some(tag)) => (format!("{id}:{tag}"), commit),
+                    (Some(identity), None) => identity,
+                    (None, _) => {
+                        let name = text.file_stem().unwrap_or_default();
+                        let revision = local_dir_revision(&folder, &file).unwrap_or_default();
+                        (name.to_string_lossy().into_owned(), revision)
+                    }
+                }
             }
             #[cfg(feature = "hub")]
             Self::Hub(repository) => (repository.id().into(), String::new()),
@@ -175,17 +213,21 @@ impl Source {
     }
 }
 
-fn looks_like_hub_id(model: &str) -> bool {
-    let mut parts = model.split('/');
-    let word = |part: Option<&str>| {
-        part.is_some_and(|p| {
-            !p.is_empty()
-                && !p.starts_with('.')
-                && p.chars()
-                    .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        })
+/// `owner/name`, and what stands behind a colon.
+fn hub_id(model: &str) -> Option<(&str, Option<&str>)> {
+    let word = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
-    word(parts.next()) && word(parts.next()) && parts.next().is_none()
+    let (id, tag) = match model.split_once(':') {
+        Some((id, tag)) => (id, Some(tag)),
+        None => (model, None),
+    };
+    let (owner, name) = id.split_once('/')?;
+    (word(owner) && word(name) && tag.is_none_or(word)).then_some((id, tag))
 }
 
 /// `…/models--owner--name/snapshots/<commit>`, as the hub's cache lays it out.
@@ -200,10 +242,10 @@ fn hub_cache_identity(folder: &Path) -> Option<(String, String)> {
     Some((name, commit.to_owned()))
 }
 
-/// The commit that `huggingface-cli download --local-dir` notes beside the files.
-fn local_dir_revision(folder: &Path) -> Option<String> {
-    let note = folder.join(".cache/huggingface/download/config.json.metadata");
-    let note = fs::read_to_string(note).ok()?;
+/// The commit that `huggingface-cli download --local-dir` notes for each file.
+fn local_dir_revision(folder: &Path, file: &str) -> Option<String> {
+    let notes = folder.join(".cache/huggingface/download");
+    let note = fs::read_to_string(notes.join(format!("{file}.metadata"))).ok()?;
     let commit = note.lines().next()?.trim();
     (commit.len() == 40 && commit.chars().all(|c| c.is_ascii_hexdigit())).then(|| commit.to_owned())
 }
@@ -222,15 +264,18 @@ struct FileState {
 
 impl Fingerprint {
     fn new(source: &Source, weights: &Weights) -> Self {
-        let others = [
-            CONFIG,
-            PREPROCESSOR_CONFIG,
-            PROCESSOR_CONFIG,
-            TOKENIZER,
-            "chat_template.jinja",
-            "generation_config.json",
-        ];
-        let others = others.into_iter().map(|name| source.path(name));
+        let others: &[_] = match source {
+            Source::Gguf { .. } => &[],
+            _ => &[
+                CONFIG,
+                PREPROCESSOR_CONFIG,
+                PROCESSOR_CONFIG,
+                TOKENIZER,
+                "chat_template.jinja",
+                "generation_config.json",
+            ],
+        };
+        let others = others.iter().map(|name| source.path(name));
         let files = others.chain(weights.paths().map(Path::to_owned));
         let states = files.map(|path| {
             let file = fs::metadata(&path).ok();
@@ -253,6 +298,8 @@ pub struct Checkpoint {
     pub(super) config: Config,
     pub(super) preprocessor: PreprocessorConfig,
     pub(super) chat_template: String,
+    /// Where there is no `tokenizer.json`.
+    vocabulary: Option<Vocabulary>,
     /// Ids that end generation, from `generation_config.json`.
     pub(super) eos: Vec<u32>,
     pub(super) weights: Weights,
@@ -271,17 +318,33 @@ impl std::fmt::Debug for Checkpoint {
 impl Checkpoint {
     /// Reads the configuration and the weights' headers, and checks that every file is there and whole.
     pub fn open(source: &Source) -> Result<Self> {
+        let (name, revision) = source.identity();
+        if let Source::Gguf { text, projector } = source {
+            let parts = gguf::Parts::open(text, projector)?;
+            return Ok(Self {
+                name,
+                revision,
+                fingerprint: Fingerprint::new(source, &parts.weights),
+                chat_template: parts.chat_template.unwrap_or_else(|| CHAT_TEMPLATE.into()),
+                vocabulary: Some(parts.vocabulary),
+                eos: parts.eos,
+                source: source.clone(),
+                config: parts.config,
+                preprocessor: parts.preprocessor,
+                weights: parts.weights,
+            });
+        }
         let config = source.parsed(CONFIG, Config::from_json)?;
         let preprocessor = preprocessor(source)?;
         // Parsing megabytes of merges is the worker's job; that the file is there is known now.
         source.require(TOKENIZER, source.open(TOKENIZER)?)?;
         let weights = Weights::open(weight_files(source)?)?;
-        let (name, revision) = source.identity();
         Ok(Self {
             name,
             revision,
             fingerprint: Fingerprint::new(source, &weights),
             chat_template: chat_template(source)?,
+            vocabulary: None,
             eos: eos(source)?,
             source: source.clone(),
             config,
@@ -330,6 +393,11 @@ impl Checkpoint {
     }
 
     pub(super) fn tokenizer(&self) -> Result<tokenizers::Tokenizer> {
+        if let Some(vocabulary) = &self.vocabulary {
+            return vocabulary
+                .tokenizer()
+                .map_err(|reason| self.file_error(TOKENIZER, reason));
+        }
         self.source.parsed(TOKENIZER, |bytes| {
             tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())
         })
@@ -337,13 +405,22 @@ impl Checkpoint {
 
     /// An error that concerns one of the checkpoint's files.
     pub(super) fn file_error(&self, name: &str, reason: impl std::fmt::Display) -> Error {
-        Error::file(
-            &self.source.path(name),
-            reason,
-            "Are all files from the same checkpoint?",
-        )
+        Error::file(&self.source.path(name), reason, SAME_CHECKPOINT)
+    }
+
+    pub(super) fn encoder_error(&self, reason: String) -> Error {
+        match &self.source {
+            Source::Gguf { projector, .. } => Error::file(projector, reason, SAME_CHECKPOINT),
+            _ => self.decoder_error(reason),
+        }
+    }
+
+    pub(super) fn decoder_error(&self, reason: String) -> Error {
+        self.file_error(WEIGHTS, reason)
     }
 }
+
+const SAME_CHECKPOINT: &str = "Are all files from the same checkpoint?";
 
 /// In a file of its own as published, inside `processor_config.json` as transformers 5 saves it.
 fn preprocessor(source: &Source) -> Result<PreprocessorConfig> {
@@ -476,9 +553,13 @@ mod tests {
             .to_string();
         assert!(error.contains("/no/such/folder: no such"), "{error}");
         assert!(error.contains("Set model to a folder"), "{error}");
-        assert!(looks_like_hub_id("HuggingFaceTB/SmolVLM-256M-Instruct"));
-        for path in ["/a/b", "./a", "../a", "a/b/c", "a", "a/", "~/a"] {
-            assert!(!looks_like_hub_id(path), "{path}");
+        let id = "HuggingFaceTB/SmolVLM-256M-Instruct";
+        assert_eq!(hub_id(id), Some((id, None)));
+        assert_eq!(hub_id("a/b:Q8_0"), Some(("a/b", Some("Q8_0"))));
+        for path in [
+            "/a/b", "./a", "../a", "a/b/c", "a", "a/", "~/a", "a/b:", "a/b:c:d", "a:b",
+        ] {
+            assert_eq!(hub_id(path), None, "{path}");
         }
         #[cfg(not(feature = "hub"))]
         assert!(

@@ -10,7 +10,10 @@ use candle_core::{DType, Module, Result as CandleResult, Tensor};
 use candle_nn::{LayerNorm, VarBuilder, layer_norm, ops::softmax_last_dim};
 
 use super::{
-    Config, Observer, Quantization, Result, config::VisionConfig, layer_done, linear::Linear,
+    Config, Observer, Result,
+    config::VisionConfig,
+    layer_done,
+    linear::{Linear, Matrices},
 };
 
 /// Pixels of one picture to the features that stand in its place among the decoder's embeddings.
@@ -29,7 +32,7 @@ impl Vision {
     /// `vb` is at the checkpoint's `model`.
     pub(super) fn load(
         config: &Config,
-        quantization: Quantization,
+        matrices: Matrices<'_>,
         vb: VarBuilder,
     ) -> CandleResult<Self> {
         let c = &config.vision_config;
@@ -50,7 +53,7 @@ impl Vision {
             .pp("position_embedding")
             .get((side * side, c.hidden_size), "weight")?;
         let layers = (0..c.num_hidden_layers)
-            .map(|i| Layer::load(c, quantization, v.pp("encoder.layers").pp(i)))
+            .map(|i| Layer::load(c, matrices, v.pp("encoder.layers").pp(i)))
             .collect::<CandleResult<_>>()?;
         let folded = c.hidden_size * config.scale_factor * config.scale_factor;
         Ok(Self {
@@ -61,7 +64,7 @@ impl Vision {
             connector: Linear::load(
                 (folded, config.text_config.hidden_size),
                 false,
-                quantization.vision(),
+                matrices,
                 vb.pp("connector.modality_projection.proj"),
             )?,
             patch_size: c.patch_size,
@@ -179,9 +182,9 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(c: &VisionConfig, quantization: Quantization, vb: VarBuilder) -> CandleResult<Self> {
+    fn load(c: &VisionConfig, matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
         let n = c.hidden_size;
-        let linear = |from, to, vb| Linear::load((from, to), true, quantization.vision(), vb);
+        let linear = |from, to, vb| Linear::load((from, to), true, matrices, vb);
         let attn = vb.pp("self_attn");
         let mlp = vb.pp("mlp");
         Ok(Self {

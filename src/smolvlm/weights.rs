@@ -1,4 +1,4 @@
-//! Tensors of a checkpoint's safetensors files, found by one set of names and read one at a time.
+//! Tensors of a checkpoint's files, found by one set of names and read one at a time.
 //!
 //! Files are read, not mapped: each tensor is converted to the compute type once, and a file that is
 //! cut or replaced while we load gives an error where a mapping would give SIGBUS.
@@ -13,6 +13,7 @@ use std::{
 
 use candle_core::{
     DType, Device, Error as CandleError, Result as CandleResult, Shape, Tensor, WithDType,
+    quantized::{GgmlDType, QStorage, QTensor},
 };
 use candle_nn::{Init, var_builder::SimpleBackend};
 use safetensors::{Dtype, tensor::Metadata};
@@ -31,14 +32,51 @@ struct File {
     bytes: Mutex<Box<dyn Bytes>>,
 }
 
+/// Where a tensor lies and how.
 #[derive(Debug, Clone)]
-struct Entry {
-    file: usize,
-    dtype: DType,
-    shape: Vec<usize>,
+pub(super) struct Entry {
+    /// Its place among the files.
+    pub(super) file: usize,
+    pub(super) dtype: GgmlDType,
+    pub(super) shape: Vec<usize>,
     /// From the start of the file.
-    start: u64,
-    len: usize,
+    pub(super) start: u64,
+    pub(super) len: usize,
+    /// Of so many heads, each has its rows in pairs: one of the first half, one of the second.
+    pub(super) paired_heads: Option<usize>,
+}
+
+impl Entry {
+    /// Whether several weights share a scale, and so are of use to products alone.
+    fn is_blocks(&self) -> bool {
+        self.dtype.block_size() > 1
+    }
+
+    /// Puts the rows of each head in their order.
+    fn unpair(&self, bytes: &mut [u8]) {
+        let Some(heads) = self.paired_heads else {
+            return;
+        };
+        // A row is a whole number of blocks: they move as they are.
+        let row = self.len / self.shape[0];
+        for head in bytes.chunks_exact_mut(self.len / heads) {
+            let paired = head.to_vec();
+            let (first, second) = head.split_at_mut(paired.len() / 2);
+            let halves = first
+                .chunks_exact_mut(row)
+                .zip(second.chunks_exact_mut(row));
+            for (pair, (first, second)) in paired.chunks_exact(2 * row).zip(halves) {
+                first.copy_from_slice(&pair[..row]);
+                second.copy_from_slice(&pair[row..]);
+            }
+        }
+    }
+}
+
+/// A tensor as its file has it.
+pub(super) enum Stored {
+    Dense(Tensor),
+    Blocks(QTensor),
 }
 
 /// What a checkpoint holds, known from the headers alone.
@@ -49,26 +87,37 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// Reads the headers and checks that every tensor lies inside its file.
-    pub(super) fn open(files: Vec<(PathBuf, Box<dyn Bytes>)>) -> Result<Self> {
-        let mut weights = Self {
-            files: Vec::with_capacity(files.len()),
-            entries: HashMap::new(),
-            total: 0,
-        };
-        for (path, mut bytes) in files {
-            let index = weights.files.len();
+    /// Reads the headers of safetensors files and checks that every tensor lies inside its file.
+    pub(super) fn open(mut files: Vec<(PathBuf, Box<dyn Bytes>)>) -> Result<Self> {
+        let mut entries = HashMap::new();
+        for (index, (path, bytes)) in files.iter_mut().enumerate() {
             match read_header(bytes.as_mut(), index) {
-                Ok(entries) => weights.entries.extend(entries),
-                Err(reason) => return Err(Error::file(&path, reason, DOWNLOAD_AGAIN)),
+                Ok(found) => entries.extend(found),
+                Err(reason) => return Err(Error::file(path, reason, DOWNLOAD_AGAIN)),
             }
-            weights.files.push(File {
-                path,
-                bytes: Mutex::new(bytes),
-            });
         }
-        weights.total = weights.entries.values().map(|e| e.len as u64).sum();
-        Ok(weights)
+        Ok(Self::new(files, entries))
+    }
+
+    /// Of tensors that are known to lie inside their files.
+    pub(super) fn new(
+        files: Vec<(PathBuf, Box<dyn Bytes>)>,
+        entries: HashMap<String, Entry>,
+    ) -> Self {
+        let file = |(path, bytes)| File {
+            path,
+            bytes: Mutex::new(bytes),
+        };
+        Self {
+            files: files.into_iter().map(file).collect(),
+            total: entries.values().map(|e| e.len as u64).sum(),
+            entries,
+        }
+    }
+
+    /// Whether some tensors are quantized in the file.
+    pub(super) fn has_blocks(&self) -> bool {
+        self.entries.values().any(Entry::is_blocks)
     }
 
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
@@ -84,12 +133,20 @@ impl Weights {
         })
     }
 
-    fn read(&self, name: &str, entry: &Entry) -> CandleResult<Tensor> {
-        match entry.dtype {
-            DType::F32 => self.read_as::<f32>(name, entry),
-            DType::F16 => self.read_as::<half::f16>(name, entry),
-            _ => self.read_as::<half::bf16>(name, entry),
-        }
+    fn read(&self, name: &str, entry: &Entry) -> CandleResult<Stored> {
+        Ok(Stored::Dense(match entry.dtype {
+            GgmlDType::F32 => self.read_as::<f32>(name, entry)?,
+            GgmlDType::F16 => self.read_as::<half::f16>(name, entry)?,
+            GgmlDType::BF16 => self.read_as::<half::bf16>(name, entry)?,
+            blocks => {
+                // candle takes blocks that are aligned as their scales are.
+                let mut data = vec![0u64; entry.len.div_ceil(size_of::<u64>())];
+                let bytes = &mut bytemuck::cast_slice_mut(&mut data)[..entry.len];
+                self.read_bytes(name, entry, bytes)?;
+                let blocks = QStorage::from_data((&*bytes).into(), &Device::Cpu, blocks)?;
+                return QTensor::new(blocks, entry.shape.as_slice()).map(Stored::Blocks);
+            }
+        }))
     }
 
     /// Straight into the tensor's memory: a copy on the way would count in the peak.
@@ -98,18 +155,24 @@ impl Weights {
         name: &str,
         entry: &Entry,
     ) -> CandleResult<Tensor> {
-        let file = &self.files[entry.file];
         let mut data = vec![T::zeroed(); entry.len / size_of::<T>()];
+        self.read_bytes(name, entry, bytemuck::cast_slice_mut(&mut data))?;
+        Tensor::from_vec(data, entry.shape.as_slice(), &Device::Cpu)
+    }
+
+    fn read_bytes(&self, name: &str, entry: &Entry, into: &mut [u8]) -> CandleResult<()> {
+        let file = &self.files[entry.file];
         // A poisoned lock means that another read panicked; the position is set anew anyway.
         let mut bytes = file.bytes.lock().unwrap_or_else(|e| e.into_inner());
         bytes
             .seek(SeekFrom::Start(entry.start))
-            .and_then(|_| bytes.read_exact(bytemuck::cast_slice_mut(&mut data)))
+            .and_then(|_| bytes.read_exact(into))
             .map_err(|e| {
                 CandleError::msg(format!("{}: reading `{name}`: {e}", file.path.display()))
             })?;
         drop(bytes);
-        Tensor::from_vec(data, entry.shape.as_slice(), &Device::Cpu)
+        entry.unpair(into);
+        Ok(())
     }
 }
 
@@ -142,18 +205,16 @@ fn read_header(bytes: &mut dyn Bytes, file: usize) -> Result<Vec<(String, Entry)
             ));
         }
         let dtype = match info.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
+            Dtype::F32 => GgmlDType::F32,
+            Dtype::F16 => GgmlDType::F16,
+            Dtype::BF16 => GgmlDType::BF16,
             // Buffers such as integer position ids; the model asks for none of them.
             _ => continue,
         };
         let bytes = info
             .shape
             .iter()
-            .try_fold(dtype.size_in_bytes() as u64, |n, &d| {
-                n.checked_mul(d as u64)
-            });
+            .try_fold(dtype.type_size() as u64, |n, &d| n.checked_mul(d as u64));
         if from > to || bytes != Some(to - from) {
             return Err(format!(
                 "has a broken header: `{name}` of shape {:?} at {from}..{to}",
@@ -166,6 +227,7 @@ fn read_header(bytes: &mut dyn Bytes, file: usize) -> Result<Vec<(String, Entry)
             shape: info.shape.clone(),
             start: data_start + from,
             len: (to - from) as usize,
+            paired_heads: None,
         };
         entries.push((canonical(&name), entry));
     }
@@ -193,6 +255,7 @@ fn canonical(name: &str) -> String {
 pub type Progress<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + Send + 'a;
 
 /// [`Weights`] as a `VarBuilder` reads them, with progress and a way out.
+#[derive(Clone, Copy)]
 pub(super) struct Loader<'a> {
     pub(super) weights: &'a Weights,
     pub(super) progress: &'a Mutex<LoadProgress<'a>>,
@@ -214,6 +277,49 @@ impl<'a> LoadProgress<'a> {
     }
 }
 
+impl Loader<'_> {
+    /// A tensor of this shape; `dtype` is for dense ones.
+    pub(super) fn stored(&self, shape: &Shape, name: &str, dtype: DType) -> CandleResult<Stored> {
+        let entry = self.weights.find(name)?;
+        if entry.shape != shape.dims() {
+            let got = Shape::from(entry.shape.as_slice());
+            let msg = format!("shape mismatch for `{name}`");
+            return Err(CandleError::UnexpectedShape {
+                msg,
+                expected: shape.clone(),
+                got,
+            }
+            .bt());
+        }
+        self.load(entry, name, dtype)
+    }
+
+    fn load(&self, entry: &Entry, name: &str, dtype: DType) -> CandleResult<Stored> {
+        let stored = match self.weights.read(name, entry)? {
+            Stored::Dense(tensor) => Stored::Dense(tensor.to_dtype(dtype)?),
+            blocks => blocks,
+        };
+        let mut progress = self.progress.lock().unwrap_or_else(|e| e.into_inner());
+        progress.read += entry.len as u64;
+        let read = progress.read;
+        if (progress.report)(read, self.weights.total).is_break() {
+            progress.cancelled = true;
+            return Err(CandleError::msg("loading was cancelled"));
+        }
+        Ok(stored)
+    }
+}
+
+impl Stored {
+    /// For what is more than a product.
+    fn dense(self, dtype: DType, device: &Device) -> CandleResult<Tensor> {
+        match self {
+            Self::Dense(tensor) => tensor.to_device(device),
+            Self::Blocks(blocks) => blocks.dequantize(device)?.to_dtype(dtype),
+        }
+    }
+}
+
 impl SimpleBackend for Loader<'_> {
     fn get(
         &self,
@@ -223,35 +329,12 @@ impl SimpleBackend for Loader<'_> {
         dtype: DType,
         device: &Device,
     ) -> CandleResult<Tensor> {
-        let entry = self.weights.find(name)?;
-        if entry.shape != shape.dims() {
-            let got = Shape::from(entry.shape.as_slice());
-            let msg = format!("shape mismatch for `{name}`");
-            return Err(CandleError::UnexpectedShape {
-                msg,
-                expected: shape,
-                got,
-            }
-            .bt());
-        }
-        self.get_unchecked(name, dtype, device)
+        self.stored(&shape, name, dtype)?.dense(dtype, device)
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> CandleResult<Tensor> {
         let entry = self.weights.find(name)?;
-        let tensor = self
-            .weights
-            .read(name, entry)?
-            .to_device(device)?
-            .to_dtype(dtype)?;
-        let mut progress = self.progress.lock().unwrap_or_else(|e| e.into_inner());
-        progress.read += entry.len as u64;
-        let read = progress.read;
-        if (progress.report)(read, self.weights.total).is_break() {
-            progress.cancelled = true;
-            return Err(CandleError::msg("loading was cancelled"));
-        }
-        Ok(tensor)
+        self.load(entry, name, dtype)?.dense(dtype, device)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
@@ -288,6 +371,25 @@ mod tests {
         ] {
             assert_eq!(canonical(stored), name);
         }
+    }
+
+    #[test]
+    fn pairs_are_parted() {
+        // Two heads of four rows of three: 0 2 1 3 as stored.
+        let entry = Entry {
+            file: 0,
+            dtype: GgmlDType::F32,
+            shape: vec![8, 3],
+            start: 0,
+            len: 24,
+            paired_heads: Some(2),
+        };
+        let mut bytes = [0u8, 2, 1, 3, 4, 6, 5, 7].map(|row| [row; 3]).concat();
+        entry.unpair(&mut bytes);
+        assert_eq!(
+            bytes,
+            [0u8, 1, 2, 3, 4, 5, 6, 7].map(|row| [row; 3]).concat()
+        );
     }
 
     fn open(header: &str, data: usize) -> Result<Weights> {

@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     super::{
-        Config, Error, ErrorKind, Result, Source, Transfer,
+        Config, Error, ErrorKind, Result, Source, Transfer, gguf,
         source::{
             CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, TOKENIZER, WEIGHTS, WEIGHTS_INDEX,
             shards,
@@ -196,15 +196,20 @@ impl File {
     }
 }
 
+fn sum(files: &[&File]) -> u64 {
+    files.iter().map(|file| file.size()).sum()
+}
+
 pub(super) struct Download {
     pub(super) repository: Repository,
     pub(super) state: Arc<State>,
 }
 
 impl Download {
-    pub(super) fn run(&self) -> Result<PathBuf> {
+    pub(super) fn run(&self) -> Result<Source> {
         let Repository {
             id,
+            tag,
             revision,
             environment,
         } = &self.repository;
@@ -220,22 +225,17 @@ impl Download {
         };
         let at = |revision: &str| Repo::with_revision(id.clone(), RepoType::Model, revision.into());
         let info = self.info(&api(environment.token.clone())?.repo(at(revision)))?;
-        self.check_files(&info)?;
-        let find = |name: &str| info.siblings.iter().find(|file| file.name == name);
-
-        let small: Vec<_> = SMALL
-            .into_iter()
-            .filter(|name| *name != WEIGHTS_INDEX || find(WEIGHTS).is_none())
-            .filter_map(find)
-            .collect();
-        let sum = |files: &[&File]| files.iter().map(|file| file.size()).sum::<u64>();
-        let large = |file: &&File| match find(WEIGHTS) {
-            Some(_) => file.name == WEIGHTS,
-            // Until the index has come.
-            None => file.name.starts_with("model-") && file.name.ends_with(".safetensors"),
+        let has = |name: &str| info.siblings.iter().any(|file| file.name == name);
+        let names: Vec<_> = info.siblings.iter().map(|file| file.name.clone()).collect();
+        let is_gguf =
+            !has(WEIGHTS) && !has(WEIGHTS_INDEX) && names.iter().any(|n| gguf::is_gguf(n));
+        let files = match tag.is_some() || is_gguf {
+            true => Some(self.choose(&names)?),
+            false => {
+                self.check_files(&info)?;
+                None
+            }
         };
-        let weights: Vec<_> = info.siblings.iter().filter(large).collect();
-        self.state.total.store(sum(&small) + sum(&weights), Relaxed);
 
         // Every file of the one commit, should the branch move meanwhile.
         // hf-hub shows the token to wherever a file is redirected, too: it has none to show of what everyone
@@ -243,9 +243,35 @@ impl Download {
         let token = environment.token.clone().filter(|_| !info.is_public());
         let repo = api(token)?.repo(at(&info.sha));
         let snapshot = cache.repo(at(revision)).pointer_path(&info.sha);
+        let source = match files {
+            Some(names) => self.bring_gguf(&repo, &info, names, &snapshot)?,
+            None => self.bring_checkpoint(&repo, &info, snapshot)?,
+        };
+        cache
+            .repo(at(revision))
+            .create_ref(&info.sha)
+            .map_err(|e| self.repository.not_written(&e, self.state.transfer()))?;
+        Ok(source)
+    }
+
+    /// A checkpoint as transformers reads it.
+    fn bring_checkpoint(&self, repo: &ApiRepo, info: &Info, snapshot: PathBuf) -> Result<Source> {
+        let find = |name: &str| info.siblings.iter().find(|file| file.name == name);
+        let small: Vec<_> = SMALL
+            .into_iter()
+            .filter(|name| *name != WEIGHTS_INDEX || find(WEIGHTS).is_none())
+            .filter_map(find)
+            .collect();
+        let large = |file: &&File| match find(WEIGHTS) {
+            Some(_) => file.name == WEIGHTS,
+            // Until the index has come.
+            None => file.name.starts_with("model-") && file.name.ends_with(".safetensors"),
+        };
+        let weights: Vec<_> = info.siblings.iter().filter(large).collect();
+        self.state.total.store(sum(&small) + sum(&weights), Relaxed);
         let source = Source::Folder(snapshot.clone());
         for file in &small {
-            self.bring(&repo, file, &snapshot)?;
+            self.bring(repo, file, &snapshot)?;
             if file.name == CONFIG {
                 // Before gigabytes of a model that we can't run.
                 source.parsed(CONFIG, Config::from_json)?;
@@ -266,13 +292,38 @@ impl Download {
         };
         self.state.total.store(sum(&small) + sum(&weights), Relaxed);
         for file in weights {
-            self.bring(&repo, file, &snapshot)?;
+            self.bring(repo, file, &snapshot)?;
         }
-        cache
-            .repo(at(revision))
-            .create_ref(&info.sha)
-            .map_err(|e| self.repository.not_written(&e, self.state.transfer()))?;
-        Ok(snapshot)
+        Ok(source)
+    }
+
+    /// Of all that quantization gives, two files.
+    fn bring_gguf(
+        &self,
+        repo: &ApiRepo,
+        info: &Info,
+        names: gguf::Names,
+        snapshot: &Path,
+    ) -> Result<Source> {
+        let chosen = |file: &&File| [&names.projector, &names.text].contains(&&file.name);
+        let files: Vec<_> = info.siblings.iter().filter(chosen).collect();
+        self.state.total.store(sum(&files), Relaxed);
+        for file in files {
+            self.bring(repo, file, snapshot)?;
+        }
+        Ok(names.inside(snapshot))
+    }
+
+    fn choose(&self, names: &[String]) -> Result<gguf::Names> {
+        gguf::Names::choose(names, self.repository.tag.as_deref()).map_err(|reason| {
+            self.repository.error(
+                ErrorKind::NotFound,
+                format!("the repository {reason}"),
+                "Set model to a repository of SmolVLM, and behind a colon to what there is, as in \
+                 ggml-org/SmolVLM-500M-Instruct-GGUF:Q8_0"
+                    .into(),
+            )
+        })
     }
 
     fn info(&self, repo: &ApiRepo) -> Result<Info> {

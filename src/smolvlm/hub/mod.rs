@@ -19,7 +19,7 @@ use std::{
 use hf_hub::Repo;
 
 use super::{
-    Error, ErrorKind, Result, Source, Transfer,
+    Error, ErrorKind, Result, Source, Transfer, gguf,
     source::{
         CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, TOKENIZER, WEIGHTS_INDEX, weight_files,
     },
@@ -51,6 +51,8 @@ const TICK: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repository {
     id: String,
+    /// Of several GGUF files, the quantization to take.
+    tag: Option<String>,
     revision: String,
     environment: Environment,
 }
@@ -122,8 +124,9 @@ impl Environment {
 }
 
 impl Repository {
-    /// `None` and the empty string are the branch `main`.
-    pub fn new(id: &str, revision: Option<&str>) -> Result<Self> {
+    /// `tag` chooses among GGUF files, as in `Q8_0`; a `revision` of `None` or the empty string is the branch
+    /// `main`.
+    pub fn new(id: &str, tag: Option<&str>, revision: Option<&str>) -> Result<Self> {
         let revision = revision.filter(|r| !r.is_empty()).unwrap_or("main");
         // It becomes a path in the cache and a part of addresses.
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
@@ -138,6 +141,7 @@ impl Repository {
         }
         Ok(Self {
             id: id.into(),
+            tag: tag.map(str::to_owned),
             revision: revision.into(),
             environment: Environment::read(),
         })
@@ -154,7 +158,7 @@ impl Repository {
 
     /// The snapshot in the cache, if it has all that is needed. Asks no network, not even whether a branch
     /// has moved on: a pipeline starts at once, and the same each time.
-    pub fn cached(&self) -> Option<PathBuf> {
+    pub fn cached(&self) -> Option<Source> {
         let commit = match is_commit(&self.revision) {
             true => self.revision.clone(),
             false => fs::read_to_string(self.folder().join("refs").join(&self.revision)).ok()?,
@@ -165,7 +169,18 @@ impl Repository {
             && has(TOKENIZER)
             && (has(PREPROCESSOR_CONFIG) || has(PROCESSOR_CONFIG))
             && weight_files(&Source::Folder(snapshot.clone())).is_ok();
-        whole.then_some(snapshot)
+        if whole && self.tag.is_none() {
+            return Some(Source::Folder(snapshot));
+        }
+        let files = fs::read_dir(&snapshot).ok()?;
+        let names: Vec<_> = files
+            .filter_map(|file| file.ok()?.file_name().into_string().ok())
+            .filter(|name| snapshot.join(name).exists())
+            .collect();
+        let names = gguf::Names::choose(&names, self.tag.as_deref()).ok()?;
+        // Without a tag the repository may have one that is taken before those that are here.
+        let certain = self.tag.is_some() || names.is_usual() || self.environment.offline.is_some();
+        certain.then(|| names.inside(&snapshot))
     }
 
     /// Whether the network may be asked for what is not in the cache.
@@ -186,12 +201,12 @@ impl Repository {
         ))
     }
 
-    /// Brings what is missing into the cache; returns the snapshot. `progress` is called often and may end it
+    /// Brings what is missing into the cache; returns what is there then. `progress` is called often and may end it
     /// with [`Error::Cancelled`]; files that are there in part are gone on with next time.
     pub fn download(
         &self,
         progress: &mut dyn FnMut(Transfer) -> ControlFlow<()>,
-    ) -> Result<PathBuf> {
+    ) -> Result<Source> {
         let state = Arc::new(State::default());
         let (sender, result) = mpsc::channel();
         thread::Builder::new()
@@ -236,7 +251,10 @@ impl Repository {
     fn error(&self, kind: ErrorKind, reason: String, remedy: String) -> Error {
         Error::Hub {
             property: "model",
-            value: self.id.clone(),
+            value: match &self.tag {
+                Some(tag) => format!("{}:{tag}", self.id),
+                None => self.id.clone(),
+            },
             kind,
             // Servers' messages may span lines; the bus shows one.
             reason: reason.replace(['\n', '\r'], " "),

@@ -1,0 +1,286 @@
+//! Which files of a folder or a repository are a model, by the names that llama.cpp's tools give them:
+//! `SmolVLM-256M-Instruct-Q8_0.gguf` and `mmproj-SmolVLM-256M-Instruct-Q8_0.gguf`.
+
+use std::{fs, path::Path};
+
+use super::super::{Error, Result, Source};
+
+/// Tried in this order where nobody says which.
+const USUAL: [&str; 2] = ["Q8_0", "Q4_K_M"];
+/// The same for the projector, small as it is.
+const USUAL_PROJECTOR: [&str; 4] = ["F16", "BF16", "F32", "Q8_0"];
+
+/// The decoder and its vocabulary; the projector holds the vision encoder.
+#[derive(Debug, PartialEq)]
+pub(in super::super) struct Names {
+    pub(in super::super) text: String,
+    pub(in super::super) projector: String,
+}
+
+impl Names {
+    /// Of a repository: the file of that quantization, or the one that most take.
+    pub(in super::super) fn choose(names: &[String], tag: Option<&str>) -> Result<Self, String> {
+        let texts = texts(names);
+        let of = |tag: &str| texts.iter().find(|name| is_of(name, tag));
+        let text = match tag {
+            Some(tag) => of(tag),
+            None => USUAL.iter().find_map(|tag| of(tag)).or(texts.first()),
+        };
+        let text = text.ok_or_else(|| match tag {
+            Some(tag) => format!("has no {tag} among its GGUF files ({})", list(&texts)),
+            None => "has no GGUF file of a model".into(),
+        })?;
+        Ok(Self {
+            projector: projector(names, text)?,
+            text: (*text).into(),
+        })
+    }
+
+    pub(in super::super) fn inside(self, folder: &Path) -> Source {
+        Source::Gguf {
+            text: folder.join(self.text),
+            projector: folder.join(self.projector),
+        }
+    }
+
+    /// Whether this is what a repository with more files would give without a tag.
+    pub(in super::super) fn is_usual(&self) -> bool {
+        is_of(&self.text, USUAL[0])
+    }
+}
+
+pub(in super::super) fn is_gguf(name: &str) -> bool {
+    name.to_ascii_lowercase().ends_with(".gguf")
+}
+
+fn is_projector(name: &str) -> bool {
+    name.to_ascii_lowercase().contains("mmproj")
+}
+
+fn texts(names: &[String]) -> Vec<&str> {
+    let is_text = |name: &&str| {
+        // Statistics that quantization was helped with, and folders of a repository.
+        is_gguf(name) && !is_projector(name) && !name.contains("imatrix") && !name.contains('/')
+    };
+    names.iter().map(String::as_str).filter(is_text).collect()
+}
+
+fn list(names: &[&str]) -> String {
+    match names {
+        [] => "there are none".into(),
+        names => names.join(", "),
+    }
+}
+
+/// Name and quantization, in capitals as llama.cpp compares them; the latter empty if it is not named.
+fn parts(name: &str) -> (String, String) {
+    let name = name.to_ascii_uppercase();
+    let stem = name.strip_suffix(".GGUF").unwrap_or(&name);
+    let is_quantization = |tag: &str| {
+        let kind = tag.trim_start_matches(|c: char| c.is_ascii_alphabetic());
+        let kinds = ["Q", "IQ", "TQ", "F", "BF", "MXFP"];
+        kinds.contains(&&tag[..tag.len() - kind.len()]) && kind.starts_with(char::is_numeric)
+    };
+    match stem.rsplit_once(['-', '.']) {
+        Some((base, tag)) if is_quantization(tag) => (base.into(), tag.into()),
+        _ if is_quantization(stem) => (String::new(), stem.into()),
+        _ => (stem.into(), String::new()),
+    }
+}
+
+/// The quantization that a file is named after.
+pub(in super::super) fn quantization(name: &str) -> Option<String> {
+    Some(parts(name).1).filter(|tag| !tag.is_empty())
+}
+
+fn is_of(name: &str, tag: &str) -> bool {
+    parts(name).1 == tag.to_ascii_uppercase()
+}
+
+/// The projector for a text file: of the same name if there is one, of its quantization if there is one.
+fn projector(names: &[String], text: &str) -> Result<String, String> {
+    let projectors = || {
+        let names = names.iter().map(String::as_str);
+        names.filter(|name| is_gguf(name) && is_projector(name) && !name.contains('/'))
+    };
+    // What is left of `mmproj-NAME-F16.gguf` and `NAME-mmproj-F16.gguf`.
+    let base = |name: &str| {
+        let base = parts(name).0.replace("MMPROJ", "");
+        base.trim_matches(['-', '.', '_']).to_owned()
+    };
+    let (own, tag) = parts(text);
+    let mut left: Vec<_> = projectors().filter(|name| base(name) == own).collect();
+    if left.is_empty() {
+        left = projectors().collect();
+    }
+    let Some(first) = left.first() else {
+        return Err(format!("has no mmproj file to go with {text}"));
+    };
+    if left.iter().any(|name| base(name) != base(first)) {
+        return Err(format!(
+            "has more than one mmproj file, and none is named after {text}: {}",
+            list(&left)
+        ));
+    }
+    let tags = [tag.as_str()].into_iter().chain(USUAL_PROJECTOR);
+    let found = tags
+        .into_iter()
+        .find_map(|tag| left.iter().find(|name| is_of(name, tag)));
+    Ok((*found.unwrap_or(first)).into())
+}
+
+/// The model whose text file this is; its projector lies beside it.
+pub(in super::super) fn beside(text: &Path) -> Result<Source> {
+    let folder = match text.parent() {
+        // Of a bare name.
+        Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
+        folder => folder.unwrap_or(text),
+    };
+    let name = text.file_name().unwrap_or_default().to_string_lossy();
+    if !text.exists() {
+        return Err(Error::NotFound {
+            path: text.to_owned(),
+            what: "file",
+            remedy: "Set model to the GGUF file of a text model, with its mmproj file beside it"
+                .into(),
+        });
+    }
+    if is_projector(&name) {
+        return Err(Error::file(
+            text,
+            "is the mmproj file of a model",
+            "Set model to the other GGUF file, that of the text model; this one is found beside it",
+        ));
+    }
+    pair(folder, &listed(folder)?, &name)
+}
+
+/// The model of a folder; `None` if it has no GGUF file at all.
+pub(in super::super) fn inside(folder: &Path) -> Result<Option<Source>> {
+    let names = listed(folder)?;
+    match &texts(&names)[..] {
+        [text] => pair(folder, &names, text).map(Some),
+        [] if !names.iter().any(|name| is_gguf(name)) => Ok(None),
+        [] => Err(Error::file(
+            folder,
+            "has an mmproj file and no other GGUF file",
+            "Download the text model of the same repository beside it",
+        )),
+        texts => Err(Error::file(
+            folder,
+            format!("has more than one GGUF file: {}", list(texts)),
+            "Set model to one of the files",
+        )),
+    }
+}
+
+fn pair(folder: &Path, names: &[String], text: &str) -> Result<Source> {
+    let projector = projector(names, text).map_err(|reason| {
+        let remedy = "llama.cpp keeps the vision encoder in a file of its own: see that the mmproj file of \
+                      the same model is beside the text model, and no other";
+        Error::file(folder, reason, remedy)
+    })?;
+    let text = text.into();
+    Ok(Names { text, projector }.inside(folder))
+}
+
+/// Sorted, so that the same folder gives the same model everywhere.
+fn listed(folder: &Path) -> Result<Vec<String>> {
+    let unread = |e| Error::file(folder, e, "Check its permissions");
+    let mut names = Vec::new();
+    for file in fs::read_dir(folder).map_err(unread)? {
+        names.extend(file.map_err(unread)?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.into()).collect()
+    }
+
+    #[test]
+    fn a_name_is_parted_from_its_quantization() {
+        for (name, base, tag) in [
+            (
+                "SmolVLM-256M-Instruct-Q8_0.gguf",
+                "SMOLVLM-256M-INSTRUCT",
+                "Q8_0",
+            ),
+            (
+                "SmolVLM2-2.2B-Instruct-Q4_K_M.gguf",
+                "SMOLVLM2-2.2B-INSTRUCT",
+                "Q4_K_M",
+            ),
+            ("m.f16.gguf", "M", "F16"),
+            ("SmolVLM-256M-Instruct.gguf", "SMOLVLM-256M-INSTRUCT", ""),
+            ("F32.GGUF", "", "F32"),
+        ] {
+            assert_eq!(parts(name), (base.into(), tag.into()), "{name}");
+        }
+    }
+
+    /// The files of ggml-org/SmolVLM2-2.2B-Instruct-GGUF.
+    const PUBLISHED: [&str; 6] = [
+        "README.md",
+        "SmolVLM2-2.2B-Instruct-Q4_K_M.gguf",
+        "SmolVLM2-2.2B-Instruct-Q8_0.gguf",
+        "SmolVLM2-2.2B-Instruct-f16.gguf",
+        "mmproj-SmolVLM2-2.2B-Instruct-Q8_0.gguf",
+        "mmproj-SmolVLM2-2.2B-Instruct-f16.gguf",
+    ];
+
+    #[test]
+    fn a_tag_says_which() {
+        let published = names(&PUBLISHED);
+        for (tag, text, projector) in [
+            (None, 2, 4),
+            (Some("Q8_0"), 2, 4),
+            (Some("q4_k_m"), 1, 5),
+            (Some("F16"), 3, 5),
+        ] {
+            let chosen = Names::choose(&published, tag).unwrap();
+            let expected = [text, projector].map(|i: usize| PUBLISHED[i]);
+            assert_eq!([&*chosen.text, &*chosen.projector], expected, "{tag:?}");
+            assert_eq!(chosen.is_usual(), text == 2);
+        }
+        let error = Names::choose(&published, Some("Q2_K")).unwrap_err();
+        assert!(
+            error.contains("no Q2_K") && error.contains(PUBLISHED[3]),
+            "{error}"
+        );
+        let error = Names::choose(&published[..4], None).unwrap_err();
+        assert!(error.contains("no mmproj"), "{error}");
+        assert!(Names::choose(&published[..1], None).is_err());
+    }
+
+    #[test]
+    fn a_projector_is_found_by_its_name() {
+        let text = "SmolVLM-256M-Instruct-Q8_0.gguf";
+        for (others, expected) in [
+            (&["mmproj.gguf"][..], Some("mmproj.gguf")),
+            (
+                &["mmproj-BF16.gguf", "mmproj-F16.gguf"],
+                Some("mmproj-F16.gguf"),
+            ),
+            (
+                &[
+                    "mmproj-Other-Q8_0.gguf",
+                    "SmolVLM-256M-Instruct-mmproj-f32.gguf",
+                ],
+                Some("SmolVLM-256M-Instruct-mmproj-f32.gguf"),
+            ),
+            (&["mmproj-a-Q8_0.gguf", "mmproj-b-F16.gguf"], None),
+            (&["mmproj.safetensors", "sub/mmproj.gguf"], None),
+            (&[], None),
+        ] {
+            let all = [others, &[text]].concat();
+            let found = projector(&names(&all), text);
+            assert_eq!(found.as_deref().ok(), expected, "{found:?}");
+        }
+    }
+}

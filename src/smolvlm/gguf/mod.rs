@@ -1,0 +1,586 @@
+//! Checkpoints as llama.cpp publishes them: a GGUF file with the decoder and its vocabulary, and one with
+//! the vision encoder, the mmproj file.
+//!
+//! What the two say of themselves becomes a `config.json` and a `preprocessor_config.json`, which take
+//! the road of any other; tensors get the names, and rows of queries and keys the order, that they had
+//! before `convert_hf_to_gguf.py`. Nothing further down knows where a model came from.
+//!
+//! Two values are the family's where files don't have them: tiles are cut from a picture of 4 times the
+//! encoder's side, and the encoder's norms add 1e-6, which converters write as 1e-5 if they don't find it.
+
+mod files;
+mod header;
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value as Json, json};
+use tokenizers::{
+    AddedToken, Tokenizer,
+    models::bpe::{BPE, Vocab},
+    pre_tokenizers::{
+        PreTokenizerWrapper, byte_level::ByteLevel, digits::Digits, sequence::Sequence,
+    },
+};
+
+use super::{
+    Config, Error, PreprocessorConfig, Result,
+    weights::{Bytes, Entry, Weights},
+};
+pub(super) use files::{Names, beside, inside, is_gguf, quantization};
+use header::{Header, TensorInfo, Value};
+
+const REMEDY: &str = "vlmnarrate runs the GGUF files that llama.cpp makes of SmolVLM and SmolVLM2, \
+     in F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, Q3_K and Q2_K";
+
+/// What the two files hold.
+pub(super) struct Parts {
+    pub(super) config: Config,
+    pub(super) preprocessor: PreprocessorConfig,
+    pub(super) vocabulary: Vocabulary,
+    pub(super) chat_template: Option<String>,
+    /// Ids that end generation.
+    pub(super) eos: Vec<u32>,
+    pub(super) weights: Weights,
+}
+
+impl Parts {
+    /// Reads both headers and checks that the files are whole and go together.
+    pub(super) fn open(text: &Path, projector: &Path) -> Result<Self> {
+        let (mut decoder, encoder) = (Half::open(text)?, Half::open(projector)?);
+        let in_text = |reason: String| Error::file(text, reason, REMEDY);
+        let in_projector = |reason: String| Error::file(projector, reason, REMEDY);
+        decoder.is_of("llama").map_err(in_text)?;
+        encoder.is_of("clip").map_err(in_projector)?;
+        let mut config = encoder.encoder_config().map_err(in_projector)?;
+        let preprocessor = encoder.preprocessor().map_err(in_projector)?;
+        let vocabulary = decoder.vocabulary().map_err(in_text)?;
+        config["text_config"] = decoder
+            .decoder_config(vocabulary.tokens.len())
+            .map_err(in_text)?;
+        config["tie_word_embeddings"] = decoder.tensor("output.weight").is_none().into();
+        let config = Config::from_json(config.to_string().as_bytes()).map_err(in_text)?;
+        let turned = decoder
+            .integer("llama.rope.dimension_count")
+            .map_err(in_text)?;
+        let head_dim = config.text_config.head_dim();
+        if turned.is_some_and(|turned| turned != head_dim as i64) {
+            return Err(in_text(format!(
+                "turns only some of the {head_dim} values of a head (`llama.rope.dimension_count`)"
+            )));
+        }
+        let connector = encoder.tensor("mm.model.fc.weight");
+        let width = connector.map(|connector| connector.shape[0]);
+        if width != Some(config.text_config.hidden_size) {
+            return Err(Error::file(
+                projector,
+                format!(
+                    "does not belong to {}, whose embeddings are of another length",
+                    text.display()
+                ),
+                "Take both files from the same repository",
+            ));
+        }
+
+        let mut entries = decoder.entries(0, decoder_name).map_err(in_text)?;
+        for (name, entry) in &mut entries {
+            entry.paired_heads = paired_heads(name, &config);
+            if entry
+                .paired_heads
+                .is_some_and(|heads| entry.shape[0] != heads * head_dim)
+            {
+                return Err(in_text(format!("has {} rows in `{name}`", entry.shape[0])));
+            }
+        }
+        let swapped = encoder.is_swapped(&config);
+        let others = encoder.entries(1, |name| encoder_name(name, swapped));
+        entries.extend(others.map_err(in_projector)?);
+        Ok(Self {
+            config,
+            preprocessor,
+            vocabulary,
+            chat_template: decoder.text("tokenizer.chat_template").map_err(in_text)?,
+            eos: decoder.eos().map_err(in_text)?,
+            weights: Weights::new(vec![decoder.file(), encoder.file()], entries),
+        })
+    }
+}
+
+/// One of the two files.
+struct Half {
+    path: PathBuf,
+    bytes: Box<dyn Bytes>,
+    header: Header,
+}
+
+impl Half {
+    fn open(path: &Path) -> Result<Self> {
+        let file = fs::File::open(path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Error::NotFound {
+                path: path.to_owned(),
+                what: "file",
+                remedy: "Set model to a GGUF file with its mmproj file beside it".into(),
+            },
+            _ => Error::file(path, e, "Check its permissions"),
+        })?;
+        let mut bytes: Box<dyn Bytes> = Box::new(file);
+        let header = Header::read(bytes.as_mut()).map_err(|reason| {
+            let remedy = match reason.starts_with("is cut short") {
+                true => "Download it again",
+                false => REMEDY,
+            };
+            Error::file(path, reason, remedy)
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            bytes,
+            header,
+        })
+    }
+
+    /// Whether it is the half that it should be, and all of it.
+    fn is_of(&self, architecture: &str) -> Result<(), String> {
+        match self.text("general.architecture")? {
+            Some(found) if found == architecture => (),
+            found => {
+                let found = found.as_deref().unwrap_or("none");
+                return Err(format!(
+                    "is of the architecture `{found}`, not `{architecture}` as SmolVLM's"
+                ));
+            }
+        }
+        match self.integer("split.count")? {
+            Some(parts) if parts > 1 => {
+                Err(format!("is one of {parts} parts, which are not joined"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn integer(&self, key: &str) -> Result<Option<i64>, String> {
+        match self.header.values.get(key) {
+            None => Ok(None),
+            Some(Value::Integer(value)) => Ok(Some(*value)),
+            Some(_) => Err(format!("has a broken header: `{key}` is no integer")),
+        }
+    }
+
+    fn float(&self, key: &str) -> Result<Option<f64>, String> {
+        match self.header.values.get(key) {
+            None => Ok(None),
+            Some(Value::Float(value)) => Ok(Some(*value)),
+            Some(_) => Err(format!("has a broken header: `{key}` is no float")),
+        }
+    }
+
+    fn text(&self, key: &str) -> Result<Option<String>, String> {
+        match self.header.values.get(key) {
+            None => Ok(None),
+            Some(Value::Text(value)) => Ok(Some(value.clone())),
+            Some(_) => Err(format!("has a broken header: `{key}` is no text")),
+        }
+    }
+
+    fn file(self) -> (PathBuf, Box<dyn Bytes>) {
+        (self.path, self.bytes)
+    }
+
+    fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.header.tensors.iter().find(|t| t.name == name)
+    }
+
+    /// `text_config` of the checkpoint that it was made from.
+    fn decoder_config(&self, vocabulary: usize) -> Result<Json, String> {
+        let integer = |key: &str| required(key, self.integer(key)?);
+        let scaling = self.text("llama.rope.scaling.type")?;
+        Ok(json!({
+            "hidden_size": integer("llama.embedding_length")?,
+            "intermediate_size": integer("llama.feed_forward_length")?,
+            "num_hidden_layers": integer("llama.block_count")?,
+            "num_attention_heads": integer("llama.attention.head_count")?,
+            "num_key_value_heads": self.integer("llama.attention.head_count_kv")?,
+            "head_dim": self.integer("llama.attention.key_length")?,
+            "vocab_size": vocabulary,
+            "rms_norm_eps": required("llama.attention.layer_norm_rms_epsilon",
+                self.float("llama.attention.layer_norm_rms_epsilon")?)?,
+            "max_position_embeddings": integer("llama.context_length")?,
+            "rope_theta": self.float("llama.rope.freq_base")?,
+            "rope_scaling": scaling.filter(|kind| kind != "none").map(|kind| json!({"type": kind})),
+            "attention_bias": self.tensor("blk.0.attn_q.bias").is_some(),
+            "mlp_bias": self.tensor("blk.0.ffn_up.bias").is_some(),
+        }))
+    }
+
+    /// The rest of its `config.json`.
+    fn encoder_config(&self) -> Result<Json, String> {
+        let integer = |key: &str| required(key, self.integer(key)?);
+        let projector = match self.text("clip.projector_type")? {
+            None => self.text("clip.vision.projector_type")?,
+            projector => projector,
+        };
+        if projector.as_deref() != Some("idefics3") {
+            return Err(format!(
+                "has a projector of type `{}`, not SmolVLM's `idefics3`",
+                projector.as_deref().unwrap_or("none")
+            ));
+        }
+        let eps = self.float("clip.vision.attention.layer_norm_epsilon")?;
+        Ok(json!({
+            "model_type": "idefics3",
+            "scale_factor": integer("clip.vision.projector.scale_factor")?,
+            "vision_config": {
+                "hidden_size": integer("clip.vision.embedding_length")?,
+                "intermediate_size": integer("clip.vision.feed_forward_length")?,
+                "num_hidden_layers": integer("clip.vision.block_count")?,
+                "num_attention_heads": integer("clip.vision.attention.head_count")?,
+                "image_size": integer("clip.vision.image_size")?,
+                "patch_size": integer("clip.vision.patch_size")?,
+                "layer_norm_eps": eps.filter(|eps| *eps != 1e-5).unwrap_or(1e-6),
+            },
+        }))
+    }
+
+    fn preprocessor(&self) -> Result<PreprocessorConfig, String> {
+        let floats = |key| match self.header.values.get(key) {
+            None => Ok(vec![0.5; 3]),
+            Some(Value::Floats(values)) => Ok(values.clone()),
+            Some(_) => Err(format!(
+                "has a broken header: `{key}` is no array of floats"
+            )),
+        };
+        let side = required(
+            "clip.vision.image_size",
+            self.integer("clip.vision.image_size")?,
+        )?;
+        let longest_edge = self.integer("clip.vision.preproc_image_size")?;
+        let config = json!({
+            "size": {"longest_edge": longest_edge.unwrap_or(side.saturating_mul(4))},
+            "max_image_size": {"longest_edge": side},
+            "image_mean": floats("clip.vision.image_mean")?,
+            "image_std": floats("clip.vision.image_std")?,
+        });
+        PreprocessorConfig::from_json(config.to_string().as_bytes())
+    }
+
+    fn eos(&self) -> Result<Vec<u32>, String> {
+        let keys = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
+        let mut ids = Vec::new();
+        for key in keys {
+            ids.extend(self.integer(key)?.and_then(|id| u32::try_from(id).ok()));
+        }
+        Ok(ids)
+    }
+
+    fn vocabulary(&mut self) -> Result<Vocabulary, String> {
+        for (key, expected) in [
+            ("tokenizer.ggml.model", "gpt2"),
+            ("tokenizer.ggml.pre", "smollm"),
+        ] {
+            let found = self.text(key)?;
+            if found.as_deref() != Some(expected) {
+                let found = found.as_deref().unwrap_or("none");
+                return Err(format!(
+                    "has a tokenizer that is not SmolVLM's: `{key}` is `{found}`"
+                ));
+            }
+        }
+        let mut texts = |key: &str| match self.header.values.remove(key) {
+            Some(Value::Texts(texts)) => Ok(texts),
+            _ => Err(format!("lacks `{key}`")),
+        };
+        let tokens = texts("tokenizer.ggml.tokens")?;
+        let merges = texts("tokenizer.ggml.merges")?;
+        let Some(Value::Integers(kinds)) = self.header.values.remove("tokenizer.ggml.token_type")
+        else {
+            return Err("lacks `tokenizer.ggml.token_type`".into());
+        };
+        if kinds.len() != tokens.len() {
+            return Err(format!(
+                "has {} tokens and types for {}",
+                tokens.len(),
+                kinds.len()
+            ));
+        }
+        Ok(Vocabulary {
+            tokens,
+            merges,
+            kinds,
+        })
+    }
+
+    /// Its tensors by the names that `rename` has for them; `file` is its place among the files.
+    fn entries(
+        &self,
+        file: usize,
+        rename: impl Fn(&str) -> Option<String>,
+    ) -> Result<HashMap<String, Entry>, String> {
+        let mut entries = HashMap::new();
+        for tensor in &self.header.tensors {
+            let name = rename(&tensor.name)
+                .ok_or_else(|| format!("holds `{}`, which no SmolVLM has", tensor.name))?;
+            let entry = Entry {
+                file,
+                dtype: tensor.dtype,
+                shape: tensor.shape.clone(),
+                start: tensor.start,
+                len: tensor.len,
+                paired_heads: None,
+            };
+            if entries.insert(name, entry).is_some() {
+                return Err(format!("holds `{}` twice", tensor.name));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Converters called the two matrices of the encoder's MLP by each other's name until May 2025.
+    fn is_swapped(&self, config: &Config) -> bool {
+        self.tensor("v.blk.0.ffn_up.weight")
+            .is_some_and(|up| up.shape.last() != Some(&config.vision_config.hidden_size))
+    }
+}
+
+fn required<T>(key: &str, value: Option<T>) -> Result<T, String> {
+    value.ok_or_else(|| format!("lacks `{key}`"))
+}
+
+/// The rotary embedding of llama.cpp turns neighbours where the reference's turns the halves of a head:
+/// for it, the rows of these were put in pairs.
+fn paired_heads(name: &str, config: &Config) -> Option<usize> {
+    let c = &config.text_config;
+    match name
+        .strip_prefix("model.text_model.layers.")?
+        .split('.')
+        .nth(2)?
+    {
+        "q_proj" => Some(c.num_attention_heads),
+        "k_proj" => Some(c.num_key_value_heads()),
+        _ => None,
+    }
+}
+
+fn decoder_name(name: &str) -> Option<String> {
+    const LAYER: [(&str, &str); 9] = [
+        ("attn_norm", "input_layernorm"),
+        ("attn_q", "self_attn.q_proj"),
+        ("attn_k", "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("ffn_norm", "post_attention_layernorm"),
+        ("ffn_gate", "mlp.gate_proj"),
+        ("ffn_up", "mlp.up_proj"),
+        ("ffn_down", "mlp.down_proj"),
+    ];
+    Some(match name {
+        "token_embd.weight" => "model.text_model.embed_tokens.weight".into(),
+        "output_norm.weight" => "model.text_model.norm.weight".into(),
+        "output.weight" => "lm_head.weight".into(),
+        name => layer_name(name, "blk.", "model.text_model.layers.", &LAYER)?,
+    })
+}
+
+fn encoder_name(name: &str, swapped: bool) -> Option<String> {
+    const LAYER: [(&str, &str); 8] = [
+        ("ln1", "layer_norm1"),
+        ("attn_q", "self_attn.q_proj"),
+        ("attn_k", "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_out", "self_attn.out_proj"),
+        ("ln2", "layer_norm2"),
+        ("ffn_up", "mlp.fc1"),
+        ("ffn_down", "mlp.fc2"),
+    ];
+    if let Some(kind) = name.strip_prefix("v.post_ln.") {
+        return Some(format!("model.vision_model.post_layernorm.{kind}"));
+    }
+    if let Some(kind) = name.strip_prefix("v.patch_embd.") {
+        return Some(format!(
+            "model.vision_model.embeddings.patch_embedding.{kind}"
+        ));
+    }
+    let layer =
+        |name: &str| layer_name(name, "v.blk.", "model.vision_model.encoder.layers.", &LAYER);
+    Some(match name {
+        "v.position_embd.weight" => {
+            "model.vision_model.embeddings.position_embedding.weight".into()
+        }
+        "mm.model.fc.weight" => "model.connector.modality_projection.proj.weight".into(),
+        name if swapped && name.contains(".ffn_up.") => layer(&name.replace("_up.", "_down."))?,
+        name if swapped && name.contains(".ffn_down.") => layer(&name.replace("_down.", "_up."))?,
+        name => layer(name)?,
+    })
+}
+
+/// `blk.0.attn_q.weight` as `model.text_model.layers.0.self_attn.q_proj.weight`.
+fn layer_name(name: &str, from: &str, to: &str, modules: &[(&str, &str)]) -> Option<String> {
+    let mut parts = name.strip_prefix(from)?.split('.');
+    let (layer, module, kind) = (parts.next()?, parts.next()?, parts.next()?);
+    let layer: usize = layer.parse().ok()?;
+    let (_, module) = modules.iter().find(|(stored, _)| *stored == module)?;
+    (parts.next().is_none()).then(|| format!("{to}{layer}.{module}.{kind}"))
+}
+
+/// Tokens and merges of SmolLM2's byte-level BPE.
+pub(super) struct Vocabulary {
+    tokens: Vec<String>,
+    merges: Vec<String>,
+    /// `enum llama_token_type`
+    kinds: Vec<i64>,
+}
+
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+
+impl Vocabulary {
+    /// What the checkpoint's `tokenizer.json` had.
+    pub(super) fn tokenizer(&self) -> Result<Tokenizer, String> {
+        let vocabulary: Vocab = self.tokens.iter().cloned().zip(0..).collect();
+        let merge = |merge: &String| match merge.split_once(' ') {
+            Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
+            None => Err(format!(
+                "holds the merge `{merge}`, which is not one of two tokens"
+            )),
+        };
+        let merges = self.merges.iter().map(merge).collect::<Result<_, _>>()?;
+        let text = |e: tokenizers::Error| e.to_string();
+        let model = BPE::builder().vocab_and_merges(vocabulary, merges);
+        let mut tokenizer = Tokenizer::new(model.build().map_err(text)?);
+        if tokenizer.get_vocab_size(false) != self.tokens.len() {
+            return Err("holds a token twice".into());
+        }
+        // Each digit alone, then words; the space before a word is the word's.
+        let steps: Vec<PreTokenizerWrapper> = vec![
+            Digits::new(true).into(),
+            ByteLevel::new(false, true, true).into(),
+        ];
+        tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
+        tokenizer.with_decoder(Some(ByteLevel::default()));
+        let of_kind = |kind| {
+            let tokens = self.tokens.iter().zip(&self.kinds);
+            tokens.filter(move |(_, found)| **found == kind)
+        };
+        let special = of_kind(CONTROL).map(|(token, _)| AddedToken::from(token.clone(), true));
+        tokenizer
+            .add_special_tokens(special.collect::<Vec<_>>())
+            .map_err(text)?;
+        let others = of_kind(USER_DEFINED)
+            .map(|(token, _)| AddedToken::from(token.clone(), false).normalized(false));
+        tokenizer
+            .add_tokens(others.collect::<Vec<_>>())
+            .map_err(text)?;
+        Ok(tokenizer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Cursor, ops::ControlFlow, sync::Mutex};
+
+    use candle_core::{
+        DType, Device, Tensor,
+        quantized::{GgmlDType, QTensor, gguf_file},
+    };
+
+    use super::{
+        super::weights::{LoadProgress, Loader, Stored},
+        *,
+    };
+
+    #[test]
+    fn names_are_those_of_the_checkpoint() {
+        for (stored, name) in [
+            ("token_embd.weight", "model.text_model.embed_tokens.weight"),
+            ("output.weight", "lm_head.weight"),
+            ("output_norm.weight", "model.text_model.norm.weight"),
+            (
+                "blk.29.attn_output.weight",
+                "model.text_model.layers.29.self_attn.o_proj.weight",
+            ),
+            (
+                "blk.0.ffn_norm.weight",
+                "model.text_model.layers.0.post_attention_layernorm.weight",
+            ),
+        ] {
+            assert_eq!(decoder_name(stored).as_deref(), Some(name));
+        }
+        for stored in [
+            "rope_freqs.weight",
+            "blk.x.attn_q.weight",
+            "blk.0.attn_q.weight.x",
+            "v.post_ln.bias",
+        ] {
+            assert_eq!(decoder_name(stored), None, "{stored}");
+        }
+        let fc1 = "model.vision_model.encoder.layers.3.mlp.fc1.bias";
+        assert_eq!(
+            encoder_name("v.blk.3.ffn_up.bias", false).as_deref(),
+            Some(fc1)
+        );
+        assert_eq!(
+            encoder_name("v.blk.3.ffn_down.bias", true).as_deref(),
+            Some(fc1)
+        );
+        assert_eq!(encoder_name("mm.model.mlp.0.weight", false), None);
+    }
+
+    /// Each type of block is what candle wrote, rows of heads moved whole.
+    #[test]
+    fn every_type_is_read() {
+        let rows = Tensor::arange(0f32, 8.0 * 256.0, &Device::Cpu).unwrap();
+        let rows = (rows * 0.37)
+            .unwrap()
+            .sin()
+            .unwrap()
+            .reshape((8, 256))
+            .unwrap();
+        // As stored, of two heads.
+        let stored = [0u32, 2, 1, 3, 4, 6, 5, 7];
+        let order = Tensor::new(&stored, &Device::Cpu).unwrap();
+        let paired = rows.index_select(&order, 0).unwrap();
+        for dtype in [
+            GgmlDType::F32,
+            GgmlDType::F16,
+            GgmlDType::BF16,
+            GgmlDType::Q4_0,
+            GgmlDType::Q4_1,
+            GgmlDType::Q5_0,
+            GgmlDType::Q5_1,
+            GgmlDType::Q8_0,
+            GgmlDType::Q2K,
+            GgmlDType::Q3K,
+            GgmlDType::Q4K,
+            GgmlDType::Q5K,
+            GgmlDType::Q6K,
+        ] {
+            let written = QTensor::quantize(&paired, dtype).unwrap();
+            let mut file = Cursor::new(Vec::new());
+            gguf_file::write(&mut file, &[], &[("t", &written)]).unwrap();
+            let header = Header::read(&mut file).unwrap();
+            let half = Half {
+                path: "t.gguf".into(),
+                bytes: Box::new(file),
+                header,
+            };
+            let mut entries = half.entries(0, |name| Some(name.into())).unwrap();
+            entries.get_mut("t").unwrap().paired_heads = Some(2);
+            let weights = Weights::new(vec![half.file()], entries);
+            let report = &mut |_, _| ControlFlow::Continue(());
+            let progress = Mutex::new(LoadProgress::new(report));
+            let loader = Loader {
+                weights: &weights,
+                progress: &progress,
+            };
+            let read = match loader.stored(&(8, 256).into(), "t", DType::F32).unwrap() {
+                Stored::Dense(tensor) => tensor,
+                Stored::Blocks(blocks) => blocks.dequantize(&Device::Cpu).unwrap(),
+            };
+            let expected = QTensor::quantize(&rows, dtype).unwrap();
+            let expected = expected.dequantize(&Device::Cpu).unwrap();
+            let values = |t: &Tensor| t.to_vec2::<f32>().unwrap();
+            assert_eq!(values(&read), values(&expected), "{dtype:?}");
+        }
+    }
+}
