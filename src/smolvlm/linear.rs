@@ -46,7 +46,7 @@ impl Linear {
         let bias = bias.then(|| vb.get(to, "bias")).transpose()?;
         match weight {
             Stored::Dense(weight) => Self::new(weight, bias, matrices.blocks),
-            Stored::Blocks(weight) => Ok(Self::Quantized(QMatMul::from_qtensor(weight)?, bias)),
+            Stored::Blocks(weight) => Ok(Self::Quantized(products(weight.into())?, bias)),
         }
     }
 
@@ -65,6 +65,20 @@ impl Linear {
             }
         }
     }
+}
+
+/// Products with blocks as a file has them. candle takes some types two blocks at a time: where that leaves
+/// one of a row, they are widened now.
+fn products(weight: Arc<QTensor>) -> CandleResult<QMatMul> {
+    let is_paired = matches!(
+        weight.dtype(),
+        GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1
+    );
+    let (_, row) = weight.shape().dims2()?;
+    if is_paired && !row.is_multiple_of(2 * weight.dtype().block_size()) {
+        return Ok(QMatMul::Tensor(weight.dequantize(&weight.device())?));
+    }
+    QMatMul::from_arc(weight)
 }
 
 impl Module for Linear {
@@ -102,7 +116,7 @@ impl Embedding {
     pub(super) fn tied(&self, blocks: Option<GgmlDType>) -> CandleResult<Linear> {
         match self {
             Self::Dense(rows) => Linear::new(rows.clone(), None, blocks),
-            Self::Quantized(rows) => Ok(Linear::Quantized(QMatMul::from_arc(rows.clone())?, None)),
+            Self::Quantized(rows) => Ok(Linear::Quantized(products(rows.clone())?, None)),
         }
     }
 
