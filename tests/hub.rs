@@ -22,7 +22,7 @@ use common::{
 };
 use gst::{ProgressType, ResourceError, prelude::*};
 use gstvlmnarrate::narrator::SmolVlmLoader;
-use server::{COMMIT, Hub, ID, etag};
+use server::{COMMIT, GGUF_ID, Hub, ID, etag};
 use tempfile::TempDir;
 
 const LINE: &str = "videotestsrc num-buffers=2 ! video/x-raw,width=64,height=48,framerate=1/1
@@ -277,6 +277,113 @@ fn shards_come_by_their_index() {
     hub.asked();
     assert_eq!(narrates().downloads, []);
     assert_eq!(hub.asked(), []);
+}
+
+/// What llama.cpp makes of a model, as a repository.
+fn gguf_repository() -> BTreeMap<String, Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gguf");
+    let mut files = BTreeMap::from(USELESS.map(|name| (name.into(), b"of no use".to_vec())));
+    for file in fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        if path.is_file() {
+            let name = path.file_name().unwrap().to_str().unwrap().into();
+            files.insert(name, fs::read(path).unwrap());
+        }
+    }
+    files
+}
+
+/// Runs and has captions of the commit.
+#[track_caller]
+fn narrates_as(model: &str, name: &str) -> Heard {
+    let heard = run(model);
+    assert!(heard.eos, "{heard:#?}");
+    let caption = &heard.captions[0];
+    assert_eq!((&*caption.model, &*caption.revision), (name, COMMIT));
+    heard
+}
+
+/// Names of the large files that were sent.
+fn sent(hub: &Hub) -> Vec<String> {
+    let asked = hub.asked().into_iter();
+    let sent = asked.filter(|asked| asked.range.as_deref() == Some("bytes=0-"));
+    sent.filter_map(|asked| Some(asked.path.strip_prefix("/cdn/")?.to_owned()))
+        .collect()
+}
+
+#[test]
+fn two_of_the_gguf_files_are_downloaded() {
+    let (hub, _home) = hub();
+    hub.plan().files = gguf_repository();
+    for (model, tag) in [
+        (GGUF_ID.to_owned(), "Q8_0"),
+        (format!("{GGUF_ID}:bf16"), "BF16"),
+    ] {
+        let name = format!("{GGUF_ID}:{tag}");
+        let heard = narrates_as(&model, &name);
+        let files = ["mmproj-", ""].map(|part| format!("{part}SmolVLM-Small-{tag}.gguf"));
+        assert_eq!(sent(&hub), files);
+        let again = narrates_as(&model, &name);
+        assert_eq!(again.downloads, []);
+        assert_eq!(again.texts(), heard.texts());
+        // What a caption names is a model.
+        narrates_as(&name, &name);
+        assert_eq!(hub.asked(), []);
+    }
+    let model = format!("{GGUF_ID}:Q2_K");
+    let words = [
+        &*format!("model={model}"),
+        "no Q2_K",
+        "SmolVLM-Small-BF16.gguf, SmolVLM-Small-Q8_0.gguf",
+        "behind a colon",
+    ];
+    fails(&model, ResourceError::NotFound, &words);
+    assert_eq!(sent(&hub), [""; 0]);
+}
+
+#[test]
+fn a_tag_takes_the_gguf_files_of_a_repository_that_has_both() {
+    let (hub, _home) = hub();
+    hub.plan().files.extend(gguf_repository());
+    let name = format!("{ID}:Q8_0");
+    narrates_as(&name, &name);
+    assert_eq!(sent(&hub).len(), 2);
+    narrates();
+    assert_eq!(sent(&hub), ["model.safetensors"]);
+    narrates_as(&name, &name);
+    assert_eq!(hub.asked(), []);
+}
+
+/// What is in the cache may not be what a repository has first.
+#[test]
+fn without_a_tag_the_hub_says_which_there_are() {
+    let (hub, home) = hub();
+    hub.plan().files = gguf_repository();
+    let bf16 = format!("{GGUF_ID}:BF16");
+    narrates_as(&bf16, &bf16);
+    narrates_as(GGUF_ID, &format!("{GGUF_ID}:Q8_0"));
+    assert_eq!(sent(&hub).len(), 4);
+
+    hub.plan().files.remove("SmolVLM-Small-Q8_0.gguf");
+    fs::remove_dir_all(home.path().join("hub")).unwrap();
+    narrates_as(GGUF_ID, &bf16);
+    assert_eq!(sent(&hub).len(), 2);
+    narrates_as(GGUF_ID, &bf16);
+    assert_eq!(hub.asked().len(), 1, "it was asked which there are");
+    set("HF_HUB_OFFLINE", "1");
+    narrates_as(GGUF_ID, &bf16);
+    assert_eq!(hub.asked(), []);
+
+    hub.plan()
+        .files
+        .retain(|name, _| !name.starts_with("mmproj"));
+    fs::remove_dir_all(home.path().join("hub")).unwrap();
+    set("HF_HUB_OFFLINE", "0");
+    fails(
+        GGUF_ID,
+        ResourceError::NotFound,
+        &[GGUF_ID, "no mmproj", "BF16"],
+    );
 }
 
 #[test]

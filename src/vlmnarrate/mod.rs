@@ -38,7 +38,7 @@ glib::wrapper! {
     ///
     /// Without a `model` it uses a tiny one that is built in and names `videotestsrc` pictures: good
     /// to see that everything works, and for nothing else. For real video, set `model` to a
-    /// SmolVLM or SmolVLM2 checkpoint: its id on the Hugging Face hub, or a folder.
+    /// SmolVLM or SmolVLM2 checkpoint: its id on the Hugging Face hub, a folder, or a GGUF file.
     ///
     /// A model that isn't in the hub's cache is downloaded, with PROGRESS messages of the code
     /// `download-model`. Recorded video waits for it; live video goes on without captions.

@@ -296,8 +296,9 @@ pub static PROPERTIES: LazyLock<Vec<Property<Settings>>> = LazyLock::new(propert
 pub fn properties() -> Vec<Property<Settings>> {
     vec![
         row(Ready, ("model", "Model"), (), |s| &mut s.model,
-            "SmolVLM or SmolVLM2 checkpoint: a folder, or an id on the Hugging Face hub as in \
-             HuggingFaceTB/SmolVLM2-500M-Video-Instruct, which is downloaded unless the hub's cache \
+            "SmolVLM or SmolVLM2 checkpoint: a folder, a GGUF file with its mmproj file beside it, or an id \
+             on the Hugging Face hub as in HuggingFaceTB/SmolVLM2-500M-Video-Instruct or \
+             ggml-org/SmolVLM-500M-Instruct-GGUF:Q8_0, which is downloaded unless the hub's cache \
              has it (null = the embedded demo model, which knows videotestsrc pictures only)"),
         row(Ready, ("revision", "Revision"), (), |s| &mut s.revision,
             "Branch, tag or commit of a model on the hub. If the cache has it, it is used as it is \
@@ -307,7 +308,8 @@ pub fn properties() -> Vec<Property<Settings>> {
         row(Ready, ("dtype", "Data type"), (), |s| &mut s.dtype,
             "Number format of weights that are not quantized, and of what is computed with them"),
         row(Ready, ("quantization", "Quantization"), (), |s| &mut s.quantization,
-            "Number format to which the weights are quantized when they are loaded \
+            "Number format to which the weights are quantized when they are loaded; those that a GGUF \
+             file has quantized stay as they are \
              (auto = q8-0 on a CPU, none if dtype says otherwise)"),
         row(Ready, ("threads", "Threads"), 0..=1024, |s| &mut s.threads,
             "CPU threads for the model (0 = all cores)"),

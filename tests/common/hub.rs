@@ -12,6 +12,8 @@ use std::{
 use sha2::{Digest, Sha256};
 
 pub const ID: &str = "owner/Some-SmolVLM";
+/// Another name for the same.
+pub const GGUF_ID: &str = "owner/Some-SmolVLM-GGUF";
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// What the server has, and what is wrong with it.
@@ -52,7 +54,9 @@ pub struct Hub {
 
 /// Large files are kept elsewhere, under their sum.
 fn is_large(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".bin")
+    [".safetensors", ".gguf", ".bin"]
+        .iter()
+        .any(|end| name.ends_with(end))
 }
 
 pub fn sum(bytes: &[u8]) -> String {
@@ -124,8 +128,12 @@ impl Hub {
         }
         self.asked.lock().unwrap().push(asked.clone());
         let path = asked.path.as_str();
-        let resolve = format!("/{ID}/resolve/");
-        if let Some(rest) = path.strip_prefix(&format!("/api/models/{ID}/revision/")) {
+        let id = match path.contains(GGUF_ID) {
+            true => GGUF_ID,
+            false => ID,
+        };
+        let resolve = format!("/{id}/resolve/");
+        if let Some(rest) = path.strip_prefix(&format!("/api/models/{id}/revision/")) {
             let revision = rest.trim_end_matches("?blobs=true");
             self.info(&mut stream, revision)
         } else if let Some((revision, name)) = path

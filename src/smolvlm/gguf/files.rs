@@ -43,7 +43,7 @@ impl Names {
         }
     }
 
-    /// Whether this is what a repository with more files would give without a tag.
+    /// Whether it would be chosen without a tag, whatever else there were.
     pub(in super::super) fn is_usual(&self) -> bool {
         is_of(&self.text, USUAL[0])
     }

@@ -306,7 +306,9 @@ impl Download {
         snapshot: &Path,
     ) -> Result<Source> {
         let chosen = |file: &&File| [&names.projector, &names.text].contains(&&file.name);
-        let files: Vec<_> = info.siblings.iter().filter(chosen).collect();
+        let mut files: Vec<_> = info.siblings.iter().filter(chosen).collect();
+        // A snapshot that has the text file has its projector too.
+        files.sort_by_key(|file| file.name == names.text);
         self.state.total.store(sum(&files), Relaxed);
         for file in files {
             self.bring(repo, file, snapshot)?;

@@ -178,9 +178,11 @@ impl Repository {
             .filter(|name| snapshot.join(name).exists())
             .collect();
         let names = gguf::Names::choose(&names, self.tag.as_deref()).ok()?;
-        // Without a tag the repository may have one that is taken before those that are here.
-        let certain = self.tag.is_some() || names.is_usual() || self.environment.offline.is_some();
-        certain.then(|| names.inside(&snapshot))
+        // Without a tag, the repository may have what is taken before what is here, unless this is the first
+        // that is ever taken.
+        let is_first = names.is_usual() && self.id.to_ascii_uppercase().ends_with("-GGUF");
+        let is_certain = self.tag.is_some() || is_first || self.environment.offline.is_some();
+        is_certain.then(|| names.inside(&snapshot))
     }
 
     /// Whether the network may be asked for what is not in the cache.
