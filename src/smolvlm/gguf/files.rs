@@ -6,20 +6,31 @@ use std::{fs, path::Path};
 use super::super::{Error, Result, Source};
 
 /// Tried in this order where nobody says which.
+#[cfg(feature = "hub")]
 const USUAL: [&str; 2] = ["Q8_0", "Q4_K_M"];
 /// The same for the projector, small as it is.
 const USUAL_PROJECTOR: [&str; 4] = ["F16", "BF16", "F32", "Q8_0"];
 
 /// The decoder and its vocabulary; the projector holds the vision encoder.
 #[derive(Debug, PartialEq)]
-pub(in super::super) struct Names {
-    pub(in super::super) text: String,
-    pub(in super::super) projector: String,
+pub(in crate::smolvlm) struct Names {
+    pub(in crate::smolvlm) text: String,
+    pub(in crate::smolvlm) projector: String,
 }
 
 impl Names {
+    pub(in crate::smolvlm) fn inside(self, folder: &Path) -> Source {
+        Source::Gguf {
+            text: folder.join(self.text),
+            projector: folder.join(self.projector),
+        }
+    }
+}
+
+#[cfg(feature = "hub")]
+impl Names {
     /// Of a repository: the file of that quantization, or the one that most take.
-    pub(in super::super) fn choose(names: &[String], tag: Option<&str>) -> Result<Self, String> {
+    pub(in crate::smolvlm) fn choose(names: &[String], tag: Option<&str>) -> Result<Self, String> {
         let texts = texts(names);
         let of = |tag: &str| texts.iter().find(|name| is_of(name, tag));
         let text = match tag {
@@ -36,20 +47,13 @@ impl Names {
         })
     }
 
-    pub(in super::super) fn inside(self, folder: &Path) -> Source {
-        Source::Gguf {
-            text: folder.join(self.text),
-            projector: folder.join(self.projector),
-        }
-    }
-
     /// Whether it would be chosen without a tag, whatever else there were.
-    pub(in super::super) fn is_usual(&self) -> bool {
+    pub(in crate::smolvlm) fn is_usual(&self) -> bool {
         is_of(&self.text, USUAL[0])
     }
 }
 
-pub(in super::super) fn is_gguf(name: &str) -> bool {
+pub(in crate::smolvlm) fn is_gguf(name: &str) -> bool {
     name.to_ascii_lowercase().ends_with(".gguf")
 }
 
@@ -89,7 +93,7 @@ fn parts(name: &str) -> (String, String) {
 }
 
 /// The quantization that a file is named after.
-pub(in super::super) fn quantization(name: &str) -> Option<String> {
+pub(in crate::smolvlm) fn quantization(name: &str) -> Option<String> {
     Some(parts(name).1).filter(|tag| !tag.is_empty())
 }
 
@@ -130,7 +134,7 @@ fn projector(names: &[String], text: &str) -> Result<String, String> {
 }
 
 /// The model whose text file this is; its projector lies beside it.
-pub(in super::super) fn beside(text: &Path) -> Result<Source> {
+pub(in crate::smolvlm) fn beside(text: &Path) -> Result<Source> {
     let folder = match text.parent() {
         // Of a bare name.
         Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
@@ -156,7 +160,7 @@ pub(in super::super) fn beside(text: &Path) -> Result<Source> {
 }
 
 /// The model of a folder; `None` if it has no GGUF file at all.
-pub(in super::super) fn inside(folder: &Path) -> Result<Option<Source>> {
+pub(in crate::smolvlm) fn inside(folder: &Path) -> Result<Option<Source>> {
     let names = listed(folder)?;
     match &texts(&names)[..] {
         [text] => pair(folder, &names, text).map(Some),
@@ -225,6 +229,7 @@ mod tests {
     }
 
     /// The files of ggml-org/SmolVLM2-2.2B-Instruct-GGUF.
+    #[cfg(feature = "hub")]
     const PUBLISHED: [&str; 6] = [
         "README.md",
         "SmolVLM2-2.2B-Instruct-Q4_K_M.gguf",
@@ -234,6 +239,7 @@ mod tests {
         "mmproj-SmolVLM2-2.2B-Instruct-f16.gguf",
     ];
 
+    #[cfg(feature = "hub")]
     #[test]
     fn a_tag_says_which() {
         let published = names(&PUBLISHED);

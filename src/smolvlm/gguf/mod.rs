@@ -30,7 +30,9 @@ use super::{
     Config, Error, PreprocessorConfig, Result,
     weights::{Bytes, Entry, Weights},
 };
-pub(super) use files::{Names, beside, inside, is_gguf, quantization};
+#[cfg(feature = "hub")]
+pub(super) use files::Names;
+pub(super) use files::{beside, inside, is_gguf, quantization};
 use header::{Header, TensorInfo, Value};
 
 const REMEDY: &str = "vlmnarrate runs the GGUF files that llama.cpp makes of SmolVLM and SmolVLM2, \
