@@ -121,12 +121,13 @@ def features(model, pixels):
     return model.model.connector(vision.post_layernorm(x))
 
 
-def states(model, image, ids, last):
-    """What the decoder has at the `last` final positions; `image` overwrites the embeddings of <image>."""
+def states(model, image, ids):
+    """What the decoder has after each layer, embeddings first; `image` overwrites those of <image>."""
     x = model.model.text_model.embed_tokens(ids)
     x = x.masked_scatter((ids == model.config.image_token_id)[..., None], image.to(x.dtype))
-    return model.model.text_model(inputs_embeds=x, use_cache=False).last_hidden_state[:, -last:]
+    return model.model.text_model(inputs_embeds=x, use_cache=False, output_hidden_states=True).hidden_states
 
 
 def logits(model, image, ids, last):
-    return model.lm_head(states(model, image, ids, last))
+    """Logits of the `last` final positions."""
+    return model.lm_head(states(model, image, ids)[-1][:, -last:])

@@ -7,7 +7,8 @@ float32), the weights in float32. The learning rate follows the clock, so that t
 busy machine too. A checkpoint (averaged weights) is written every few minutes, with the accuracy on the held-out frames
 and clips. A step is of pictures or of clips of one length. Beside the captions, small auxiliary heads guide the
 training, and are thrown away: on the picture tokens (kind of picture, thirds, colours), on each of them (whether
-the ball is there, and where), on what the decoder has before it says which way the ball moves (how far).
+the ball is there, and where), on what the decoder has behind each frame (where the ball is, how far it came) and before
+it says which way the ball moves (how far).
 """
 
 import argparse
@@ -44,6 +45,7 @@ class Texts:
     def __init__(self, tokenizer):
         self.tokenizer, self.cache = tokenizer, {}
         self.end = tokenizer.token_to_id("<end_of_utterance>")
+        self.fake = tokenizer.token_to_id("<fake_token_around_image>")
         self.heavy = {tokenizer.token_to_id("Ġ" + n) for n in NAMES}
 
     def caption(self, text):
@@ -125,22 +127,28 @@ def restored(model, heads, path):
     heads.load_state_dict({k: v for k, v in saved["head"].items() if v.shape == own[k].shape}, strict=False)
 
 
+def distance(guess, true):
+    """Of places or ways in the picture, where there is a ball."""
+    known = ~true[..., 0].isnan()
+    return F.smooth_l1_loss(guess[known], 8 * true[known], beta=0.1) if known.any() else 0
+
+
 def place_loss(guess, centres):
-    """For each picture token, whether the ball's centre is in its part of the picture, and if so where it is."""
-    known = ~centres[:, 0].isnan()
-    if not known.any():
-        return 0
-    centres, guess = centres[known], guess[known]
+    """Which picture token has the ball's centre in its part of the picture; from that one, where it is."""
     side = round(guess.shape[1] ** 0.5)
-    column, row = (centres * side).long().clamp(0, side - 1).unbind(1)
-    true = torch.zeros_like(guess)
-    true[torch.arange(len(true)), row * side + column] = torch.cat([torch.ones(len(true), 1), 8 * (centres - 0.5)], 1)
-    return F.smooth_l1_loss(guess, true, beta=0.1, reduction="sum") / len(true)
+    column, row = (centres.nan_to_num(0.5) * side).long().clamp(0, side - 1).unbind(1)
+    token = row * side + column
+    which = F.cross_entropy(guess[..., 0], token.where(~centres[:, 0].isnan(), -100), reduction="sum") / len(guess)
+    return which + distance(guess[torch.arange(len(guess)), token, 1:], centres - 0.5)
 
 
-def way_loss(guess, ways):
-    known = ~ways[:, 0].isnan()
-    return F.smooth_l1_loss(guess[known], 8 * ways[known], beta=0.1) if known.any() else 0
+def motion_loss(heads, states, ids, fake, centres):
+    """Where the ball is, behind each frame, two layers up; how far it came since the frame before, three layers up."""
+    behind = (ids == fake).nonzero()[:, 1].view(len(ids), -1)[:, 1::2]
+    here = torch.arange(len(ids))[:, None]
+    two, three = (F.rms_norm(states[layer][here, behind], states[layer].shape[-1:]) for layer in (2, 3))
+    loss = distance(heads[0](two).float(), centres - 0.5)
+    return loss + (distance(heads[1](three[:, 1:]).float(), centres.diff(dim=1)) if centres.shape[1] > 1 else 0)
 
 
 def main():
@@ -163,7 +171,8 @@ def main():
     examples = Examples(a.frames, seed=1000 * a.seed + rank + 1)
     sizes = [len(examples.templates), 3, 3, len(NAMES), len(NAMES)]
     width = shape.CONFIG["text_config"]["hidden_size"]
-    head = torch.nn.ModuleList(torch.nn.Linear(*s) for s in ((16 * width, sum(sizes)), (width, 3), (width, 2)))
+    head = [torch.nn.Linear(16 * width, sum(sizes)), torch.nn.Linear(width, 3)]
+    head = torch.nn.ModuleList(head + [torch.nn.Linear(width, 2) for _ in range(3)])
     if a.resume:
         restored(model, head, a.resume)
     if torch.cpu._is_avx512_bf16_supported():
@@ -203,18 +212,20 @@ def main():
             torch._foreach_copy_(fast_parameters, parameters)
         image = shape.features(fast, pixels(pictures).to(precision))
         shown = image[torch.tensor(parts).flatten()] if of_clips else image
-        states = shape.states(fast, shown, ids, targets.shape[1])
-        out = fast.lm_head(states).float()
+        states = shape.states(fast, shown, ids)
+        last = states[-1][:, -targets.shape[1] :]
+        out = fast.lm_head(last).float()
         loss = (
             F.cross_entropy(out.flatten(0, 1), targets.flatten(), reduction="none") * weights.flatten()
         ).sum() / weights.sum()
         said = loss.item()
         centres = torch.tensor(centres)
         loss = loss + 0.1 * place_loss(fast_head[1](image).float(), centres)
+        tracks = centres[torch.tensor(parts)] if of_clips else centres[:, None]
+        loss = loss + 0.1 * motion_loss(fast_head[3:], states, ids, texts.fake, tracks)
         if of_clips:
-            first, last = (centres[[part[i] for part in parts]] for i in (0, -1))
-            here = states[torch.arange(len(captions)), [texts.place(c) for c in captions]]
-            loss = loss + 0.2 * way_loss(fast_head[2](here).float(), last - first)
+            here = last[torch.arange(len(captions)), [texts.place(c) for c in captions]]
+            loss = loss + 0.1 * distance(fast_head[2](here).float(), tracks[:, -1] - tracks[:, 0])
         if not of_clips:
             wanted = torch.tensor([labels(c, examples.templates) for c in captions])
             for column, guess in enumerate(fast_head[0](image.flatten(1)).float().split(sizes, dim=1)):
