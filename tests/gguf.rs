@@ -23,8 +23,8 @@ use common::{Fake, Pipeline};
 use gstvlmnarrate::{
     narrator::SmolVlmLoader,
     smolvlm::{
-        Checkpoint, DType, Error, Event, LoadOptions, Model, Picture, Prompter, Quantization,
-        Source, Span, question,
+        Checkpoint, Content, DType, Error, Event, LoadOptions, Model, Picture, Prompter,
+        Quantization, Source, Span, question,
     },
 };
 use tempfile::TempDir;
@@ -83,7 +83,7 @@ fn answer(model: &Model, given: Option<&[u32]>) -> Answer {
         .vision()
         .forward(&model.pixels(&picture).unwrap(), &mut go_on)
         .unwrap();
-    let messages = question(None, 1, "Can you describe this image?");
+    let messages = question(None, vec![Content::Image], "Can you describe this image?");
     let spans = [model.span(&picture, (0, 0))];
     let prompt = model.prompter().encode(&messages, &spans).unwrap();
     let mut session = model.session();
@@ -389,7 +389,7 @@ fn is_same_tokenizer(ours: &Prompter, reference: &Prompter) {
     for text in TEXTS {
         for system in [None, Some("You are a helpful assistant.")] {
             for spans in [&[span(0, 0)][..], &[span(2, 3), span(0, 0)]] {
-                let messages = question(system, spans.len(), text);
+                let messages = question(system, vec![Content::Image; spans.len()], text);
                 let [ours_, theirs] =
                     [ours, reference].map(|prompter| prompter.encode(&messages, spans).unwrap());
                 assert_eq!(ours_, theirs, "{text:?}");
