@@ -140,6 +140,37 @@ fn padded_rows_are_read_where_they_are() {
     );
 }
 
+/// A grey picture of 20x10 in a buffer of 60x50 that is black around it, said to be at `left`.
+fn cropped(left: u32) -> common::Heard {
+    let caps = "video/x-raw,format=GRAY8,width=20,height=10,framerate=1/1";
+    let (mut harness, _narrator, log) = harness(&Fake::new(), caps);
+    let mut bytes = vec![0u8; 60 * 50];
+    for row in bytes.chunks_exact_mut(60).skip(30).take(10) {
+        row[33..53].fill(200);
+    }
+    let mut buffer = gst::Buffer::from_slice(bytes);
+    let fresh = buffer.get_mut().unwrap();
+    fresh.set_pts(ClockTime::ZERO);
+    let flags = gst_video::VideoFrameFlags::empty();
+    gst_video::VideoMeta::add_full(fresh, flags, VideoFormat::Gray8, 60, 50, &[0], &[60]).unwrap();
+    gst_video::VideoCropMeta::add(fresh, (left, 30, 20, 10));
+    let out = harness.push_and_pull(buffer).unwrap();
+    let crop = out.meta::<gst_video::VideoCropMeta>().unwrap();
+    assert_eq!(crop.rect(), (left, 30, 20, 10));
+    log.heard()
+}
+
+#[test]
+fn cropped_pictures_are_seen_without_what_is_around() {
+    let heard = cropped(33);
+    assert_eq!(heard.texts(), ["mean colour [200, 200, 200]"]);
+    for left in [41, u32::MAX - 3] {
+        let heard = cropped(left);
+        assert!(heard.captions.is_empty());
+        assert!(heard.warnings[0].contains("not inside its buffer of 60x50"));
+    }
+}
+
 /// The colours that the model sees are those of the picture.
 #[test]
 fn colours_are_right_in_rgb_and_yuv() {

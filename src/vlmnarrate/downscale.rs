@@ -1,5 +1,6 @@
 //! From a video buffer to the small RGB picture that the model looks at.
 
+use gst::glib;
 use gst_video::{VideoFrameExt, VideoFrameRef, VideoInfo};
 
 use crate::narrator::Picture;
@@ -12,6 +13,9 @@ use crate::narrator::Picture;
 #[derive(Debug)]
 pub(super) struct Downscaler {
     converter: gst_video::VideoConverter,
+    /// What the caps say.
+    info: VideoInfo,
+    window: Window,
     /// How incoming buffers are read.
     input: VideoInfo,
     output: VideoInfo,
@@ -19,14 +23,60 @@ pub(super) struct Downscaler {
     scratch: gst::Buffer,
 }
 
+/// Where in a buffer the picture is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Window {
+    /// Width and height of what the buffer holds.
+    full: (u32, u32),
+    /// Left, top, width and height of what is to be seen.
+    seen: (u32, u32, u32, u32),
+}
+
+impl Window {
+    fn whole(info: &VideoInfo) -> Self {
+        let full = (info.width(), info.height());
+        Self {
+            full,
+            seen: (0, 0, full.0, full.1),
+        }
+    }
+
+    fn of(buffer: &gst::BufferRef, info: &VideoInfo) -> Result<Self, glib::BoolError> {
+        let whole = Self::whole(info);
+        let size = buffer.meta::<gst_video::VideoMeta>();
+        let crop = buffer.meta::<gst_video::VideoCropMeta>();
+        let window = Self {
+            full: size.map_or(whole.full, |meta| (meta.width(), meta.height())),
+            seen: crop.map_or(whole.seen, |meta| meta.rect()),
+        };
+        let (left, top, width, height) = window.seen;
+        let fits = |start: u32, length: u32, full| {
+            length > 0 && start.checked_add(length).is_some_and(|end| end <= full)
+        };
+        if !fits(left, width, window.full.0) || !fits(top, height, window.full.1) {
+            return Err(glib::bool_error!(
+                "the picture, {width}x{height} at {left},{top}, is not inside its buffer of {}x{}",
+                window.full.0,
+                window.full.1
+            ));
+        }
+        Ok(window)
+    }
+}
+
 impl Downscaler {
-    pub(super) fn new(
+    pub(super) fn new(info: &VideoInfo, size: (u32, u32)) -> Result<Self, glib::BoolError> {
+        Self::with_window(info, Window::whole(info), size)
+    }
+
+    fn with_window(
         info: &VideoInfo,
+        window: Window,
         (width, height): (u32, u32),
-    ) -> Result<Self, gst::glib::BoolError> {
+    ) -> Result<Self, glib::BoolError> {
         // The fields of an interlaced frame are scaled as one picture: the converter would keep
         // them apart, in a picture that is too small to show a comb.
-        let input = VideoInfo::builder(info.format(), info.width(), info.height())
+        let input = VideoInfo::builder(info.format(), window.full.0, window.full.1)
             .interlace_mode(gst_video::VideoInterlaceMode::Progressive)
             .colorimetry(&info.colorimetry())
             .chroma_site(info.chroma_site())
@@ -39,8 +89,18 @@ impl Downscaler {
         config.set_resampler_method(gst_video::VideoResamplerMethod::Linear);
         // The other cores are the model's.
         config.set_threads(1);
+        if window.seen != (0, 0, window.full.0, window.full.1) {
+            let (left, top, width, height) = window.seen;
+            // No picture is larger than i32: VideoInfo would have refused it.
+            config.set_src_x(left as i32);
+            config.set_src_y(top as i32);
+            config.set_src_width(Some(width as i32));
+            config.set_src_height(Some(height as i32));
+        }
         Ok(Self {
             converter: gst_video::VideoConverter::new(&input, &output, Some(config))?,
+            info: info.clone(),
+            window,
             scratch: gst::Buffer::with_size(output.size())?,
             input,
             output,
@@ -56,8 +116,12 @@ impl Downscaler {
         &mut self,
         buffer: &gst::BufferRef,
         mut rgb: Vec<u8>,
-    ) -> Result<Picture, gst::glib::BoolError> {
+    ) -> Result<Picture, glib::BoolError> {
         let (width, height) = self.size();
+        let window = Window::of(buffer, &self.info)?;
+        if window != self.window {
+            *self = Self::with_window(&self.info, window, (width, height))?;
+        }
         let frame = VideoFrameRef::from_buffer_ref_readable(buffer, &self.input)?;
         let mut scaled =
             VideoFrameRef::from_buffer_ref_writable(self.scratch.make_mut(), &self.output)?;
