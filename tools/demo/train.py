@@ -160,6 +160,7 @@ def main():
     p.add_argument("--batch", type=int, default=16, help="pictures per process")
     p.add_argument("--clips", type=float, default=0.45, help="this part of the steps is of clips")
     p.add_argument("--rate", type=float, default=2e-3)
+    p.add_argument("--mark-places", action="store_true", help="see model.mark_places; once, before clips are trained")
     p.add_argument("--seed", type=int, default=0)
     a = p.parse_args()
     torch.set_num_threads(1)
@@ -175,6 +176,9 @@ def main():
     head = torch.nn.ModuleList(head + [torch.nn.Linear(width, 2) for _ in range(3)])
     if a.resume:
         restored(model, head, a.resume)
+    if a.mark_places:
+        with torch.no_grad():
+            head[1].weight[1:] = 0.7 * shape.mark_places(model)
     if torch.cpu._is_avx512_bf16_supported():
         fast, fast_head = shape.in_bfloat16(model), copy.deepcopy(head).bfloat16()
     else:
@@ -222,7 +226,7 @@ def main():
         centres = torch.tensor(centres)
         loss = loss + 0.1 * place_loss(fast_head[1](image).float(), centres)
         tracks = centres[torch.tensor(parts)] if of_clips else centres[:, None]
-        loss = loss + 0.1 * motion_loss(fast_head[3:], states, ids, texts.fake, tracks)
+        loss = loss + 0.15 * motion_loss(fast_head[3:], states, ids, texts.fake, tracks)
         if of_clips:
             here = last[torch.arange(len(captions)), [texts.place(c) for c in captions]]
             loss = loss + 0.1 * distance(fast_head[2](here).float(), tracks[:, -1] - tracks[:, 0])
