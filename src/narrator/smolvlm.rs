@@ -20,7 +20,7 @@ use crate::smolvlm::{
 /// Elements with the same model, loaded in the same way, share its weights and its threads.
 static LOADED: LazyLock<Registry<(Fingerprint, LoadOptions), Model>> = LazyLock::new(Registry::new);
 
-/// Loads the SmolVLM family from a folder or the hub, or the embedded demo model.
+/// Loads the SmolVLM family from a folder, GGUF files or the hub, or the embedded demo model.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SmolVlmLoader;
 

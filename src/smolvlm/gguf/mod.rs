@@ -65,18 +65,9 @@ impl Parts {
             .map_err(in_text)?;
         config["tie_word_embeddings"] = decoder.tensor("output.weight").is_none().into();
         let config = Config::from_json(config.to_string().as_bytes()).map_err(in_text)?;
-        let turned = decoder
-            .integer("llama.rope.dimension_count")
-            .map_err(in_text)?;
-        let head_dim = config.text_config.head_dim();
-        if turned.is_some_and(|turned| turned != head_dim as i64) {
-            return Err(in_text(format!(
-                "turns only some of the {head_dim} values of a head (`llama.rope.dimension_count`)"
-            )));
-        }
+        decoder.check_rope(&config).map_err(in_text)?;
         let connector = encoder.tensor("mm.model.fc.weight");
-        let width = connector.map(|connector| connector.shape[0]);
-        if width != Some(config.text_config.hidden_size) {
+        if connector.map(|connector| connector.shape[0]) != Some(config.text_config.hidden_size) {
             return Err(Error::file(
                 projector,
                 format!(
@@ -88,12 +79,11 @@ impl Parts {
         }
 
         let mut entries = decoder.entries(0, decoder_name).map_err(in_text)?;
+        let head_dim = config.text_config.head_dim();
         for (name, entry) in &mut entries {
             entry.paired_heads = paired_heads(name, &config);
-            if entry
-                .paired_heads
-                .is_some_and(|heads| entry.shape[0] != heads * head_dim)
-            {
+            let rows = entry.paired_heads.map(|heads| heads * head_dim);
+            if rows.is_some_and(|rows| rows != entry.shape[0]) {
                 return Err(in_text(format!("has {} rows in `{name}`", entry.shape[0])));
             }
         }
@@ -194,7 +184,7 @@ impl Half {
         self.header.tensors.iter().find(|t| t.name == name)
     }
 
-    /// `text_config` of the checkpoint that it was made from.
+    /// What `config.json` of the checkpoint that it was made from had as `text_config`.
     fn decoder_config(&self, vocabulary: usize) -> Result<Json, String> {
         let integer = |key: &str| required(key, self.integer(key)?);
         let scaling = self.text("llama.rope.scaling.type")?;
@@ -216,7 +206,7 @@ impl Half {
         }))
     }
 
-    /// The rest of its `config.json`.
+    /// And the rest of it.
     fn encoder_config(&self) -> Result<Json, String> {
         let integer = |key: &str| required(key, self.integer(key)?);
         let projector = match self.text("clip.projector_type")? {
@@ -243,6 +233,17 @@ impl Half {
                 "layer_norm_eps": eps.filter(|eps| *eps != 1e-5).unwrap_or(1e-6),
             },
         }))
+    }
+
+    /// The reference turns all of a head.
+    fn check_rope(&self, config: &Config) -> Result<(), String> {
+        let head_dim = config.text_config.head_dim();
+        match self.integer("llama.rope.dimension_count")? {
+            Some(turned) if turned != head_dim as i64 => Err(format!(
+                "turns {turned} of the {head_dim} values of a head, only all are supported"
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn preprocessor(&self) -> Result<PreprocessorConfig, String> {
