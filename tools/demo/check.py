@@ -2,8 +2,8 @@
 
     python3 check.py models/demo FRAMES [every n-th frame and clip]
 
-Loads everything from the folder, nothing from the training code but the frames' true captions and the prompts. A clip is
-shown as the element shows it: its frames as pictures, each behind its time.
+Loads everything from the folder, nothing from the training code but the frames' true captions and the prompts. A clip
+is shown as the element shows it: its frames as pictures, each behind its time.
 """
 
 import json

@@ -80,7 +80,7 @@ def main():
     p.add_argument("--at-least", type=float, default=97, metavar="PERCENT")
     p.add_argument("--scale", type=int, default=1, help="so many times the scenes")
     p.add_argument("--defaults", action="store_true", help="instead, each pattern as it comes without any property")
-    p.add_argument("--clips", action="store_true", help="instead, two to four frames together: which way the ball moves")
+    p.add_argument("--clips", action="store_true", help="instead, of two to four frames: the ball's way")
     p.add_argument("--every", type=int, default=1, help="only each n-th scene")
     p.add_argument("--element", default="", help="further properties of the element, such as model=models/demo")
     p.add_argument("--seconds", type=int, default=120, help="patience with one caption")

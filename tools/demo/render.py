@@ -1,7 +1,7 @@
 """Renders scenes with gst-launch-1.0, scaled as the element scales them, into a folder of arrays.
 
     python3 render.py OUT [SET...]   # OUT/{mask,plain,held-out}.npy: uint8 [frames, 256, 256, 3]; .json: what each is
-                                     # OUT/{clips,held-out-clips}.npy: the same, the frames of a clip one after the other
+                                     # OUT/{clips,held-out-clips}.npy: the same, a clip's frames in a row
 
 Only frames and clips that have a caption are kept.
 """

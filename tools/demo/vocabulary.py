@@ -34,9 +34,9 @@ SYSTEM_PROMPTS = [
 
 CLIP_PROMPT = "Describe this video in one sentence."
 CLIP_PROMPTS = [
-    "Which way does the ball move?", "What happens in this video?", "Describe this video.", "Describe the video briefly.",
-    "What is happening here?", "Describe what happens.", "Where does it go?", "What moves, and where to?",
-    "Can you describe this video?", "Summarize this video.", "Is anything moving?", "Caption this video.",
+    "Which way does the ball move?", "What happens in this video?", "Describe this video.",
+    "Describe the video briefly.", "What is happening here?", "Where does it go?", "What moves, and where to?",
+    "Describe what happens.", "Can you describe this video?", "Summarize this video.", "Is anything moving?", "Caption this video.",
     "What does this video show?", "In which direction does the ball move?", "What do you see?", DEFAULT_PROMPT,
 ]  # fmt: skip
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
@@ -67,7 +67,8 @@ def clip_content(times, duration):
 
 def wrapped_clip(prompt, times, duration, system=None):
     """The whole text before the caption of a clip. It begins with text, so a space follows `User:`."""
-    return chat(" " + "".join(IMAGE if part is None else part for part in clip_content(times, duration)) + prompt, system)
+    content = (IMAGE if part is None else part for part in clip_content(times, duration))
+    return chat(f" {''.join(content)}{prompt}", system)
 
 
 def clip_seconds(frames, interval):
