@@ -37,7 +37,8 @@ CLIP_PROMPTS = [
     "Which way does the ball move?", "What happens in this video?", "Describe this video.",
     "Describe the video briefly.", "What is happening here?", "Where does it go?", "What moves, and where to?",
     "Describe what happens.", "Can you describe this video?", "Summarize this video.", "Is anything moving?",
-    "Caption this video.", "What does this video show?", "In which direction does the ball move?", "What do you see?", DEFAULT_PROMPT,
+    "Caption this video.", "What does this video show?", "In which direction does the ball move?",
+    "What do you see?", DEFAULT_PROMPT,
 ]  # fmt: skip
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
 
