@@ -201,6 +201,9 @@ impl Model {
             .chain(checkpoint.eos.iter().copied())
             .collect();
 
+        let blocks = quantization.decoder();
+        checkpoint.weights.check_memory(dtype, blocks)?;
+
         let progress = Mutex::new(LoadProgress::new(progress));
         let loader = Loader {
             weights: &checkpoint.weights,

@@ -120,6 +120,43 @@ impl Weights {
         self.entries.values().any(Entry::is_blocks)
     }
 
+    /// Bytes that they take in memory, a little less where some of the matrices are not put into `blocks`.
+    fn size(&self, dtype: DType, blocks: Option<GgmlDType>) -> u64 {
+        let size = |entry: &Entry| {
+            let values = (entry.len / entry.dtype.type_size() * entry.dtype.block_size()) as u64;
+            match blocks {
+                _ if entry.is_blocks() => entry.len as u64,
+                Some(blocks) if entry.shape.len() == 2 => {
+                    values / blocks.block_size() as u64 * blocks.type_size() as u64
+                }
+                _ => values.saturating_mul(dtype.size_in_bytes() as u64),
+            }
+        };
+        let sizes = self.entries.values().map(size);
+        sizes.fold(0, u64::saturating_add)
+    }
+
+    /// Whether there can be memory for all of them: an allocation that fails ends the process, and what it
+    /// was for is not told.
+    pub(super) fn check_memory(&self, dtype: DType, blocks: Option<GgmlDType>) -> Result<()> {
+        let size = self.size(dtype, blocks);
+        // Asked for and given back untouched, which costs nothing.
+        let room = usize::try_from(size).is_ok_and(|size| {
+            let mut room = Vec::<u8>::new();
+            room.try_reserve_exact(size).is_ok()
+        });
+        if room {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            property: "model",
+            reason: format!(
+                "there is no memory for the {:.1} GB that it takes; take a smaller model, or see quantization",
+                size as f64 / 1e9
+            ),
+        })
+    }
+
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|file| file.path.as_path())
     }
@@ -400,6 +437,60 @@ mod tests {
             "m.safetensors".into(),
             Box::new(io::Cursor::new(file)),
         )])
+    }
+
+    /// A file of any size that takes no room.
+    struct Sparse {
+        header: Vec<u8>,
+        size: u64,
+        position: u64,
+    }
+
+    impl Read for Sparse {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let mut left = self.header.get(self.position as usize..).unwrap_or(&[]);
+            let read = left.read(into)?;
+            self.position += read as u64;
+            Ok(read)
+        }
+    }
+
+    impl Seek for Sparse {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.position = match to {
+                SeekFrom::Start(position) => position,
+                SeekFrom::End(0) => self.size,
+                _ => unimplemented!(),
+            };
+            Ok(self.position)
+        }
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_an_error_before_it_is_asked_for() {
+        let weights = |side: u64| {
+            let end = side * side * 2;
+            let header = format!(
+                r#"{{"t":{{"dtype":"BF16","shape":[{side},{side}],"data_offsets":[0,{end}]}}}}"#
+            );
+            let mut file = (header.len() as u64).to_le_bytes().to_vec();
+            file.extend(header.as_bytes());
+            let size = file.len() as u64 + end;
+            let sparse = Sparse {
+                header: file,
+                size,
+                position: 0,
+            };
+            Weights::open(vec![("m.safetensors".into(), Box::new(sparse))]).unwrap()
+        };
+        let small = weights(64);
+        assert!(small.check_memory(DType::F32, None).is_ok());
+        assert_eq!(small.size(DType::F32, None), 64 * 64 * 4);
+        assert_eq!(small.size(DType::BF16, None), 64 * 64 * 2);
+        assert_eq!(small.size(DType::F32, Some(GgmlDType::Q8_0)), 64 * 2 * 34);
+        let error = weights(1 << 26).check_memory(DType::F32, None).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("18014398.5 GB"), "{error}");
     }
 
     #[test]
