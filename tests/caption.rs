@@ -165,6 +165,23 @@ fn text_that_would_break_subtitles_is_mended() {
 }
 
 #[test]
+fn control_characters_reach_nobody() {
+    let fake = Fake::new();
+    fake.plan().say = Some("a\0b \u{1b}[2J\tc\r\n\u{85}d".into());
+    let caps = "video/x-raw,format=GRAY8,width=8,height=8,framerate=10/1";
+    let (mut harness, narrator, log) = harness(&fake, caps);
+    narrator.set_property("partial-captions", true);
+    let buffer = harness.push_and_pull(common::buffer(64, 7, ms(0))).unwrap();
+    let heard = log.heard();
+    let said = "a\u{fffd}b \u{fffd}[2J\tc\u{fffd}\n\u{fffd}d";
+    assert_eq!(heard.texts(), [said]);
+    assert_eq!(Caption::try_from(buffer.as_ref()).unwrap().text, said);
+    assert_eq!(narrator.property::<String>("caption"), said);
+    let partial = &heard.partials.last().unwrap().text;
+    assert!(partial.starts_with("a\u{fffd}b"), "{partial:?}");
+}
+
+#[test]
 fn message_and_meta_say_the_same() {
     let fake = Fake::slow(Duration::from_millis(20));
     fake.plan().say = Some("one two three four".into());

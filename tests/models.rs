@@ -260,7 +260,9 @@ fn image_splitting_looks_at_the_whole_frame() {
         let go_on = &mut |_: Event<'_>| ControlFlow::Continue(());
         model.describe(&mut session, &request, go_on).unwrap().text
     };
-    assert_eq!(heard.texts(), [describe(true)]);
+    // Random weights say control characters, too.
+    let said = describe(true).replace(char::is_control, "\u{fffd}");
+    assert_eq!(heard.texts(), [said]);
     assert_ne!(describe(true), describe(false));
 }
 

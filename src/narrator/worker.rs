@@ -412,7 +412,7 @@ fn caption(job: &Job, info: &EngineInfo, description: Description, partial: bool
     Caption {
         stamp: job.stamp,
         arrival_time: None,
-        text: description.text,
+        text: printable(description.text),
         prompt: job.question.prompt.clone(),
         model: info.model.clone(),
         revision: info.revision.clone(),
@@ -429,6 +429,15 @@ fn caption(job: &Job, info: &EngineInfo, description: Description, partial: bool
             prefill: description.timings.prefill,
             decode: description.timings.decode,
         },
+    }
+}
+
+/// A model may say anything, GLib's strings end at a NUL, and terminals obey the other control characters.
+fn printable(text: String) -> String {
+    let is_bad = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    match text.contains(is_bad) {
+        true => text.replace(is_bad, "\u{fffd}"),
+        false => text,
     }
 }
 
