@@ -33,8 +33,6 @@ CONTRAST = 40  # Lab distance that two colours of one picture need
 STILL, MOVED, TURNED = 0.03, 0.07, 0.01
 CHROMA_SUBSAMPLED = {"I420", "NV12", "NV21", "YV12", "YUY2", "UYVY", "Y42B"}
 
-COLOUR_PROPERTIES = {"foreground-color": 0xFFFFFFFF, "background-color": 0xFF000000}
-
 # Patterns that look the same whatever the size, the time and the colours.
 FIXED = {
     "smpte": "SMPTE colour bars.",
@@ -121,9 +119,13 @@ def ball_flipped(scene, frame):
     return scene.get("flip", False) and frame // 50 % 2 == 1
 
 
+def colours(scene):
+    """Foreground and background, 0xRRGGBB."""
+    return scene.get("foreground-color", 0xFFFFFFFF) & 0xFFFFFF, scene.get("background-color", 0xFF000000) & 0xFFFFFF
+
+
 def ball_names(scene, frame):
-    foreground, background = (scene.get(k, d) & 0xFFFFFF for k, d in COLOUR_PROPERTIES.items())
-    names = pair_names(foreground, background)
+    names = pair_names(*colours(scene))
     return names and names[::-1] if ball_flipped(scene, frame) else names
 
 
@@ -207,7 +209,7 @@ def zone_plate_caption(scene, names):
 
 def lower_caption(scene, frame):
     pattern = scene.pattern
-    foreground, background = (scene.get(k, d) & 0xFFFFFF for k, d in COLOUR_PROPERTIES.items())
+    foreground, background = colours(scene)
     if pattern in FIXED:
         return FIXED[pattern]
     if pattern == "solid-color" or pattern == "white":
