@@ -189,7 +189,7 @@ fn pair(folder: &Path, names: &[String], text: &str) -> Result<Source> {
 }
 
 /// Sorted, so that the same folder gives the same model everywhere.
-fn listed(folder: &Path) -> Result<Vec<String>> {
+pub(in super::super) fn listed(folder: &Path) -> Result<Vec<String>> {
     let unread = |e| Error::file(folder, e, "Check its permissions");
     let mut names = Vec::new();
     for file in fs::read_dir(folder).map_err(unread)? {

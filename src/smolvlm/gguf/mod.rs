@@ -31,7 +31,7 @@ use super::{
     weights::{Bytes, Entry, Weights},
 };
 #[cfg(feature = "hub")]
-pub(super) use files::Names;
+pub(super) use files::{Names, listed};
 pub(super) use files::{beside, inside, is_gguf, quantization};
 use header::{Header, TensorInfo, Value};
 

@@ -172,11 +172,9 @@ impl Repository {
         if whole && self.tag.is_none() {
             return Some(Source::Folder(snapshot));
         }
-        let files = fs::read_dir(&snapshot).ok()?;
-        let names: Vec<_> = files
-            .filter_map(|file| file.ok()?.file_name().into_string().ok())
-            .filter(|name| snapshot.join(name).exists())
-            .collect();
+        let mut names = gguf::listed(&snapshot).ok()?;
+        // Links may lead to what is not there.
+        names.retain(|name| snapshot.join(name).exists());
         let names = gguf::Names::choose(&names, self.tag.as_deref()).ok()?;
         // Without a tag, the repository may have what is taken before what is here, unless this is the first
         // that is ever taken.
