@@ -89,14 +89,12 @@ impl Downscaler {
         config.set_resampler_method(gst_video::VideoResamplerMethod::Linear);
         // The other cores are the model's.
         config.set_threads(1);
-        if window.seen != (0, 0, window.full.0, window.full.1) {
-            let (left, top, width, height) = window.seen;
-            // No picture is larger than i32: VideoInfo would have refused it.
-            config.set_src_x(left as i32);
-            config.set_src_y(top as i32);
-            config.set_src_width(Some(width as i32));
-            config.set_src_height(Some(height as i32));
-        }
+        let (left, top, width, height) = window.seen;
+        // No picture is larger than i32: VideoInfo would have refused it.
+        config.set_src_x(left as i32);
+        config.set_src_y(top as i32);
+        config.set_src_width(Some(width as i32));
+        config.set_src_height(Some(height as i32));
         Ok(Self {
             converter: gst_video::VideoConverter::new(&input, &output, Some(config))?,
             info: info.clone(),
