@@ -83,6 +83,9 @@ glib::wrapper! {
     /// none is lost, the caption is on the buffer it describes, and the same input gives the same
     /// captions. `mode` overrides what the LATENCY query says.
     ///
+    /// EOS waits for captions under way, at most for `drain-timeout`. A flush or a new stream
+    /// cancels them; the model stays loaded until NULL.
+    ///
     /// ## Several frames
     ///
     /// With `frames` above 1 the model is shown clips instead of single frames, in the way SmolVLM2
@@ -91,9 +94,6 @@ glib::wrapper! {
     /// clips follow each other without a hole; the last one is the frame that is described, and
     /// waited for in recorded mode. At the end of a recorded stream a clip that has begun is
     /// described as far as it has come. `describe-now` looks at one frame still.
-    ///
-    /// EOS waits for captions under way, at most for `drain-timeout`. A flush or a new stream
-    /// cancels them; the model stays loaded until NULL.
     ///
     /// ## Asking
     ///
@@ -118,10 +118,10 @@ glib::wrapper! {
     /// than `expire`.
     ///
     /// For files, `merge-captions` makes better cues: identical captions in a row are one, and each
-    /// starts with the frame or clip it is about and ends where the next starts. Because that is known only
-    /// then, text comes behind the video by a whole cue: fine for `webvttenc` and a `filesink`; in
-    /// front of a muxer the encoded video needs a queue without limits, and whoever waits for the
-    /// text of each frame, as `textoverlay` does, would wait for ever.
+    /// starts with the frame or clip it is about and ends where the next starts. Because that is
+    /// known only then, text comes behind the video by a whole cue: fine for `webvttenc` and a
+    /// `filesink`; in front of a muxer the encoded video needs a queue without limits, and whoever
+    /// waits for the text of each frame, as `textoverlay` does, would wait for ever.
     ///
     /// One thread feeds both pads: put a `queue` behind each, as behind a demuxer. A cue may last
     /// longer than a queue's default limit of a second, and a video encoder that looks ahead takes
