@@ -5,6 +5,7 @@
 //! own model ([`vlmnarrate::VlmNarrate`], [`narrator`]).
 
 pub mod caption;
+mod kernels;
 pub mod narrator;
 #[cfg(feature = "overlay")]
 pub mod overlay;
