@@ -12,6 +12,7 @@ use std::{
 
 use common::{Fake, Pipeline, engine::wait_for, harness, ms, spy};
 use gst::{ClockTime, prelude::*};
+use gstvlmnarrate::narrator::SmolVlmLoader;
 
 fn stat(narrator: &gstvlmnarrate::VlmNarrate, name: &str) -> u64 {
     narrator
@@ -234,4 +235,34 @@ fn unchanged_pictures_stay_out_of_the_slot() {
     }
     let frames: Vec<_> = log.heard().captions.iter().map(|c| c.stamp.frame).collect();
     assert_eq!(frames, [0, 2]);
+}
+
+/// Nice values of the model's threads.
+#[cfg(target_os = "linux")]
+fn nice_values() -> Vec<u32> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let stats = tasks.filter_map(|task| {
+        // It may have ended by now.
+        let stat = std::fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+        let (name, fields) = stat.rsplit_once(')')?;
+        let is_ours = name.contains("(vlmnarrate");
+        is_ours.then(|| fields.split_whitespace().nth(16).unwrap().parse().unwrap())
+    });
+    stats.collect()
+}
+
+/// So that a decoder keeps its rate.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_models_threads_give_way() {
+    let pipeline = Pipeline::new(
+        "videotestsrc num-buffers=1 ! vlmnarrate name=n nice=3 ! fakesink",
+        &Fake::new(),
+    );
+    pipeline.narrator.set_engine_loader(SmolVlmLoader);
+    assert_eq!(pipeline.run_to_eos().captions.len(), 1);
+    let values = nice_values();
+    // The worker and at least one for the arithmetic.
+    assert!(values.len() >= 2, "{values:?}");
+    assert!(values.iter().all(|nice| *nice == 3), "{values:?}");
 }

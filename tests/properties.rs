@@ -7,13 +7,14 @@ use std::time::Duration;
 use common::{Fake, Pipeline, harness, ms};
 use gst::{glib, prelude::*};
 
-const READY: [&str; 8] = [
+const READY: [&str; 9] = [
     "model",
     "revision",
     "device",
     "dtype",
     "quantization",
     "threads",
+    "nice",
     "mode",
     "merge-captions",
 ];
@@ -89,6 +90,7 @@ fn defaults_are_the_contracts() {
     assert_eq!(element.property::<Option<String>>("model"), None);
     assert_eq!(element.property::<String>("revision"), "main");
     assert_eq!(element.property::<u32>("threads"), 0);
+    assert_eq!(element.property::<u32>("nice"), 10);
     assert_eq!(
         element.property::<String>("prompt"),
         "Describe this frame in one sentence."

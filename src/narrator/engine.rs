@@ -21,6 +21,9 @@ pub struct ModelSettings {
     pub quantization: Quantization,
     /// 0 = all cores.
     pub threads: usize,
+    /// Nice value of the threads, 0 to 19. Elements that share a model share its threads: that of
+    /// the first counts.
+    pub nice: u8,
 }
 
 /// What went wrong, in one line that names the file or property and the remedy.

@@ -130,7 +130,9 @@ enum Phase {
 
 impl Narrator {
     /// Starts a thread that downloads the model if need be, loads it and then waits for jobs.
-    pub fn spawn(found: Found, events: Box<dyn Events>) -> io::Result<Self> {
+    ///
+    /// On Linux its threads have this `nice` value, 0 to 19, and so do those that the engine starts.
+    pub fn spawn(found: Found, nice: u8, events: Box<dyn Events>) -> io::Result<Self> {
         let (phase, checkpoint) = match &found {
             Found::Here(checkpoint) => (Phase::Loading, checkpoint.clone().into()),
             Found::Remote(_) => (Phase::Downloading, OnceLock::new()),
@@ -151,7 +153,10 @@ impl Narrator {
             .name("vlmnarrate".into())
             .spawn({
                 let shared = shared.clone();
-                move || shared.run(found)
+                move || {
+                    give_way(nice);
+                    shared.run(found)
+                }
             })
             .inspect_err(|error| {
                 let error = Error::new(ErrorKind::Failed, format!("no thread: {error}"));
@@ -464,6 +469,18 @@ impl Throttle {
         self.0 = Some((percent, Instant::now()));
         Some(percent)
     }
+}
+
+/// Who decodes, draws or plays goes before who describes.
+fn give_way(nice: u8) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: takes no pointer. 0 is the calling thread, whose children inherit it.
+    unsafe {
+        // Refused, the thread runs as others do: a wish, not a need.
+        let _ = libc::setpriority(libc::PRIO_PROCESS, 0, nice.into());
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = nice;
 }
 
 /// Of a model that is gone: glibc keeps for itself what was in pieces of less than 32 MiB.

@@ -98,10 +98,11 @@ impl VlmNarrate {
             element: self.obj().downgrade(),
             model: name.to_owned(),
         };
-        let narrator = Narrator::spawn(found, Box::new(bridge)).map_err(|error| {
-            let message = format!("no thread for the model: {error}");
-            Error::new(ErrorKind::Failed, message)
-        })?;
+        let narrator =
+            Narrator::spawn(found, settings.nice, Box::new(bridge)).map_err(|error| {
+                let message = format!("no thread for the model: {error}");
+                Error::new(ErrorKind::Failed, message)
+            })?;
         Ok(Loaded { narrator, settings })
     }
 

@@ -133,6 +133,7 @@ pub struct Settings {
     pub dtype: DType,
     pub quantization: Quantization,
     pub threads: u32,
+    pub nice: u32,
     pub asking: Asking,
     pub detail: Asking,
     pub system_prompt: Option<String>,
@@ -186,6 +187,7 @@ impl Default for Settings {
             dtype: DType::Auto,
             quantization: Quantization::Auto,
             threads: 0,
+            nice: 10,
             asking: Asking {
                 prompt: Some(PROMPT.into()),
                 max_tokens: 20,
@@ -233,6 +235,7 @@ impl Settings {
             dtype: self.dtype.into(),
             quantization: self.quantization.resolve(self.dtype),
             threads: self.threads as usize,
+            nice: self.nice as u8,
         }
     }
 
@@ -313,6 +316,9 @@ pub fn properties() -> Vec<Property<Settings>> {
              (auto = q8-0 on a CPU, none if dtype says otherwise)"),
         row(Ready, ("threads", "Threads"), 0..=1024, |s| &mut s.threads,
             "CPU threads for the model (0 = all cores)"),
+        row(Ready, ("nice", "Nice value"), 0..=19, |s| &mut s.nice,
+            "How far the model's threads give way to all others, so that a decoder beside them keeps \
+             its rate (0 = not at all; on Linux)"),
         row(Playing, ("prompt", "Prompt"), (), |s| &mut s.asking.prompt,
             "Question asked about each frame (null or empty = the picture alone); of clips the \
              default asks to describe this video"),
