@@ -19,6 +19,17 @@ use super::{
 };
 use crate::caption::{Caption, Cost, FrameStamp};
 
+/// Name of the worker's thread. Those that work for it are called `vlmnarrate-cpu0` and so on by the
+/// model, `candle-bp-0` and so on by candle.
+const THREAD: &str = "vlmnarrate";
+
+/// Whether a worker, or a model for it, runs in this thread.
+pub fn is_own_thread() -> bool {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or_default();
+    name == THREAD || name.starts_with("vlmnarrate-cpu") || name.starts_with("candle-bp-")
+}
+
 /// What to say about a frame.
 #[derive(Clone, Debug)]
 pub struct Question {
@@ -150,7 +161,7 @@ impl Narrator {
             _ => shared.events.load(Load::Started),
         }
         thread::Builder::new()
-            .name("vlmnarrate".into())
+            .name(THREAD.into())
             .spawn({
                 let shared = shared.clone();
                 move || {

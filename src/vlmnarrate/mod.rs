@@ -10,6 +10,7 @@ pub mod faces;
 mod imp;
 mod merged;
 mod narration;
+mod panics;
 mod requests;
 mod sampler;
 mod scene;

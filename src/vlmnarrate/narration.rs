@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use gst::{glib, prelude::*, subclass::prelude::*};
 
-use super::imp::{CAT, VlmNarrate};
+use super::{
+    imp::{CAT, VlmNarrate},
+    panics,
+};
 use crate::{
     caption::{Caption, FrameStamp},
     narrator::{
@@ -98,6 +101,7 @@ impl VlmNarrate {
             element: self.obj().downgrade(),
             model: name.to_owned(),
         };
+        panics::go_to_the_log();
         let narrator =
             Narrator::spawn(found, settings.nice, Box::new(bridge)).map_err(|error| {
                 let message = format!("no thread for the model: {error}");
