@@ -5,7 +5,10 @@ use std::{
     io,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -125,6 +128,8 @@ struct Shared {
     /// From the start, or from when it is downloaded.
     checkpoint: OnceLock<Arc<dyn Checkpoint>>,
     phase: Mutex<Phase>,
+    /// Set before it is told, so that whoever hears of it finds it so.
+    failed: AtomicBool,
     /// Memory of pictures that were described.
     spare: Mutex<Vec<Vec<u8>>>,
 }
@@ -153,6 +158,7 @@ impl Narrator {
             events,
             checkpoint,
             phase: Mutex::new(phase),
+            failed: AtomicBool::new(false),
             spare: Mutex::default(),
         });
         // Before the thread runs, so that nothing it says can come first.
@@ -223,6 +229,11 @@ impl Narrator {
         self.0.mailbox.is_idle()
     }
 
+    /// Whether it was said that there won't be another caption.
+    pub fn has_failed(&self) -> bool {
+        self.0.failed.load(Ordering::Acquire)
+    }
+
     /// Whether [`ask`](Self::ask) may be called.
     pub fn has_room(&self) -> bool {
         self.0.mailbox.has_room()
@@ -286,6 +297,7 @@ impl Shared {
                 Death::NotLoaded(error) => error,
                 Death::Panicked(text) => &Error::new(ErrorKind::Failed, text.as_str()),
             };
+            self.failed.store(true, Ordering::Release);
             self.end(Some(error));
             self.events.died(death);
         }

@@ -87,6 +87,10 @@ glib::wrapper! {
     /// EOS waits for captions under way, at most for `drain-timeout`. A flush or a new stream
     /// cancels them; the model stays loaded until NULL.
     ///
+    /// A frame that can't be described is a WARNING, and the next is described. A model that can't be
+    /// loaded, or one that panics, is an ERROR and makes no more captions: live video goes on without
+    /// them for as long as the application lets it, and from READY up the model is loaded anew.
+    ///
     /// ## Several frames
     ///
     /// With `frames` above 1 the model is shown clips instead of single frames, in the way SmolVLM2

@@ -1,6 +1,9 @@
 //! Between the element and its worker: the model comes and goes here, captions arrive here.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use gst::{glib, prelude::*, subclass::prelude::*};
 
@@ -24,9 +27,17 @@ const LOAD_MODEL: &str = "load-model";
 pub(super) struct Loaded {
     pub(super) narrator: Narrator,
     settings: ModelSettings,
+    /// Has taken frames.
+    was_started: AtomicBool,
 }
 
 impl Loaded {
+    /// Whether it is good for another run. One that failed on the way to its first has said so a moment
+    /// ago, and would again.
+    fn is_good(&self) -> bool {
+        !(self.narrator.has_failed() && self.was_started.load(Ordering::Relaxed))
+    }
+
     /// Side of the pictures to give it, where the property says `image_size`. Not known of a model
     /// that is still on its way.
     pub(super) fn side(&self, image_size: u32) -> Option<u32> {
@@ -107,15 +118,20 @@ impl VlmNarrate {
                 let message = format!("no thread for the model: {error}");
                 Error::new(ErrorKind::Failed, message)
             })?;
-        Ok(Loaded { narrator, settings })
+        Ok(Loaded {
+            narrator,
+            settings,
+            was_started: AtomicBool::new(false),
+        })
     }
 
-    /// The model's properties may change in READY: if they did, what was loaded goes.
+    /// The model's properties may change in READY: if they did, what was loaded goes. So does a worker that
+    /// failed, for another try.
     pub(super) fn reload_if_changed(&self) -> Result<(), gst::StateChangeError> {
         let settings = self.settings.lock().unwrap().model_settings();
         if self
             .loaded()
-            .is_some_and(|loaded| loaded.settings == settings)
+            .is_some_and(|loaded| loaded.settings == settings && loaded.is_good())
         {
             return Ok(());
         }
@@ -138,6 +154,7 @@ impl VlmNarrate {
         let merge = self.settings.lock().unwrap().merge_captions;
         self.text.set_merge(merge);
         if let Some(loaded) = self.loaded() {
+            loaded.was_started.store(true, Ordering::Relaxed);
             loaded.narrator.start();
         }
     }
