@@ -30,6 +30,8 @@ pub struct Plan {
     pub deaf: bool,
     /// Number of the caption, counted from 0, that fails.
     pub fail: Option<usize>,
+    /// Each caption fails.
+    pub broken: bool,
     /// Number of the caption that panics.
     pub panic: Option<usize>,
     /// What it says; by default something that tells pictures apart.
@@ -77,6 +79,7 @@ impl Fake {
                 word: Duration::ZERO,
                 deaf: false,
                 fail: None,
+                broken: false,
                 panic: None,
                 say: None,
             }),
@@ -238,7 +241,7 @@ impl Engine for FakeEngine {
                 return Err(cancelled());
             }
         }
-        if plan.fail == Some(number) {
+        if plan.broken || plan.fail == Some(number) {
             return Err(Error::new(ErrorKind::Failed, "failed as planned"));
         }
         let text = plan.say.unwrap_or_else(|| {
