@@ -184,10 +184,23 @@ impl Model {
         };
         let messages = question(request.system, places, request.prompt);
         let pictures = request.pictures.iter().copied();
-        let tiled: Option<Vec<_>> = request.splitting.then(|| {
-            let processor = Processor::new(&self.preprocessor);
-            pictures.clone().map(|p| processor.split(p)).collect()
-        });
+        let room = match request.choices {
+            [] => request.max_tokens,
+            _ => choices.longest(),
+        };
+        let processor = request
+            .splitting
+            .then(|| Processor::new(&self.preprocessor));
+        if let Some(processor) = &processor {
+            // Small tiles are many: no more are cut than there is room for.
+            let tiles = pictures.clone().map(|p| {
+                let (rows, cols) = processor.tiles(p.width, p.height);
+                rows * cols + 1
+            });
+            self.capacity(tiles.sum(), room)?;
+        }
+        let tiled: Option<Vec<_>> =
+            processor.map(|processor| pictures.clone().map(|p| processor.split(p)).collect());
         let (squares, spans): (Vec<&Picture>, Vec<_>) = match &tiled {
             Some(tiled) => {
                 let span = |p: &Processed| self.span(&p.pictures[0], p.grid);
@@ -200,11 +213,7 @@ impl Model {
             }
         };
         let prompt = self.prompter.encode(&messages, &spans)?;
-        let room = match request.choices {
-            [] => request.max_tokens,
-            _ => choices.longest(),
-        };
-        self.capacity(&prompt, room)?;
+        self.capacity(prompt.ids.len(), room)?;
         let pixels = squares.into_iter().map(|p| self.pixels(p));
         let pixels = pixels.collect::<Result<Vec<_>>>()?;
         timings.preprocess = watch.lap();
@@ -241,9 +250,8 @@ impl Model {
         })
     }
 
-    /// Tokens of the prompt and `room` more, if the model has so many positions.
-    fn capacity(&self, prompt: &Prompt, room: usize) -> Result<usize> {
-        let tokens = prompt.ids.len();
+    /// `tokens` of a prompt and `room` more, if the model has so many positions.
+    fn capacity(&self, tokens: usize, room: usize) -> Result<usize> {
         let limit = self.config.text_config.max_position_embeddings;
         match tokens.checked_add(room) {
             Some(capacity) if capacity <= limit => Ok(capacity),
@@ -264,7 +272,7 @@ impl Model {
         room: usize,
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
-        let capacity = self.capacity(prompt, room)?;
+        let capacity = self.capacity(prompt.ids.len(), room)?;
         let embeds = self.decoder.embed(&prompt.ids)?;
         for (&(start, len), features) in prompt.images.iter().zip(features) {
             if features.dim(0)? != len {
@@ -440,6 +448,51 @@ mod tests {
         let mut logits = [0.0, 2.0 * 0.51f32.ln(), 2.0 * 0.49f32.ln()];
         sampling.restrict(&mut logits);
         assert_eq!(logits.map(f32::is_finite), [true, true, false]);
+    }
+
+    fn demo() -> Model {
+        let checkpoint = super::super::Checkpoint::open(&super::super::Source::Demo).unwrap();
+        let options = super::super::LoadOptions::default();
+        Model::load(&checkpoint, &options, &mut |_, _| ControlFlow::Continue(())).unwrap()
+    }
+
+    fn refused(model: &Model, pictures: &[&Picture], splitting: bool) -> String {
+        let request = Request {
+            pictures,
+            clip: None,
+            splitting,
+            system: None,
+            prompt: "",
+            max_tokens: 1,
+            sampling: Sampling::default(),
+            stop_strings: &[],
+            choices: &[],
+        };
+        let go_on = &mut |_: Event<'_>| ControlFlow::Continue(());
+        let described = model.describe(&mut model.session(), &request, go_on);
+        described.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn more_tiles_than_positions_are_not_cut() {
+        let mut model = demo();
+        model.preprocessor.size.longest_edge = 4096;
+        model.preprocessor.max_image_size.longest_edge = 1;
+        let picture = Picture::new(64, 48, vec![0; 64 * 48 * 3]).unwrap();
+        // 4096 × 3072, and the whole picture.
+        let error = refused(&model, &[&picture], true);
+        assert!(error.contains("12582913 tokens"), "{error}");
+    }
+
+    #[test]
+    fn a_prompt_of_nothing_is_an_error() {
+        let mut model = demo();
+        let tokenizer = super::super::Checkpoint::open(&super::super::Source::Demo)
+            .and_then(|checkpoint| checkpoint.tokenizer())
+            .unwrap();
+        model.prompter = super::super::Prompter::new(String::new(), tokenizer).unwrap();
+        let error = refused(&model, &[], false);
+        assert!(error.contains("after tokenization"), "{error}");
     }
 
     #[test]

@@ -242,6 +242,13 @@ impl Processor {
         Processed { pictures, grid }
     }
 
+    /// Rows and columns of tiles that a picture of this size is [`split`](Self::split) into.
+    pub(super) fn tiles(&self, width: u32, height: u32) -> (usize, usize) {
+        let (width, height) = self.longest_edge_size(width, height);
+        let (width, height) = self.tiled_size(width, height);
+        self.grid(width, height)
+    }
+
     /// Rows and columns of tiles in a picture of a [`tiled_size`](Self::tiled_size); none if one would do.
     pub fn grid(&self, width: u32, height: u32) -> (usize, usize) {
         match (height / self.side, width / self.side) {

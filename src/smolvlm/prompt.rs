@@ -56,6 +56,10 @@ pub(super) const END_OF_UTTERANCE: &str = "<end_of_utterance>";
 /// Instructions a chat template may take: a published one takes a few hundred.
 const TEMPLATE_FUEL: u64 = 1_000_000;
 
+/// Bytes that a chat template may add to the messages, of which published ones take a hundred. Attention grows
+/// with the square of what it writes.
+const MAX_ADDED: usize = 8192;
+
 /// Chat template and tokenizer of one checkpoint.
 pub struct Prompter {
     template: Environment<'static>,
@@ -122,11 +126,23 @@ impl Prompter {
                 "`{text}` contains `{IMAGE}`, which marks a picture's place; leave it out"
             )));
         }
+        let texts = messages.iter().flat_map(|m| &m.content).map(|c| match c {
+            Content::Text { text } => text.len(),
+            Content::Image => IMAGE.len(),
+        });
+        let most = texts.sum::<usize>() + MAX_ADDED;
         let template = self.template.get_template(TEMPLATE);
         let messages = Value::from(Serde(messages));
-        template
+        let rendered = template
             .and_then(|t| t.render(context! { messages, add_generation_prompt => true }))
-            .map_err(|e| Error::Prompt(format!("the chat template fails: {e}")))
+            .map_err(|e| Error::Prompt(format!("the chat template fails: {e}")))?;
+        if rendered.len() > most {
+            return Err(Error::Prompt(format!(
+                "the chat template makes {} bytes of the messages, at most {most} are read",
+                rendered.len()
+            )));
+        }
+        Ok(rendered)
     }
 
     /// Ids of `messages`, whose pictures take the `spans` in order.
@@ -150,6 +166,11 @@ impl Prompter {
             .encode(text, true)
             .map_err(|e| Error::Prompt(format!("the tokenizer fails: {e}")))?;
         let ids = encoding.get_ids().to_vec();
+        if ids.is_empty() {
+            return Err(Error::Prompt(
+                "nothing is left of it after tokenization".into(),
+            ));
+        }
         let images = runs(&ids, self.image);
         let pictures = spans.iter().map(|s| s.grid.0 * s.grid.1 + 1).sum::<usize>();
         if images.len() != pictures {
@@ -313,6 +334,29 @@ mod tests {
                 "{fake}<row_1_col_1><image>{fake}<row_1_col_2><image>\n\n{fake}<global-img><image>{fake}"
             )
         );
+    }
+
+    /// Rendered with a question and a picture, by the demo model's tokenizer.
+    fn rendered(template: &str) -> Result<String> {
+        let checkpoint = super::super::Checkpoint::open(&super::super::Source::Demo)?;
+        let prompter = Prompter::new(template.into(), checkpoint.tokenizer()?).unwrap();
+        prompter.render(&question(None, vec![Content::Image], "What is it?"))
+    }
+
+    #[test]
+    fn a_template_writes_no_more_than_a_prompt() {
+        assert!(rendered("{{ 'x' * 8000 }}<image>").is_ok());
+        for template in [
+            "{{ 'x' * 9000 }}<image>",
+            "{% for i in range(9000) %}x{% endfor %}",
+        ] {
+            let error = rendered(template).unwrap_err().to_string();
+            assert!(error.contains("the chat template makes 90"), "{error}");
+        }
+        // It stops before there is that much.
+        let doubled = "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
+        let error = rendered(doubled).unwrap_err().to_string();
+        assert!(error.contains("the chat template fails"), "{error}");
     }
 
     #[test]
