@@ -597,6 +597,19 @@ fn what_can_not_be_run_is_named() {
         },
         &[TEXT, "a token twice"],
     );
+    of(
+        |text, _| {
+            // Rows of a head, which change places, and less than a byte each.
+            let bias = Tensor::zeros(64, Type::F32, &Device::Cpu).unwrap();
+            let bias = QTensor::quantize(&bias, GgmlDType::Q4_0).unwrap();
+            text.tensors.insert("blk.0.attn_q.bias".into(), bias);
+        },
+        &[TEXT, "q_proj.bias` as Q4_0"],
+    );
+    of(
+        |_, projector| projector.set("clip.vision.image_size", Value::U32(8192)),
+        &[PROJECTOR, "longest_edge` is 8192"],
+    );
 
     // The text model of another size beside the projector.
     let other = changed(|text, _| {

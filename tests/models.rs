@@ -401,6 +401,35 @@ fn unknown_architecture() {
     refused(folder.path(), gst::ResourceError::OpenRead, &words);
 }
 
+/// Attention takes memory with the fourth power of the side: that of 8192 pixels would be a terabyte.
+#[test]
+fn a_side_that_no_memory_is_enough_for() {
+    let folder = broken(|folder| {
+        let config = folder.join("preprocessor_config.json");
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        json["max_image_size"]["longest_edge"] = 8192.into();
+        fs::write(config, json.to_string()).unwrap();
+    });
+    let words = ["preprocessor_config.json", "max_image_size", "8192"];
+    refused(folder.path(), gst::ResourceError::OpenRead, &words);
+}
+
+#[test]
+fn an_index_does_not_lead_out_of_the_folder() {
+    for shard in ["../x", "/etc/passwd", "a/b", "..", ".", ""] {
+        let folder = broken(|folder| {
+            fs::remove_file(folder.join("model.safetensors")).unwrap();
+            let index = serde_json::json!({"weight_map": {"lm_head.weight": shard}});
+            let path = folder.join("model.safetensors.index.json");
+            fs::write(path, index.to_string()).unwrap();
+        });
+        let named = format!("names `{shard}`");
+        let words = ["model.safetensors.index.json", &named, "Do not use"];
+        refused(folder.path(), gst::ResourceError::OpenRead, &words);
+    }
+}
+
 /// What only loading can find out comes as an ERROR too, and ends the PROGRESS.
 #[test]
 fn a_tokenizer_that_is_none() {

@@ -111,6 +111,8 @@ fn default_max_position_embeddings() -> usize {
 /// own (bounded) shapes are compared.
 const MAX_DIM: usize = 1 << 20;
 const MAX_LAYERS: usize = 1024;
+/// Of the encoder's attention, which weighs each patch against each: 1 GB, 20 times what the family takes.
+const MAX_SCORES: usize = 1 << 28;
 
 impl Config {
     /// Parses and checks; the error says which key is at fault.
@@ -218,6 +220,21 @@ impl Config {
     /// reference's convolution does (384 / 14 → 27).
     pub fn patches_per_side(&self, side: usize) -> usize {
         side / self.vision_config.patch_size
+    }
+
+    /// Whether the encoder's attention stays within reason for squares of `side` pixels.
+    pub(super) fn check_side(&self, side: usize) -> Result<(), String> {
+        let patches = self.patches_per_side(side).pow(2);
+        let scores = patches
+            .checked_pow(2)
+            .and_then(|pairs| pairs.checked_mul(self.vision_config.num_attention_heads));
+        match scores {
+            Some(scores) if scores <= MAX_SCORES => Ok(()),
+            _ => Err(format!(
+                "`max_image_size.longest_edge` is {side}, too much for an encoder with patches of {} pixels",
+                self.vision_config.patch_size
+            )),
+        }
     }
 
     /// Tokens that one square picture of `side` pixels takes in the prompt.

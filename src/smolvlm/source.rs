@@ -335,7 +335,7 @@ impl Checkpoint {
             });
         }
         let config = source.parsed(CONFIG, Config::from_json)?;
-        let preprocessor = preprocessor(source)?;
+        let preprocessor = preprocessor(source, &config)?;
         // Parsing megabytes of merges is the worker's job; that the file is there is known now.
         source.require(TOKENIZER, source.open(TOKENIZER)?)?;
         let weights = Weights::open(weight_files(source)?)?;
@@ -378,9 +378,9 @@ impl Checkpoint {
 
     /// Whether the encoder can run on squares of `side` pixels.
     pub fn check_image_size(&self, side: u32) -> Result<()> {
-        let least = (self.config.vision_config.patch_size * self.config.scale_factor) as u32;
+        let least = self.config.vision_config.patch_size * self.config.scale_factor;
         let most = self.image_size();
-        if (least..=most).contains(&side) {
+        if side as usize >= least && side <= most {
             return Ok(());
         }
         Err(Error::Setting {
@@ -423,16 +423,21 @@ impl Checkpoint {
 const SAME_CHECKPOINT: &str = "Are all files from the same checkpoint?";
 
 /// In a file of its own as published, inside `processor_config.json` as transformers 5 saves it.
-fn preprocessor(source: &Source) -> Result<PreprocessorConfig> {
+fn preprocessor(source: &Source, config: &Config) -> Result<PreprocessorConfig> {
+    let parse = |json: &[u8]| {
+        let preprocessor = PreprocessorConfig::from_json(json)?;
+        config.check_side(preprocessor.max_image_size.longest_edge)?;
+        Ok(preprocessor)
+    };
     if source.read(PREPROCESSOR_CONFIG)?.is_none() {
         let processor = source.json(PROCESSOR_CONFIG)?;
         if let Some(config) = processor.as_ref().and_then(|p| p.get("image_processor")) {
-            return PreprocessorConfig::from_json(config.to_string().as_bytes()).map_err(
-                |reason| Error::file(&source.path(PROCESSOR_CONFIG), reason, "Download it again"),
-            );
+            return parse(config.to_string().as_bytes()).map_err(|reason| {
+                Error::file(&source.path(PROCESSOR_CONFIG), reason, "Download it again")
+            });
         }
     }
-    source.parsed(PREPROCESSOR_CONFIG, PreprocessorConfig::from_json)
+    source.parsed(PREPROCESSOR_CONFIG, parse)
 }
 
 pub(super) const CONFIG: &str = "config.json";

@@ -66,6 +66,9 @@ impl Parts {
         config["tie_word_embeddings"] = decoder.tensor("output.weight").is_none().into();
         let config = Config::from_json(config.to_string().as_bytes()).map_err(in_text)?;
         decoder.check_rope(&config).map_err(in_text)?;
+        config
+            .check_side(preprocessor.max_image_size.longest_edge)
+            .map_err(in_projector)?;
         let connector = encoder.tensor("mm.model.fc.weight");
         if connector.map(|connector| connector.shape[0]) != Some(config.text_config.hidden_size) {
             return Err(Error::file(
@@ -85,6 +88,10 @@ impl Parts {
             let rows = entry.paired_heads.map(|heads| heads * head_dim);
             if rows.is_some_and(|rows| rows != entry.shape[0]) {
                 return Err(in_text(format!("has {} rows in `{name}`", entry.shape[0])));
+            }
+            // Of a bias, a block is many rows: they can't be moved.
+            if rows.is_some() && entry.shape.len() == 1 && entry.dtype.block_size() > 1 {
+                return Err(in_text(format!("has `{name}` as {:?}", entry.dtype)));
             }
         }
         let swapped = encoder.is_swapped(&config);
