@@ -48,6 +48,7 @@ mod kv_cache;
 mod linear;
 mod prompt;
 mod source;
+mod tokenizer;
 mod vision;
 mod weights;
 

@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::{
     Config, Error, PreprocessorConfig, Result,
     gguf::{self, Vocabulary},
+    tokenizer,
     weights::{Bytes, Weights},
 };
 
@@ -398,9 +399,7 @@ impl Checkpoint {
                 .tokenizer()
                 .map_err(|reason| self.file_error(TOKENIZER, reason));
         }
-        self.source.parsed(TOKENIZER, |bytes| {
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())
-        })
+        self.source.parsed(TOKENIZER, tokenizer::from_json)
     }
 
     /// An error that concerns one of the checkpoint's files.

@@ -28,6 +28,7 @@ use tokenizers::{
 
 use super::{
     Config, Error, PreprocessorConfig, Result,
+    tokenizer::check_merge,
     weights::{Bytes, Entry, Weights},
 };
 #[cfg(feature = "hub")]
@@ -449,12 +450,16 @@ impl Vocabulary {
     pub(super) fn tokenizer(&self) -> Result<Tokenizer, String> {
         let vocabulary: Vocab = self.tokens.iter().cloned().zip(0..).collect();
         let merge = |merge: &String| match merge.split_once(' ') {
-            Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
+            Some((left, right)) => {
+                check_merge(left, right, |token| vocabulary.contains_key(token))?;
+                Ok((left.to_owned(), right.to_owned()))
+            }
             None => Err(format!(
                 "holds the merge `{merge}`, which is not one of two tokens"
             )),
         };
-        let merges = self.merges.iter().map(merge).collect::<Result<_, _>>()?;
+        let merges = self.merges.iter().map(merge);
+        let merges = merges.collect::<Result<_, _>>()?;
         let text = |e: tokenizers::Error| e.to_string();
         let model = BPE::builder().vocab_and_merges(vocabulary, merges);
         let mut tokenizer = Tokenizer::new(model.build().map_err(text)?);
