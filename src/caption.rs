@@ -103,6 +103,8 @@ pub struct Caption {
     pub probability: f64,
     /// The text stops at `max-tokens`, not where the model would have ended it.
     pub truncated: bool,
+    /// It answers the same question as the caption that is current, with the same words.
+    pub repeated: bool,
     /// The text so far, not yet the whole of it.
     pub partial: bool,
     pub cost: Cost,

@@ -35,6 +35,7 @@ fn caption() -> Caption {
         tokens: 9,
         probability: 0.75,
         truncated: true,
+        repeated: true,
         partial: true,
         cost: Cost {
             latency: Duration::from_nanos(1_234_567_891),
@@ -47,7 +48,7 @@ fn caption() -> Caption {
 }
 
 /// The contract: name and type of each field.
-const FIELDS: [(&str, &str); 25] = [
+const FIELDS: [(&str, &str); 26] = [
     ("timestamp", "guint64"),
     ("stream-time", "guint64"),
     ("running-time", "guint64"),
@@ -65,6 +66,7 @@ const FIELDS: [(&str, &str); 25] = [
     ("tokens", "guint"),
     ("probability", "gdouble"),
     ("truncated", "gboolean"),
+    ("repeated", "gboolean"),
     ("partial", "gboolean"),
     ("trigger", "gchararray"),
     ("request-id", "guint"),
@@ -256,6 +258,47 @@ fn meta_and_messages_can_be_switched_off() {
     assert_eq!(Caption::try_from(buffer.as_ref()), Err(NotACaption::NoMeta));
     assert_eq!(log.heard().captions, []);
     assert!(narrator.property::<Option<String>>("caption").is_some());
+}
+
+#[test]
+fn what_is_said_again_is_marked_and_posted_only_where_asked() {
+    let fake = Fake::new();
+    let caps = "video/x-raw,format=GRAY8,width=8,height=8,framerate=10/1";
+    let (mut harness, narrator, log) = harness(&fake, caps);
+    narrator.set_property("interval", ms(100));
+    let said = |harness: &mut gst_check::Harness, text: &str, at| {
+        fake.plan().say = Some(text.into());
+        harness.push(common::buffer(64, 7, ms(at))).unwrap();
+        let meta = Caption::try_from(harness.pull().unwrap().as_ref()).unwrap();
+        assert_eq!(
+            (meta.text.as_str(), meta.stamp.timestamp),
+            (text, Some(ms(at)))
+        );
+        let captions = log.heard().captions;
+        assert!(captions.iter().all(|caption| *caption == meta));
+        (meta.repeated, captions.len())
+    };
+    assert_eq!(said(&mut harness, "a", 0), (false, 1));
+    assert_eq!(said(&mut harness, "a", 100), (true, 1));
+    assert_eq!(said(&mut harness, "b", 200), (false, 1));
+    narrator.set_property("post-repeated", false);
+    assert_eq!(said(&mut harness, "b", 300), (true, 0));
+    assert_eq!(said(&mut harness, "a", 400), (false, 1));
+    // Another question with the same answer is news, and so is what somebody asked about.
+    narrator.set_property("prompt", "And now?");
+    assert_eq!(said(&mut harness, "a", 500), (false, 1));
+    assert_eq!(said(&mut harness, "a", 600), (true, 0));
+    narrator.set_property("detail-prompt", "And now?");
+    narrator.set_property("interval", ClockTime::from_seconds(3600));
+    narrator.describe_now(None, None);
+    assert_eq!(said(&mut harness, "a", 700), (true, 1));
+    // A caption whose time is up is not current.
+    narrator.set_property("expire", ms(150));
+    harness
+        .push_and_pull(common::buffer(64, 7, ms(1000)))
+        .unwrap();
+    narrator.set_property("interval", ms(100));
+    assert_eq!(said(&mut harness, "a", 2000), (false, 1));
 }
 
 #[test]

@@ -224,6 +224,23 @@ fn a_flush_ends_the_wait_of_eos() {
 }
 
 #[test]
+fn a_cut_is_described_at_once() {
+    let (mut harness, narrator, log) = live_harness(&Fake::new());
+    narrator.set_property("scene-threshold", 0.05);
+    narrator.set_property("interval", ClockTime::ZERO);
+    for number in 0..30 {
+        let grey = if number < 17 { 0 } else { 200 };
+        let at = ms(20 * number);
+        harness.push(common::buffer(64, grey, at)).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let captions = log.heard().captions;
+    let frames: Vec<_> = captions.iter().map(|c| c.stamp.frame).collect();
+    // The worker may be at the end of its sentence, no more.
+    assert!(matches!(frames[..], [0, 17..20]), "{frames:?}");
+}
+
+#[test]
 fn unchanged_pictures_stay_out_of_the_slot() {
     let (mut harness, narrator, log) = live_harness(&Fake::new());
     narrator.set_property("scene-threshold", 0.05);

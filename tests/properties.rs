@@ -19,7 +19,7 @@ const READY: [&str; 9] = [
     "merge-captions",
 ];
 
-const PLAYING: [&str; 25] = [
+const PLAYING: [&str; 26] = [
     "prompt",
     "system-prompt",
     "image-size",
@@ -43,6 +43,7 @@ const PLAYING: [&str; 25] = [
     "detail-image-splitting",
     "drain-timeout",
     "post-messages",
+    "post-repeated",
     "attach-meta",
     "partial-captions",
 ];
@@ -112,6 +113,7 @@ fn defaults_are_the_contracts() {
         10 * gst::ClockTime::SECOND
     );
     assert!(element.property::<bool>("post-messages"));
+    assert!(element.property::<bool>("post-repeated"));
     assert!(element.property::<bool>("attach-meta"));
     assert!(!element.property::<bool>("partial-captions"));
     assert_eq!(element.property::<Option<String>>("caption"), None);

@@ -66,7 +66,7 @@ pub struct Job {
 /// A caption, whole or partial, and what only the statistics want to know.
 #[derive(Debug)]
 pub struct Narrated {
-    /// Its `sequence` and `arrival_time` are for the listener to fill in.
+    /// Its `sequence`, `repeated` and `arrival_time` are for the listener to fill in.
     pub caption: Caption,
     pub epoch: Epoch,
     /// How long the frame waited for the worker.
@@ -449,6 +449,7 @@ fn caption(job: &Job, info: &EngineInfo, description: Description, partial: bool
         tokens: description.tokens.try_into().unwrap_or(u32::MAX),
         probability: description.probability,
         truncated: description.truncated,
+        repeated: false,
         partial,
         cost: Cost {
             latency: job.sampled_at.elapsed(),

@@ -77,6 +77,7 @@ fn write(caption: &Caption, s: &mut gst::StructureRef) {
     s.set("tokens", caption.tokens);
     s.set("probability", caption.probability);
     s.set("truncated", caption.truncated);
+    s.set("repeated", caption.repeated);
     s.set("partial", caption.partial);
     s.set("trigger", stamp.trigger.as_str());
     s.set("request-id", stamp.request_id);
@@ -116,6 +117,7 @@ fn read(s: &gst::StructureRef) -> Result<Caption, NotACaption> {
         tokens: field(s, "tokens")?,
         probability: field(s, "probability")?,
         truncated: field(s, "truncated")?,
+        repeated: field(s, "repeated")?,
         partial: field(s, "partial")?,
         cost: Cost {
             latency: duration("latency-ms")?,

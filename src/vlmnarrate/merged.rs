@@ -163,6 +163,7 @@ mod tests {
             tokens: 0,
             probability: 1.0,
             truncated: false,
+            repeated: false,
             partial: false,
             cost: Cost::default(),
         })

@@ -68,6 +68,8 @@ glib::wrapper! {
     /// - `tokens` (#guint): length of the caption; `probability` (#gdouble): of this one of the
     ///   `choices`, 1 without any; `truncated` (#gboolean): it was cut off at
     ///   `max-tokens`.
+    /// - `repeated` (#gboolean): it says what the current one said to the same prompt. With
+    ///   `post-repeated` off there is no message then; the caption is current anew.
     /// - `partial` (#gboolean): more is to come (with `partial-captions`, in messages only).
     /// - `trigger` (string): `interval`, `scene` (the picture had changed, with `scene-threshold`) or
     ///   `request`; `request-id` (#guint): what `describe-now` returned, or 0.

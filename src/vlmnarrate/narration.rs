@@ -60,6 +60,16 @@ pub(super) struct Shown {
     partial: Option<Arc<Caption>>,
 }
 
+impl Shown {
+    /// Whether the current caption says this already.
+    fn is_said(&self, caption: &Caption) -> bool {
+        let current = self.caption.as_deref();
+        current.is_some_and(|current| {
+            !caption.partial && (&current.text, &current.prompt) == (&caption.text, &caption.prompt)
+        })
+    }
+}
+
 /// From NULL to READY and back.
 impl VlmNarrate {
     pub(super) fn loaded(&self) -> Option<Arc<Loaded>> {
@@ -261,6 +271,7 @@ impl VlmNarrate {
                 return;
             }
             narrated.caption.sequence = shown.sequence;
+            narrated.caption.repeated = shown.is_said(&narrated.caption);
             let caption = Arc::new(narrated.caption.clone());
             if caption.partial {
                 shown.partial = Some(caption.clone());
@@ -277,7 +288,7 @@ impl VlmNarrate {
             log(self, &narrated);
             self.obj().notify("caption");
         }
-        if self.settings.lock().unwrap().post_messages {
+        if self.settings.lock().unwrap().posts(&caption) {
             let message = gst::message::Element::builder(caption.as_ref().into())
                 .src(&*self.obj())
                 .build();

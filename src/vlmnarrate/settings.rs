@@ -6,6 +6,7 @@ use gst::{glib, prelude::*};
 
 use super::scene::HEARTBEAT;
 use crate::{
+    caption::Caption,
     narrator::{self, ModelSettings, Question, Sampling},
     properties::{
         Choice,
@@ -151,6 +152,7 @@ pub struct Settings {
     pub merge_captions: bool,
     pub drain_timeout: gst::ClockTime,
     pub post_messages: bool,
+    pub post_repeated: bool,
     pub attach_meta: bool,
     pub partial_captions: bool,
 }
@@ -220,6 +222,7 @@ impl Default for Settings {
             merge_captions: false,
             drain_timeout: 10 * gst::ClockTime::SECOND,
             post_messages: true,
+            post_repeated: true,
             attach_meta: true,
             partial_captions: false,
         }
@@ -237,6 +240,12 @@ impl Settings {
             threads: self.threads as usize,
             nice: self.nice as u8,
         }
+    }
+
+    /// Whether the bus is to hear of a caption.
+    pub fn posts(&self, caption: &Caption) -> bool {
+        let is_news = !caption.repeated || caption.stamp.request_id != 0;
+        self.post_messages && (self.post_repeated || is_news)
     }
 
     /// How long a caption stays current if no other comes.
@@ -391,6 +400,9 @@ pub fn properties() -> Vec<Property<Settings>> {
             "Nanoseconds that EOS waits for captions under way (0 = not at all)"),
         row(Playing, ("post-messages", "Post messages"), (), |s| &mut s.post_messages,
             "Post each caption on the bus, as an element message named vlmnarrate"),
+        row(Playing, ("post-repeated", "Post repeated captions"), (), |s| &mut s.post_repeated,
+            "Post a message for a caption that says what the current one says, too; it has repeated \
+             set. An answer to describe-now is posted in any case"),
         row(Playing, ("attach-meta", "Attach meta"), (), |s| &mut s.attach_meta,
             "Attach the current caption to every buffer, as a custom meta VlmNarrateMeta"),
         row(Playing, ("partial-captions", "Partial captions"), (), |s| &mut s.partial_captions,
