@@ -79,8 +79,9 @@ class Soak:
         position = self.random.randrange(1000) * SECOND
         start, stop = (position, -1) if rate > 0 else (0, position + 60 * SECOND)
         flags = Gst.SeekFlags.FLUSH | Gst.SeekFlags.ACCURATE
-        kind = Gst.SeekType.NONE if rate > 0 else Gst.SeekType.SET
-        self.pipeline.seek(rate, Gst.Format.TIME, flags, Gst.SeekType.SET, start, kind, stop)
+        # Each seek sets both ends: an earlier one's stop may be before this one's start.
+        kind = Gst.SeekType.SET
+        self.pipeline.seek(rate, Gst.Format.TIME, flags, kind, start, kind, stop)
         self.counts["seeks"] += 1
 
     def change(self):
