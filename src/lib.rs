@@ -4,6 +4,9 @@
 //! here what they need to read its captions ([`Caption`]), to ask about a frame and to bring their
 //! own model ([`vlmnarrate::VlmNarrate`], [`narrator`]).
 
+// Where it is needed, `expect` says why.
+#![deny(unsafe_code)]
+
 pub mod caption;
 mod kernels;
 pub mod narrator;

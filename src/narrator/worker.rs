@@ -496,6 +496,7 @@ impl Throttle {
 }
 
 /// Who decodes, draws or plays goes before who describes.
+#[cfg_attr(target_os = "linux", expect(unsafe_code, reason = "setpriority"))]
 fn give_way(nice: u8) {
     #[cfg(target_os = "linux")]
     // SAFETY: takes no pointer. 0 is the calling thread, whose children inherit it.
@@ -508,6 +509,10 @@ fn give_way(nice: u8) {
 }
 
 /// Of a model that is gone: glibc keeps for itself what was in pieces of less than 32 MiB.
+#[cfg_attr(
+    all(target_os = "linux", target_env = "gnu"),
+    expect(unsafe_code, reason = "malloc_trim")
+)]
 fn give_back_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: takes no pointer and may be called at any time from any thread.
