@@ -7,5 +7,7 @@ tools/setup.sh --tests
 
 # A GLib or GStreamer warning is a bug of ours.
 export G_DEBUG=fatal-warnings
+# A test that leaves one of these behind fails as it ends.
+export GST_TRACERS='leaks(filters="GstElement,GstPad,GstBus,GstBuffer,GstMemory,GstEvent,GstMessage,GstQuery")'
 cargo nextest run --no-fail-fast "$@"
 cargo test --quiet --doc

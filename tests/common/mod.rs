@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod engine;
+pub mod leaks;
 pub mod programs;
 
 use std::{
@@ -27,6 +28,7 @@ pub fn init() {
             glib::LogLevels::LEVEL_CRITICAL | glib::LogLevels::LEVEL_WARNING,
         );
         gstvlmnarrate::plugin_register_static().unwrap();
+        leaks::watch();
     });
 }
 
@@ -135,6 +137,13 @@ impl Log {
             }
         }
         heard
+    }
+}
+
+/// Messages that wait hold their element, which holds the bus.
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.0.set_flushing(true);
     }
 }
 
