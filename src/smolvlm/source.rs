@@ -261,6 +261,8 @@ struct FileState {
     /// Where there is such a file.
     size: Option<u64>,
     modified: Option<SystemTime>,
+    /// A copy that took its place may have all of these.
+    inode: Option<u64>,
 }
 
 impl Fingerprint {
@@ -284,11 +286,22 @@ impl Fingerprint {
                 // A link may lead elsewhere tomorrow, a folder have two names.
                 path: path.canonicalize().unwrap_or(path),
                 size: file.as_ref().map(fs::Metadata::len),
-                modified: file.and_then(|file| file.modified().ok()),
+                modified: file.as_ref().and_then(|file| file.modified().ok()),
+                inode: file.as_ref().and_then(inode),
             }
         });
         Self(states.collect())
     }
+}
+
+#[cfg(unix)]
+fn inode(file: &fs::Metadata) -> Option<u64> {
+    Some(std::os::unix::fs::MetadataExt::ino(file))
+}
+
+#[cfg(not(unix))]
+fn inode(_: &fs::Metadata) -> Option<u64> {
+    None
 }
 
 /// A model's files, looked at and found fit, nothing heavy read yet.
@@ -573,6 +586,34 @@ mod tests {
                 .contains("hf download a/b")
         );
         assert_eq!(Source::parse(None, None).unwrap(), Source::Demo);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_copy_of_the_same_size_and_time_is_another_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let reference = Path::new("tests/data/gguf/SmolVLM-Small");
+        for file in fs::read_dir(reference).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+        }
+        let source = Source::parse(folder.path().to_str(), None).unwrap();
+        let fingerprint = || Checkpoint::open(&source).unwrap().fingerprint;
+        let before = fingerprint();
+        assert!(before == fingerprint());
+        // As rsync does it.
+        let weights = folder.path().join("model.safetensors");
+        let copy = folder.path().join("copy");
+        fs::copy(&weights, &copy).unwrap();
+        let modified = fs::metadata(&weights).unwrap().modified().unwrap();
+        fs::File::options()
+            .append(true)
+            .open(&copy)
+            .unwrap()
+            .set_modified(modified)
+            .unwrap();
+        fs::rename(&copy, &weights).unwrap();
+        assert!(before != fingerprint());
     }
 
     #[test]
