@@ -18,7 +18,8 @@ pub(super) fn from_json(json: &[u8]) -> Result<Tokenizer, String> {
 fn check_part(key: &str, part: &Value) -> Result<(), String> {
     let parts = match part["type"].as_str() {
         None if part.is_null() => return Ok(()),
-        Some("ByteLevel" | "Digits" | "TemplateProcessing") => return Ok(()),
+        Some("ByteLevel" | "Digits") => return Ok(()),
+        Some("TemplateProcessing") => return check_template(part),
         Some("Sequence") => ["pretokenizers", "processors", "decoders"],
         kind => {
             return Err(format!(
@@ -29,6 +30,20 @@ fn check_part(key: &str, part: &Value) -> Result<(), String> {
     };
     let parts = parts.iter().filter_map(|list| part[*list].as_array());
     parts.flatten().try_for_each(|part| check_part(key, part))
+}
+
+/// Of one text, between special tokens that are there.
+fn check_template(template: &Value) -> Result<(), String> {
+    let is_known = |piece: &Value| {
+        let special = piece["SpecialToken"]["id"].as_str();
+        piece["Sequence"]["id"] == "A"
+            || special.is_some_and(|id| template["special_tokens"].get(id).is_some())
+    };
+    let pieces = template["single"].as_array();
+    match pieces.into_iter().flatten().find(|piece| !is_known(piece)) {
+        Some(piece) => Err(format!("has `{piece}` in its template, which is not there")),
+        None => Ok(()),
+    }
 }
 
 fn check_model(model: &Value) -> Result<(), String> {
@@ -117,6 +132,23 @@ mod tests {
         ] {
             let error = parse(parts, BPE).unwrap_err();
             assert!(error.contains("which no SmolVLM has"), "{error}");
+        }
+        let template = |piece: &str| {
+            let pieces = format!(r#"[{piece},{{"Sequence":{{"id":"A","type_id":0}}}}]"#);
+            let special = r#"{"a":{"id":"a","ids":[0],"tokens":["a"]}}"#;
+            let template = format!(
+                r#""post_processor":{{"type":"TemplateProcessing","single":{pieces},"pair":[],"special_tokens":{special}}},"#
+            );
+            parse(&template, BPE)
+        };
+        let tokenizer = template(r#"{"SpecialToken":{"id":"a","type_id":0}}"#).unwrap();
+        assert_eq!(tokenizer.encode("ab", true).unwrap().get_ids(), [0, 2]);
+        for piece in [
+            r#"{"SpecialToken":{"id":"x","type_id":0}}"#,
+            r#"{"Sequence":{"id":"B","type_id":1}}"#,
+        ] {
+            let error = template(piece).unwrap_err();
+            assert!(error.contains("in its template"), "{error}");
         }
         // In what is not UTF-8, `tokenizers` looks for a decoder all the same.
         let mut json = format!(r#"{{"version":"1.0",{decoder}"model":{BPE}}}"#).into_bytes();
