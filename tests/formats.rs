@@ -171,6 +171,41 @@ fn cropped_pictures_are_seen_without_what_is_around() {
     }
 }
 
+/// Rows that a buffer's meta tells of, of 1 byte each and this far apart.
+fn rows(offset: usize, stride: i32, bytes: &[u8; 12]) -> common::Heard {
+    let caps = "video/x-raw,format=GRAY8,width=1,height=3,framerate=1/1";
+    let (mut harness, _narrator, log) = harness(&Fake::new(), caps);
+    let mut buffer = gst::Buffer::from_slice(*bytes);
+    let fresh = buffer.get_mut().unwrap();
+    fresh.set_pts(ClockTime::ZERO);
+    let flags = gst_video::VideoFrameFlags::empty();
+    let format = VideoFormat::Gray8;
+    gst_video::VideoMeta::add_full(fresh, flags, format, 1, 3, &[offset], &[stride]).unwrap();
+    harness.push_and_pull(buffer).unwrap();
+    log.heard()
+}
+
+#[test]
+fn rows_may_be_upside_down_but_not_outside() {
+    let bytes = [0, 90, 0, 0, 0, 90, 0, 0, 0, 90, 0, 0];
+    // From the top, from the bottom, and one after another.
+    for (offset, stride) in [(1, 4), (9, -4)] {
+        let heard = rows(offset, stride, &bytes);
+        assert_eq!(heard.texts(), ["mean colour [90, 90, 90]"], "{stride}");
+    }
+    // The last row ends with the buffer, without its padding.
+    let heard = rows(1, 5, &[0, 90, 0, 0, 0, 0, 90, 0, 0, 0, 0, 90]);
+    assert_eq!(heard.texts(), ["mean colour [90, 90, 90]"]);
+    for (offset, stride) in [(1, 6), (7, -4), (0, i32::MAX), (0, i32::MIN)] {
+        let heard = rows(offset, stride, &bytes);
+        assert!(heard.captions.is_empty(), "{stride}");
+        assert!(
+            heard.warnings[0].contains("not inside its buffer"),
+            "{stride}"
+        );
+    }
+}
+
 /// The colours that the model sees are those of the picture.
 #[test]
 fn colours_are_right_in_rgb_and_yuv() {

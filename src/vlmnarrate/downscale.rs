@@ -38,7 +38,7 @@ struct Window {
     full: (u32, u32),
     /// Left, top, width and height of what is to be seen.
     seen: (u32, u32, u32, u32),
-    /// Whether all rows are in the buffer with all their padding, the top one first.
+    /// Its rows are [`Rows::Plain`].
     plain: bool,
 }
 
@@ -56,12 +56,20 @@ impl Window {
         let whole = Self::whole(info);
         let meta = buffer.meta::<gst_video::VideoMeta>();
         let crop = buffer.meta::<gst_video::VideoCropMeta>();
+        let rows = meta
+            .as_ref()
+            .map_or(Rows::Plain, |meta| Rows::of(meta, buffer.size(), info));
+        if matches!(rows, Rows::Outside) {
+            return Err(glib::bool_error!(
+                "its rows, as its meta tells of them, are not inside its buffer"
+            ));
+        }
         let window = Self {
             full: meta
                 .as_ref()
                 .map_or(whole.full, |meta| (meta.width(), meta.height())),
             seen: crop.map_or(whole.seen, |meta| meta.rect()),
-            plain: meta.is_none_or(|meta| is_plain(&meta, buffer.size(), info)),
+            plain: matches!(rows, Rows::Plain),
         };
         let (left, top, width, height) = window.seen;
         let fits = |start: u32, length: u32, full| {
@@ -78,18 +86,43 @@ impl Window {
     }
 }
 
-fn is_plain(meta: &gst_video::VideoMeta, size: usize, info: &VideoInfo) -> bool {
-    let format = info.format_info();
-    let planes = meta.offset().iter().zip(meta.stride()).enumerate();
-    planes.into_iter().all(|(plane, (offset, stride))| {
-        // The first component of each plane: those of one plane have as many rows.
-        let component = format.plane().iter().position(|p| *p == plane as u32);
-        let rows = component.map_or(0, |c| format.scale_height(c as u8, meta.height()) as usize);
-        let stride = usize::try_from(*stride).ok();
-        let bytes = stride.and_then(|stride| rows.checked_mul(stride));
-        let end = bytes.and_then(|bytes| offset.checked_add(bytes));
-        end.is_some_and(|end| end <= size)
-    })
+/// How the rows that a meta tells of lie in their buffer.
+enum Rows {
+    /// All with all their padding, the top one first.
+    Plain,
+    /// The bottom one first, or the last one without its padding.
+    Odd,
+    Outside,
+}
+
+impl Rows {
+    fn of(meta: &gst_video::VideoMeta, size: usize, info: &VideoInfo) -> Self {
+        let format = info.format_info();
+        let mut rows = Self::Plain;
+        if format.is_tiled() {
+            // They have tiles for rows, which are whole.
+            return rows;
+        }
+        for (plane, (offset, stride)) in meta.offset().iter().zip(meta.stride()).enumerate() {
+            // All components of a plane have as many rows; a palette has none.
+            let Some(c) = format.plane().iter().position(|p| *p == plane as u32) else {
+                continue;
+            };
+            let wide = |value: u32| i128::from(value);
+            let height = wide(format.scale_height(c as u8, meta.height()));
+            let width = wide(format.scale_width(c as u8, meta.width()));
+            let (offset, stride) = (*offset as i128, i128::from(*stride));
+            let last = offset + stride * (height - 1);
+            let end = last.max(offset) + width * i128::from(format.pixel_stride()[c]);
+            if last < 0 || end > size as i128 {
+                return Self::Outside;
+            }
+            if stride <= 0 || offset + stride * height > size as i128 {
+                rows = Self::Odd;
+            }
+        }
+        rows
+    }
 }
 
 /// A small frame whose components are planes of one size, YUV if the large one is.
@@ -195,10 +228,12 @@ fn planar(large: VideoFormat) -> Option<VideoFormat> {
         I420 | Yv12 | Y41b | Y42b | Y444 | Yuv9 | Yvu9 | A420 => Some(Y444),
         Nv12 | Nv21 | Nv16 | Nv61 | Nv24 | Yuy2 | Yvyu | Uyvy | Ayuv | Vuya | Iyu2 => Some(Y444),
         I42010le | I42012le | I42210le | I42212le | Y44410le | Y44412le | Y44416le => Some(Y444),
-        A42010le | A42210le | A44410le | P01010le | P012Le | P016Le | Ayuv64 => Some(Y444),
+        A42010le | A42210le | A44410le | P01010le | P012Le | P016Le => Some(Y444),
+        Ayuv64 if cfg!(target_endian = "little") => Some(Y444),
         Rgb | Bgr | Rgbx | Bgrx | Xrgb | Xbgr | Rgba | Bgra | Argb | Abgr => Some(Gbr),
         Rgbp | Bgrp | Gbr | Gbra | Gbr10le | Gbr12le | Gbra10le | Gbra12le => Some(Gbr),
-        Argb64 | Argb64Le | Rgba64Le | Bgra64Le | Abgr64Le => Some(Gbr),
+        Argb64 if cfg!(target_endian = "little") => Some(Gbr),
+        Argb64Le | Rgba64Le | Bgra64Le | Abgr64Le => Some(Gbr),
         Gray8 | Gray16Le => Some(Gray8),
         _ => None,
     }
