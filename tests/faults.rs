@@ -214,7 +214,9 @@ fn looks_at_red(model: &Path, live: bool) -> Pipeline {
     pipeline.narrator.set_engine_loader(SmolVlmLoader);
     pipeline.narrator.set_property("model", model.to_str());
     // However long a busy machine takes to load it.
-    pipeline.narrator.set_property("drain-timeout", common::PATIENCE);
+    pipeline
+        .narrator
+        .set_property("drain-timeout", common::PATIENCE);
     pipeline
 }
 

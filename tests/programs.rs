@@ -6,6 +6,7 @@ use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader, Write},
     process::{Child, Command, Stdio},
+    time::Instant,
 };
 
 use common::programs::{Plugin, Said, repository};
@@ -105,11 +106,14 @@ sys.exit(narrate.Run(pipeline, progress=narrate.Progress(every=float(sys.argv[1]
         python.arg(every).args(pipeline.split_whitespace());
         said(python)
     };
+    let start = Instant::now();
     let often = progress("1");
+    // One a second, however long a busy machine takes.
+    let most = 2 + start.elapsed().as_secs() as usize;
     let lines: Vec<_> = (often.err.lines())
         .filter(|line| line.contains("real time") && line.contains(" / 0:04  "))
         .collect();
-    assert!((1..=6).contains(&lines.len()), "{often:?}");
+    assert!((1..=most).contains(&lines.len()), "{often:?}");
     assert!(lines.iter().all(|line| line.contains(" %  ")), "{often:?}");
     assert!(lines.last().unwrap().ends_with(" s left"), "{often:?}");
     let seldom = progress("1000");
