@@ -91,7 +91,7 @@ fn defaults_are_the_contracts() {
     assert_eq!(element.property::<Option<String>>("model"), None);
     assert_eq!(element.property::<String>("revision"), "main");
     assert_eq!(element.property::<u32>("threads"), 0);
-    assert_eq!(element.property::<u32>("nice"), 10);
+    assert_eq!(element.property::<u32>("nice"), 5);
     assert_eq!(
         element.property::<String>("prompt"),
         "Describe this frame in one sentence."

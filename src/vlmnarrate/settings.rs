@@ -189,7 +189,7 @@ impl Default for Settings {
             dtype: DType::Auto,
             quantization: Quantization::Auto,
             threads: 0,
-            nice: 10,
+            nice: 5,
             asking: Asking {
                 prompt: Some(PROMPT.into()),
                 max_tokens: 20,
