@@ -387,7 +387,7 @@ fn decodes(model: Option<&str>) -> Result<()> {
         let (shown, late) = decode(file, gst::ElementFactory::make("identity").build()?)?;
         let cores = (processor_time() - before).as_secs_f64() / f64::from(SECONDS);
         println!("| identity ({cores:.2} cores) | {shown} | {late} |");
-        for nice in [0u32, 10] {
+        for nice in [0u32, 5, 10] {
             let narrator = narrator(model)?;
             narrator.set_property("nice", nice);
             narrator.set_property("interval", ClockTime::ZERO);
