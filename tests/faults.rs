@@ -16,7 +16,7 @@ use common::{
     engine::wait_for,
     harness, ms,
     programs::{Plugin, Said, repository},
-    spy,
+    spy, stat,
 };
 use gst::{BufferFlags, ClockTime, prelude::*};
 use gstvlmnarrate::narrator::{
@@ -29,11 +29,6 @@ use tempfile::TempDir;
 fn errors(heard: &Heard) -> Vec<String> {
     let ours = heard.errors.iter().filter(|(_, source)| source == "n");
     ours.map(|(error, _)| error.to_string()).collect()
-}
-
-fn stat(pipeline: &Pipeline, name: &str) -> u64 {
-    let stats = pipeline.narrator.property::<gst::Structure>("stats");
-    stats.get(name).unwrap()
 }
 
 #[test]
@@ -123,7 +118,7 @@ fn each_caption_that_fails_is_one_warning() {
         let asked = fake.asked().len();
         assert!(asked > 0 && (live || asked == 20), "{asked}");
         assert_eq!(heard.warnings.len(), asked, "{heard:#?}");
-        assert_eq!(stat(&pipeline, "errors"), asked as u64);
+        assert_eq!(stat(&pipeline.narrator, "errors"), asked as u64);
         let mut warnings = heard.warnings;
         warnings.dedup();
         assert_eq!(warnings.len(), asked, "each names its frame");

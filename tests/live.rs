@@ -10,16 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Fake, Pipeline, engine::wait_for, harness, ms, spy};
+use common::{Fake, Pipeline, engine::wait_for, harness, ms, spy, stat};
 use gst::{ClockTime, prelude::*};
 use gstvlmnarrate::narrator::SmolVlmLoader;
-
-fn stat(narrator: &gstvlmnarrate::VlmNarrate, name: &str) -> u64 {
-    narrator
-        .property::<gst::Structure>("stats")
-        .get(name)
-        .unwrap()
-}
 
 /// The proof asked for: a model that needs 2 s, a source that gives 60 frames of 1080p a second.
 #[test]

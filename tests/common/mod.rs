@@ -46,6 +46,46 @@ pub fn narrator(fake: &Fake) -> VlmNarrate {
     element
 }
 
+/// A count of the `stats`.
+pub fn stat(narrator: &VlmNarrate, name: &str) -> u64 {
+    let stats = narrator.property::<gst::Structure>("stats");
+    stats.get(name).unwrap()
+}
+
+/// Plays 100 frames a second, of which every other is described, until it is sought elsewhere.
+#[track_caller]
+pub fn sought(fake: &Fake) -> Pipeline {
+    let pipeline = Pipeline::new(
+        "videotestsrc pattern=blink ! video/x-raw,width=64,height=48,framerate=100/1
+         ! vlmnarrate name=n interval=20000000 n.src ! queue ! fakesink sync=true
+         n.text_src ! queue ! fakesink sync=true",
+        fake,
+    );
+    pipeline.reach(gst::State::Playing);
+    pipeline
+}
+
+/// After whatever seeks: the last one has all its captions and no others, with the model that was there.
+#[track_caller]
+pub fn ends_in_fair_weather(pipeline: &Pipeline, fake: &Fake, captions: u64) {
+    pipeline.pipeline.state(PATIENCE).0.unwrap();
+    pipeline.log.heard();
+    let (start, set) = (ClockTime::from_seconds(1000), gst::SeekType::Set);
+    let stop = start + ms(20 * captions);
+    let flags = gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE;
+    let sought = pipeline.pipeline.seek(1.0, flags, set, start, set, stop);
+    sought.unwrap();
+    let heard = pipeline
+        .log
+        .wait(|heard| heard.eos || !heard.errors.is_empty());
+    assert!(heard.eos && heard.warnings.is_empty(), "{heard:#?}");
+    let mut times = heard.timestamps();
+    times.retain(|time| *time >= start);
+    let expected: Vec<_> = (0..captions).map(|i| start + ms(20 * i)).collect();
+    assert_eq!(times, expected);
+    assert_eq!(fake.loads().len(), 1);
+}
+
 /// The messages on a bus.
 pub struct Log(gst::Bus);
 
