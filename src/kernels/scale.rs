@@ -107,6 +107,7 @@ pub struct Target<'a> {
 pub struct Plane {
     sample: Sample,
     rows: Axis,
+    last_row: usize,
     passes: Vec<Pass>,
     /// The bytes of a row that are looked at.
     bytes: Range<usize>,
@@ -153,9 +154,11 @@ impl Plane {
         let bytes = start * size..end * size;
         // And a few behind the last, which have no weight.
         let words = (size == 2).then_some(end - start + MOST_LANES);
+        let rows = Axis::new(rows, ROWS_ONE);
         Some(Self {
             sample,
-            rows: Axis::new(rows, ROWS_ONE),
+            last_row: rows.inside().end - 1,
+            rows,
             passes,
             byte_sums: vec![0; bytes.len() + MOST_LANES],
             word_sums: vec![0; words.unwrap_or(0)],
@@ -165,8 +168,8 @@ impl Plane {
 
     /// How many bytes a plane must have, if that can be told.
     pub fn size(&self, stride: usize) -> Option<usize> {
-        let last = self.rows.inside().end - 1;
-        last.checked_mul(stride)?.checked_add(self.bytes.end)
+        let rows = self.last_row.checked_mul(stride)?;
+        rows.checked_add(self.bytes.end)
     }
 
     /// Scales each component to its target, which must have room for it.
