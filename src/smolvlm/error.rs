@@ -36,6 +36,15 @@ pub enum Error {
     Cancelled,
     #[error("prompt: {0}")]
     Prompt(String),
+    #[error(
+        "there is no memory for the {megabytes} MB that {pictures} pictures and {tokens} tokens take; lower \
+         frames, image-size or max-tokens"
+    )]
+    Memory {
+        megabytes: u64,
+        pictures: usize,
+        tokens: usize,
+    },
     #[error("inference failed: {}", plain(.0))]
     Inference(#[from] candle_core::Error),
 }
@@ -69,7 +78,7 @@ impl Error {
             Self::Setting { .. } => ErrorKind::Settings,
             Self::Hub { kind, .. } => *kind,
             Self::Cancelled => ErrorKind::Cancelled,
-            Self::Prompt(_) | Self::Inference(_) => ErrorKind::Failed,
+            Self::Prompt(_) | Self::Memory { .. } | Self::Inference(_) => ErrorKind::Failed,
         }
     }
 

@@ -12,8 +12,10 @@ use candle_transformers::{
 };
 
 use super::{
-    Content, Error, KvCache, Model, Observer, Picture, Processed, Processor, Prompt, Result,
-    choices::Walk, question, video,
+    Content, Error, KvCache, Model, Observer, Picture, Processor, Prompt, Result, Span,
+    choices::Walk,
+    memory::{Work, has_room},
+    question, video,
 };
 
 /// What to describe and how.
@@ -191,29 +193,34 @@ impl Model {
         let processor = request
             .splitting
             .then(|| Processor::new(&self.preprocessor));
-        if let Some(processor) = &processor {
-            // Small tiles are many: no more are cut than there is room for.
-            let tiles = pictures.clone().map(|p| {
-                let (rows, cols) = processor.tiles(p.width, p.height);
-                rows * cols + 1
-            });
-            self.capacity(tiles.sum(), room)?;
-        }
+        let grid = |picture: &Picture| match &processor {
+            Some(processor) => processor.tiles(picture.width, picture.height),
+            None => (0, 0),
+        };
+        let side = |picture: &Picture| processor.as_ref().map_or(picture.width, |p| p.side);
+        let squares = pictures.clone().map(|p| grid(p).0 * grid(p).1 + 1);
+        // Small tiles are many: no more are cut than there is room for.
+        self.capacity(squares.clone().sum(), room)?;
+        let spans = pictures.clone().map(|p| Span {
+            grid: grid(p),
+            tokens: self.config.tokens_per_picture(side(p) as usize),
+        });
+        let prompt = self
+            .prompter
+            .encode(&messages, &spans.collect::<Vec<_>>())?;
+        self.has_room(&Work {
+            squares: squares.clone().sum(),
+            tiles: squares.max().unwrap_or(0),
+            side: pictures.clone().map(side).max().unwrap_or(0) as usize,
+            tokens: prompt.ids.len(),
+            capacity: self.capacity(prompt.ids.len(), room)?,
+        })?;
         let tiled: Option<Vec<_>> =
             processor.map(|processor| pictures.clone().map(|p| processor.split(p)).collect());
-        let (squares, spans): (Vec<&Picture>, Vec<_>) = match &tiled {
-            Some(tiled) => {
-                let span = |p: &Processed| self.span(&p.pictures[0], p.grid);
-                let squares = tiled.iter().flat_map(|p| &p.pictures);
-                (squares.collect(), tiled.iter().map(span).collect())
-            }
-            None => {
-                let spans = pictures.clone().map(|p| self.span(p, (0, 0)));
-                (pictures.clone().collect(), spans.collect())
-            }
+        let squares: Vec<&Picture> = match &tiled {
+            Some(tiled) => tiled.iter().flat_map(|p| &p.pictures).collect(),
+            None => pictures.collect(),
         };
-        let prompt = self.prompter.encode(&messages, &spans)?;
-        self.capacity(prompt.ids.len(), room)?;
         let pixels = squares.into_iter().map(|p| self.pixels(p));
         let pixels = pixels.collect::<Result<Vec<_>>>()?;
         timings.preprocess = watch.lap();
@@ -259,6 +266,18 @@ impl Model {
                 "{tokens} tokens and max-tokens {room} exceed the model's {limit}; lower frames, \
                  image-size or max-tokens, or shorten the prompt"
             ))),
+        }
+    }
+
+    fn has_room(&self, work: &Work) -> Result<()> {
+        let bytes = work.bytes(&self.config, self.dtype);
+        match has_room(bytes) {
+            true => Ok(()),
+            false => Err(Error::Memory {
+                megabytes: bytes / 1_000_000,
+                pictures: work.squares,
+                tokens: work.capacity,
+            }),
         }
     }
 

@@ -46,6 +46,7 @@ mod hub;
 mod image;
 mod kv_cache;
 mod linear;
+mod memory;
 mod prompt;
 mod source;
 mod tokenizer;

@@ -18,7 +18,7 @@ use candle_core::{
 use candle_nn::{Init, var_builder::SimpleBackend};
 use safetensors::{Dtype, tensor::Metadata};
 
-use super::{Error, Result};
+use super::{Error, Result, memory::has_room};
 
 pub(super) trait Bytes: Read + Seek + Send {}
 impl<T: Read + Seek + Send> Bytes for T {}
@@ -136,16 +136,10 @@ impl Weights {
         sizes.fold(0, u64::saturating_add)
     }
 
-    /// Whether there can be memory for all of them: an allocation that fails ends the process, and what it
-    /// was for is not told.
+    /// Whether there can be memory for all of them.
     pub(super) fn check_memory(&self, dtype: DType, blocks: Option<GgmlDType>) -> Result<()> {
         let size = self.size(dtype, blocks);
-        // Asked for and given back untouched, which costs nothing.
-        let room = usize::try_from(size).is_ok_and(|size| {
-            let mut room = Vec::<u8>::new();
-            room.try_reserve_exact(size).is_ok()
-        });
-        if room {
+        if has_room(size) {
             return Ok(());
         }
         Err(Error::Setting {

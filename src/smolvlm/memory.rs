@@ -1,0 +1,70 @@
+//! Whether there is memory for what is about to be made: an allocation that fails ends the process, and
+//! what it was for is not told.
+
+use candle_core::DType;
+
+use super::Config;
+
+/// Whether so many bytes can be had. They are asked for and given back untouched, which costs nothing.
+pub(super) fn has_room(bytes: u64) -> bool {
+    usize::try_from(bytes).is_ok_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok())
+}
+
+/// Small pieces, and what products keep of their factors.
+const REST: f64 = (16 << 20) as f64;
+
+/// What a caption is made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Work {
+    /// Square pictures, the tiles of larger ones included, and the most that one is cut into.
+    pub squares: usize,
+    pub tiles: usize,
+    pub side: usize,
+    /// Of the prompt, and with the caption's.
+    pub tokens: usize,
+    pub capacity: usize,
+}
+
+impl Work {
+    /// Bytes that it takes at most beside the weights, in the order in which they are asked for: what
+    /// `forward` and its like hold at once.
+    pub(super) fn bytes(&self, config: &Config, dtype: DType) -> u64 {
+        let product = |sides: &[usize]| sides.iter().map(|side| *side as f64).product::<f64>();
+        let (v, t) = (&config.vision_config, &config.text_config);
+        let stored = dtype.size_in_bytes() as f64;
+        // candle widens smaller ones for a product, and narrows what comes out.
+        let (value, weights) = match dtype {
+            DType::F32 => (stored, 0.0),
+            _ => (
+                stored + size_of::<f32>() as f64,
+                product(&[size_of::<f32>(), t.vocab_size, t.hidden_size]),
+            ),
+        };
+
+        // Resized, resized to tiles, and cut.
+        let bytes = product(&[self.squares + 3 * self.tiles, self.side, self.side, 3]);
+        let pixels = value * product(&[self.squares + 1, self.side, self.side, 3]);
+        // A picture is scored before its tokens are known to fit.
+        let patches = config.patches_per_side(self.side).pow(2);
+        let vision = product(&[6, patches, v.hidden_size])
+            + f64::max(
+                product(&[2, patches, v.intermediate_size]),
+                product(&[2, patches, patches, v.num_attention_heads]),
+            );
+        let features = product(&[2, self.tokens, t.hidden_size]);
+        let inner = t.num_attention_heads * t.head_dim();
+        let decoder = product(&[6, self.tokens, t.hidden_size.max(inner)])
+            + f64::max(
+                product(&[3, self.tokens, t.intermediate_size]),
+                product(&[3, self.tokens, self.tokens, t.num_attention_heads])
+                    + product(&[2, self.tokens, self.tokens]),
+            );
+        let heads = t.num_key_value_heads() * t.head_dim();
+        let cache = stored * product(&[2, t.num_hidden_layers, self.capacity, heads]);
+        // Sampling sorts them, each with its place.
+        let logits = product(&[8, size_of::<f32>(), t.vocab_size]);
+
+        let passes = value * (features + vision.max(decoder));
+        (bytes + pixels + passes + cache + weights + logits + REST) as u64
+    }
+}
