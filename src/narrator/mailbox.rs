@@ -305,6 +305,15 @@ mod tests {
     }
 
     #[test]
+    fn a_start_ends_a_flush_that_was_left_open() {
+        let mailbox = started();
+        mailbox.flush_start();
+        mailbox.stop();
+        mailbox.start();
+        assert_eq!(mailbox.put_newest(1), Ok(None));
+    }
+
+    #[test]
     fn a_wait_ends_with_the_job_the_flush_or_the_worker() {
         for end in ["job", "flush", "flush and on", "death", "time"] {
             let mailbox = started();

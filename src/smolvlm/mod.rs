@@ -35,10 +35,12 @@
 //! # }
 //! ```
 
+mod checkpoint;
 mod choices;
 mod config;
 mod decoder;
 mod error;
+mod fingerprint;
 mod generate;
 mod gguf;
 #[cfg(feature = "hub")]
@@ -58,14 +60,16 @@ use std::sync::Mutex;
 use candle_core::{Device, Tensor, quantized::GgmlDType};
 use candle_nn::VarBuilder;
 
+pub use checkpoint::Checkpoint;
 pub use config::{Config, LongestEdge, PreprocessorConfig, TextConfig, VisionConfig};
 pub use error::{Error, ErrorKind, Result};
+pub use fingerprint::Fingerprint;
 pub use generate::{Clip, Description, Event, Request, Sampling, Session, Timings};
 #[cfg(feature = "hub")]
 pub use hub::Repository;
 pub use image::{Picture, Processed, Processor};
 pub use prompt::{Content, Message, Prompt, Prompter, Role, Span, question, video};
-pub use source::{Checkpoint, Fingerprint, Source, Transfer};
+pub use source::{Source, Transfer};
 pub use vision::Vision;
 pub use weights::Progress;
 

@@ -1,22 +1,16 @@
-//! Where a model comes from, and what can be known of it before it is loaded.
+//! Where a model comes from.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read},
     path::{Component, Path, PathBuf},
-    time::SystemTime,
 };
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{
-    Config, Error, PreprocessorConfig, Result,
-    gguf::{self, Vocabulary},
-    tokenizer,
-    weights::{Bytes, Weights},
-};
+use super::{Error, Result, gguf, weights::Bytes};
 
 /// What the `model` property names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,7 +97,7 @@ impl Source {
         Ok(Self::Folder(folder))
     }
 
-    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+    pub(super) fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let Some(mut file) = self.open(name)? else {
             return Ok(None);
         };
@@ -114,7 +108,7 @@ impl Source {
         }
     }
 
-    fn open(&self, name: &str) -> Result<Option<Box<dyn Bytes>>> {
+    pub(super) fn open(&self, name: &str) -> Result<Option<Box<dyn Bytes>>> {
         match self {
             Self::Demo => {
                 Ok(demo::file(name).map(|b| Box::new(io::Cursor::new(b)) as Box<dyn Bytes>))
@@ -134,7 +128,7 @@ impl Source {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         match self {
             Self::Demo => Path::new("demo").join(name),
             Self::Folder(folder) => folder.join(name),
@@ -144,7 +138,7 @@ impl Source {
         }
     }
 
-    fn require<T>(&self, name: &str, found: Option<T>) -> Result<T> {
+    pub(super) fn require<T>(&self, name: &str, found: Option<T>) -> Result<T> {
         found.ok_or_else(|| Error::NotFound {
             path: self.path(name),
             what: "file",
@@ -172,7 +166,7 @@ impl Source {
     }
 
     /// A JSON file that may be missing; one that doesn't parse is an error all the same.
-    fn json(&self, name: &str) -> Result<Option<Value>> {
+    pub(super) fn json(&self, name: &str) -> Result<Option<Value>> {
         self.read(name)?
             .map(|bytes| {
                 serde_json::from_slice(&bytes)
@@ -182,7 +176,7 @@ impl Source {
     }
 
     /// Name and revision for the caption record.
-    fn identity(&self) -> (String, String) {
+    pub(super) fn identity(&self) -> (String, String) {
         match self {
             Self::Demo => ("demo".into(), env!("CARGO_PKG_VERSION").into()),
             Self::Folder(folder) => {
@@ -251,207 +245,6 @@ fn local_dir_revision(folder: &Path, file: &str) -> Option<String> {
     (commit.len() == 40 && commit.chars().all(|c| c.is_ascii_hexdigit())).then(|| commit.to_owned())
 }
 
-/// Tells whether two checkpoints are the same: the same files, unchanged since.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Fingerprint(Vec<FileState>);
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct FileState {
-    path: PathBuf,
-    /// Where there is such a file.
-    size: Option<u64>,
-    modified: Option<SystemTime>,
-    /// A copy that took its place may have all of these.
-    inode: Option<u64>,
-}
-
-impl Fingerprint {
-    fn new(source: &Source, weights: &Weights) -> Self {
-        let others: &[_] = match source {
-            Source::Gguf { .. } => &[],
-            _ => &[
-                CONFIG,
-                PREPROCESSOR_CONFIG,
-                PROCESSOR_CONFIG,
-                TOKENIZER,
-                "chat_template.jinja",
-                "generation_config.json",
-            ],
-        };
-        let others = others.iter().map(|name| source.path(name));
-        let files = others.chain(weights.paths().map(Path::to_owned));
-        let states = files.map(|path| {
-            let file = fs::metadata(&path).ok();
-            FileState {
-                // A link may lead elsewhere tomorrow, a folder have two names.
-                path: path.canonicalize().unwrap_or(path),
-                size: file.as_ref().map(fs::Metadata::len),
-                modified: file.as_ref().and_then(|file| file.modified().ok()),
-                inode: file.as_ref().and_then(inode),
-            }
-        });
-        Self(states.collect())
-    }
-}
-
-#[cfg(unix)]
-fn inode(file: &fs::Metadata) -> Option<u64> {
-    Some(std::os::unix::fs::MetadataExt::ino(file))
-}
-
-#[cfg(not(unix))]
-fn inode(_: &fs::Metadata) -> Option<u64> {
-    None
-}
-
-/// A model's files, looked at and found fit, nothing heavy read yet.
-pub struct Checkpoint {
-    pub(super) source: Source,
-    name: String,
-    revision: String,
-    pub(super) config: Config,
-    pub(super) preprocessor: PreprocessorConfig,
-    pub(super) chat_template: String,
-    /// Where there is no `tokenizer.json`.
-    vocabulary: Option<Vocabulary>,
-    /// Ids that end generation, from `generation_config.json`.
-    pub(super) eos: Vec<u32>,
-    pub(super) weights: Weights,
-    fingerprint: Fingerprint,
-}
-
-impl std::fmt::Debug for Checkpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Checkpoint")
-            .field("source", &self.source)
-            .field("config", &self.config)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Checkpoint {
-    /// Reads the configuration and the weights' headers, and checks that every file is there and whole.
-    pub fn open(source: &Source) -> Result<Self> {
-        let (name, revision) = source.identity();
-        if let Source::Gguf { text, projector } = source {
-            let parts = gguf::Parts::open(text, projector)?;
-            return Ok(Self {
-                name,
-                revision,
-                fingerprint: Fingerprint::new(source, &parts.weights),
-                chat_template: parts.chat_template.unwrap_or_else(|| CHAT_TEMPLATE.into()),
-                vocabulary: Some(parts.vocabulary),
-                eos: parts.eos,
-                source: source.clone(),
-                config: parts.config,
-                preprocessor: parts.preprocessor,
-                weights: parts.weights,
-            });
-        }
-        let config = source.parsed(CONFIG, Config::from_json)?;
-        let preprocessor = preprocessor(source, &config)?;
-        // Parsing megabytes of merges is the worker's job; that the file is there is known now.
-        source.require(TOKENIZER, source.open(TOKENIZER)?)?;
-        let weights = Weights::open(weight_files(source)?)?;
-        Ok(Self {
-            name,
-            revision,
-            fingerprint: Fingerprint::new(source, &weights),
-            chat_template: chat_template(source)?,
-            vocabulary: None,
-            eos: eos(source)?,
-            source: source.clone(),
-            config,
-            preprocessor,
-            weights,
-        })
-    }
-
-    /// The hub's name if the folder shows it, else the folder's; `demo` for the embedded model.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The hub's commit, or empty where the folder doesn't tell.
-    pub fn revision(&self) -> &str {
-        &self.revision
-    }
-
-    pub fn fingerprint(&self) -> &Fingerprint {
-        &self.fingerprint
-    }
-
-    pub fn is_demo(&self) -> bool {
-        self.source == Source::Demo
-    }
-
-    /// Side in pixels of the squares seen in training.
-    pub fn image_size(&self) -> u32 {
-        self.preprocessor.max_image_size.longest_edge as u32
-    }
-
-    /// Whether the encoder can run on squares of `side` pixels.
-    pub fn check_image_size(&self, side: u32) -> Result<()> {
-        let least = self.config.vision_config.patch_size * self.config.scale_factor;
-        let most = self.image_size();
-        if side as usize >= least && side <= most {
-            return Ok(());
-        }
-        Err(Error::Setting {
-            property: "image-size",
-            reason: format!(
-                "{side} pixels is outside the {least} to {most} that model `{}` can see; 0 takes {most}",
-                self.name
-            ),
-        })
-    }
-
-    pub(super) fn tokenizer(&self) -> Result<tokenizers::Tokenizer> {
-        if let Some(vocabulary) = &self.vocabulary {
-            return vocabulary
-                .tokenizer()
-                .map_err(|reason| self.file_error(TOKENIZER, reason));
-        }
-        self.source.parsed(TOKENIZER, tokenizer::from_json)
-    }
-
-    /// An error that concerns one of the checkpoint's files.
-    pub(super) fn file_error(&self, name: &str, reason: impl std::fmt::Display) -> Error {
-        Error::file(&self.source.path(name), reason, SAME_CHECKPOINT)
-    }
-
-    pub(super) fn encoder_error(&self, reason: String) -> Error {
-        match &self.source {
-            Source::Gguf { projector, .. } => Error::file(projector, reason, SAME_CHECKPOINT),
-            _ => self.decoder_error(reason),
-        }
-    }
-
-    pub(super) fn decoder_error(&self, reason: String) -> Error {
-        self.file_error(WEIGHTS, reason)
-    }
-}
-
-const SAME_CHECKPOINT: &str = "Are all files from the same checkpoint?";
-
-/// In a file of its own as published, inside `processor_config.json` as transformers 5 saves it.
-fn preprocessor(source: &Source, config: &Config) -> Result<PreprocessorConfig> {
-    let parse = |json: &[u8]| {
-        let preprocessor = PreprocessorConfig::from_json(json)?;
-        config.check_side(preprocessor.max_image_size.longest_edge)?;
-        Ok(preprocessor)
-    };
-    if source.read(PREPROCESSOR_CONFIG)?.is_none() {
-        let processor = source.json(PROCESSOR_CONFIG)?;
-        if let Some(config) = processor.as_ref().and_then(|p| p.get("image_processor")) {
-            return parse(config.to_string().as_bytes()).map_err(|reason| {
-                Error::file(&source.path(PROCESSOR_CONFIG), reason, "Download it again")
-            });
-        }
-    }
-    source.parsed(PREPROCESSOR_CONFIG, parse)
-}
-
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const PROCESSOR_CONFIG: &str = "processor_config.json";
 pub(super) const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
@@ -500,41 +293,6 @@ pub(super) fn shards(source: &Source, index: &[u8]) -> Result<BTreeSet<String>> 
         }
     }
     Ok(shards)
-}
-
-/// For folders that come without one: the demo model has the template of every published checkpoint.
-const CHAT_TEMPLATE: &str = include_str!("../../models/demo/chat_template.jinja");
-
-fn chat_template(source: &Source) -> Result<String> {
-    if let Some(bytes) = source.read("chat_template.jinja")? {
-        return String::from_utf8(bytes)
-            .map_err(|e| Error::file(&source.path("chat_template.jinja"), e, "Download it again"));
-    }
-    for name in [
-        "chat_template.json",
-        PROCESSOR_CONFIG,
-        "tokenizer_config.json",
-    ] {
-        let json = source.json(name)?;
-        if let Some(template) = json.as_ref().and_then(|j| j.get("chat_template")?.as_str()) {
-            return Ok(template.to_owned());
-        }
-    }
-    Ok(CHAT_TEMPLATE.into())
-}
-
-/// `eos_token_id` is a number or a list of them.
-fn eos(source: &Source) -> Result<Vec<u32>> {
-    let json = source.json("generation_config.json")?;
-    let ids = match json.as_ref().and_then(|j| j.get("eos_token_id")) {
-        Some(Value::Array(ids)) => ids.iter().collect(),
-        Some(id) => vec![id],
-        None => vec![],
-    };
-    Ok(ids
-        .into_iter()
-        .filter_map(|id| id.as_u64()?.try_into().ok())
-        .collect())
 }
 
 /// The files of `models/demo`, built in.
@@ -586,34 +344,6 @@ mod tests {
                 .contains("hf download a/b")
         );
         assert_eq!(Source::parse(None, None).unwrap(), Source::Demo);
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_copy_of_the_same_size_and_time_is_another_model() {
-        let folder = tempfile::tempdir().unwrap();
-        let reference = Path::new("tests/data/gguf/SmolVLM-Small");
-        for file in fs::read_dir(reference).unwrap() {
-            let file = file.unwrap();
-            fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
-        }
-        let source = Source::parse(folder.path().to_str(), None).unwrap();
-        let fingerprint = || Checkpoint::open(&source).unwrap().fingerprint;
-        let before = fingerprint();
-        assert!(before == fingerprint());
-        // As rsync does it.
-        let weights = folder.path().join("model.safetensors");
-        let copy = folder.path().join("copy");
-        fs::copy(&weights, &copy).unwrap();
-        let modified = fs::metadata(&weights).unwrap().modified().unwrap();
-        fs::File::options()
-            .append(true)
-            .open(&copy)
-            .unwrap()
-            .set_modified(modified)
-            .unwrap();
-        fs::rename(&copy, &weights).unwrap();
-        assert!(before != fingerprint());
     }
 
     #[test]
