@@ -249,9 +249,10 @@ fn narrators_come_and_go_behind_a_tee() {
         let narrator = branch.by_name("b").and_downcast::<VlmNarrate>().unwrap();
         narrator.set_engine_loader(fake.clone());
         pipeline.pipeline.add(&branch).unwrap();
+        // One that does not run yet would tell the tee that all is flushing.
+        branch.sync_state_with_parent().unwrap();
         let pad = tee.request_pad_simple("src_%u").unwrap();
         pad.link(&branch.static_pad("sink").unwrap()).unwrap();
-        branch.sync_state_with_parent().unwrap();
         (branch, pad)
     };
     let remove = |(branch, pad): (gst::Bin, gst::Pad), round| {
