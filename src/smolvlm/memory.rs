@@ -7,7 +7,11 @@ use super::Config;
 
 /// Whether so many bytes can be had. They are asked for and given back untouched, which costs nothing.
 pub(super) fn has_room(bytes: u64) -> bool {
-    usize::try_from(bytes).is_ok_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok())
+    // glibc takes it for a habit when less than 32 MiB come and go, and keeps all smaller pieces for the
+    // process from then on.
+    const LEAST: u64 = (32 << 20) + 1;
+    usize::try_from(bytes.max(LEAST))
+        .is_ok_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok())
 }
 
 /// Small pieces, and what products keep of their factors.
