@@ -78,10 +78,12 @@ fn costs(model: &Model, pictures: &[&Picture], splitting: bool) -> (usize, usize
         panic!("there was more than enough");
     };
     let asked = megabytes as usize;
-    ASKED.store(asked, Relaxed);
+    // It never asks for less than 32 MiB.
+    let limit = asked.max(33);
+    ASKED.store(limit, Relaxed);
     let before = USED.load(Relaxed);
     PEAK.store(before, Relaxed);
-    with(asked + 1, describe).expect("as much as was asked for");
+    with(limit + 1, describe).expect("as much as was asked for");
     (asked, (PEAK.load(Relaxed) - before) / MB)
 }
 
