@@ -55,7 +55,7 @@ fn loading_is_told_from_start_to_end() {
 #[test]
 fn loading_is_cancelled_by_null() {
     let fake = Fake::new();
-    fake.plan().loading = Duration::from_secs(20);
+    fake.plan().loading = Duration::from_secs(4);
     let element = narrator(&fake);
     let log = Log::of(&element);
     element.set_state(gst::State::Ready).unwrap();
@@ -65,7 +65,8 @@ fn loading_is_cancelled_by_null() {
     assert_eq!(types(&heard.progress).last(), Some(&ProgressType::Canceled));
     assert_eq!(heard.errors.len(), 0);
     drop(element);
-    // Nothing comes after.
+    // The worker finds out, and nothing comes after.
+    wait_for(|| fake.cancelled() == 1);
     thread::sleep(Duration::from_millis(50));
     assert_eq!(log.heard().progress, []);
     assert_eq!(fake.engines(), 0);

@@ -113,6 +113,7 @@ impl Fake {
         self.0.engines.load(Ordering::SeqCst)
     }
 
+    /// Loads and captions that were.
     pub fn cancelled(&self) -> usize {
         self.0.cancelled.load(Ordering::SeqCst)
     }
@@ -173,6 +174,7 @@ impl Checkpoint for Fake {
                 thread::sleep(Duration::from_millis(1));
             }
             if watch(step.into(), 10).is_break() {
+                self.0.cancelled.fetch_add(1, Ordering::SeqCst);
                 return Err(Error::cancelled());
             }
         }
