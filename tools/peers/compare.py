@@ -1,0 +1,130 @@
+"""Time a caption of one frame in vlmnarrate and in what a user could take instead, in turn, in one run.
+
+    python compare.py OUT [--model 256m] [--side 512] [--rounds 5] [--engines NAME …]
+
+OUT is what prepare.py has made. Each engine is a process that stands still while another has its turn. Prints a table
+of medians, their ratio to the best peer's and peak memory, and leaves the raw times in OUT.
+"""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import engines
+
+HERE = Path(__file__).resolve().parent
+STAGES = ["vision", "prefill", "decode"]
+OURS = {"vlmnarrate-f32": "none", "vlmnarrate-q8-0": "q8-0", "vlmnarrate-q4-0": "q4-0"}
+
+
+class Engine:
+    def __init__(self, name, folder, side, threads):
+        self.name, self.times, self.peak = name, [], 0
+        side, threads = str(side), str(threads)
+        if name in OURS:
+            program = ["cargo", "bench", "--quiet", "--bench", "caption", "--"]
+            program += [str(folder / "checkpoint"), side, threads, OURS[name]]
+        else:
+            program = [sys.executable, str(HERE / "engines.py"), name, str(folder), side, threads]
+        limits = dict.fromkeys(["OMP_NUM_THREADS", "CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"], threads)
+        pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        self.process = subprocess.Popen(program, env=os.environ | limits, start_new_session=True, **pipe)
+        self.read()
+        self.rest()
+
+    def read(self):
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"{self.name} ended: run it alone to see why")
+
+    def rest(self):
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def run(self):
+        os.killpg(self.process.pid, signal.SIGCONT)
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        said = self.read()
+        self.rest()
+        self.peak = said.pop("peak")
+        return said
+
+    def end(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+WANTED = "avx2 fma f16c avx_vnni avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8 asimd asimddp i8mm bf16"
+
+
+def features():
+    """What of the processor counts here."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    has = set(next(line for line in lines if line.startswith(("flags", "Features"))).split())
+    return [name for name in WANTED.split() if name in has]
+
+
+def worth_a_try():
+    """Without instructions for bf16 PyTorch takes many times as long with it."""
+    has_bf16 = any("bf16" in name for name in features())
+    return [name for name in engines.ENGINES if has_bf16 or "bf16" not in name]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", default="256m")
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--engines", nargs="+", default=[*OURS, *worth_a_try()])
+    options = parser.parse_args()
+    folder = options.out / options.model
+    running = []
+    try:
+        for name in options.engines:
+            print(f"{name} loads", file=sys.stderr, flush=True)
+            running.append(Engine(name, folder, options.side, options.threads))
+        for engine in running:
+            print(f"{engine.name} makes its first caption", file=sys.stderr, flush=True)
+            engine.run()
+        for number in range(options.rounds):
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+            for engine in running:
+                engine.times.append(engine.run())
+    finally:
+        for engine in running:
+            engine.end()
+    report(running, options)
+
+
+def report(running, options):
+    rows = []
+    for engine in running:
+        medians = [statistics.median(t[stage] for t in engine.times) for stage in STAGES]
+        total = statistics.median(sum(t[stage] for stage in STAGES) for t in engine.times)
+        rows.append((engine.name, medians, total, engine.peak))
+    peers = [row for row in rows if row[0] not in OURS]
+    best = min(row[2] for row in peers) if peers else float("nan")
+    machine = f"{platform.machine()} with {' '.join(features())}"
+    print(f"SmolVLM {options.model}, {options.side} px, {engines.TOKENS} tokens, {options.threads} threads, {machine}\n")
+    heads = ["vision ms", "prefill ms", "ms a token", "total ms", "of the best peer", "peak MiB"]
+    print(f"| median of {options.rounds} | {' | '.join(heads)} |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (vision, prefill, decode), total, peak in sorted(rows, key=lambda row: row[2]):
+        token = decode / (engines.TOKENS - 1)
+        print(f"| {name} | {vision:.0f} | {prefill:.0f} | {token:.1f} | {total:.0f}", end="")
+        print(f" | {total / best:.2f} | {peak:.0f} |")
+    raw = {engine.name: {"times": engine.times, "peak": engine.peak} for engine in running}
+    (options.out / f"{options.model}-{options.side}.json").write_text(json.dumps(raw) + "\n")
+
+
+if __name__ == "__main__":
+    main()
