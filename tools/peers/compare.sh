@@ -15,7 +15,7 @@ if [ ! -e "$out/installed" ]; then
     python3 -m venv "$out/venv"
     "$python" -m pip install --quiet -r tools/peers/requirements.txt
     # With its source come the programs that convert a model.
-    "$python" -m pip download --quiet --no-deps --no-binary :all: --dest "$out" llama-cpp-python==0.3.36
+    "$python" -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest "$out" llama-cpp-python==0.3.36
     tar -xf "$out"/llama_cpp_python-*.tar.gz -C "$out"
     CMAKE_ARGS=-DGGML_NATIVE=ON "$python" -m pip install --quiet "$out"/llama_cpp_python-*.tar.gz
     touch "$out/installed"
