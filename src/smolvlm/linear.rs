@@ -85,10 +85,32 @@ impl Module for Linear {
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
         match self {
             Self::Dense(linear) => linear.forward(x),
-            Self::Quantized(weight, None) => weight.forward(x),
-            Self::Quantized(weight, Some(bias)) => weight.forward(x)?.broadcast_add(bias),
+            Self::Quantized(weight, bias) => {
+                let y = match weight {
+                    QMatMul::QTensor(blocks) if x.dim(0)? >= MANY_ROWS && !has_vnni() => {
+                        x.matmul(&blocks.dequantize(x.device())?.t()?)?
+                    }
+                    _ => weight.forward(x)?,
+                };
+                match bias {
+                    None => Ok(y),
+                    Some(bias) => y.broadcast_add(bias),
+                }
+            }
         }
     }
+}
+
+/// From so many rows on it takes less time to widen the blocks and multiply in f32, where candle multiplies
+/// blocks by one row at a time.
+const MANY_ROWS: usize = 8;
+
+/// Whether the processor has the instructions that candle multiplies blocks by many rows with.
+fn has_vnni() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512vnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    true
 }
 
 /// A row of values for each token.

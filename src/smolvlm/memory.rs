@@ -37,8 +37,13 @@ impl Work {
         let (v, t) = (&config.vision_config, &config.text_config);
         let stored = dtype.size_in_bytes() as f64;
         // candle widens smaller ones for a product, and narrows what comes out.
+        // Of blocks the largest matrix of a layer is widened.
+        let widened = f64::max(
+            product(&[v.hidden_size, v.intermediate_size]),
+            product(&[t.hidden_size, t.intermediate_size]),
+        );
         let (value, weights) = match dtype {
-            DType::F32 => (stored, 0.0),
+            DType::F32 => (stored, stored * widened),
             _ => (
                 stored + size_of::<f32>() as f64,
                 product(&[size_of::<f32>(), t.vocab_size, t.hidden_size]),
