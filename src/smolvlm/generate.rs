@@ -198,7 +198,10 @@ impl Model {
             None => (0, 0),
         };
         let side = |picture: &Picture| processor.as_ref().map_or(picture.width, |p| p.side);
-        let squares = pictures.clone().map(|p| grid(p).0 * grid(p).1 + 1);
+        let squares = pictures.clone().map(|p| {
+            let (rows, cols) = grid(p);
+            rows * cols + 1
+        });
         // Small tiles are many: no more are cut than there is room for.
         self.capacity(squares.clone().sum(), room)?;
         let spans = pictures.clone().map(|p| Span {

@@ -30,8 +30,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Bytes that it takes at most beside the weights, in the order in which they are asked for: what
-    /// `forward` and its like hold at once.
+    /// Bytes that it takes at most beside the weights: what `forward` and its like hold at once.
     pub(super) fn bytes(&self, config: &Config, dtype: DType) -> u64 {
         let product = |sides: &[usize]| sides.iter().map(|side| *side as f64).product::<f64>();
         let (v, t) = (&config.vision_config, &config.text_config);
@@ -53,7 +52,6 @@ impl Work {
         // Resized, resized to tiles, and cut.
         let bytes = product(&[self.squares + 3 * self.tiles, self.side, self.side, 3]);
         let pixels = value * product(&[self.squares + 1, self.side, self.side, 3]);
-        // A picture is scored before its tokens are known to fit.
         let patches = config.patches_per_side(self.side).pow(2);
         let vision = product(&[6, patches, v.hidden_size])
             + f64::max(

@@ -3,7 +3,7 @@
     python engines.py KIND FOLDER SIDE THREADS
 
 Loads, says so in one line of JSON, and for each line that it reads makes a caption of 20 tokens and says in one line
-how long each stage took, in ms. The picture is random, the first token is not allowed to be the last.
+how long each stage took, in ms.
 """
 
 import json

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 import engines
 import graphs
@@ -24,20 +24,15 @@ import graphs
 REFERENCE = Path(__file__).resolve().parents[1] / "reference"
 sys.path.insert(0, str(REFERENCE))
 import reference as ref  # noqa: E402
-
-MODELS = {"256m": "SmolVLM-256M-Instruct", "500m": "SmolVLM-500M-Instruct"}
+import small_models as small  # noqa: E402
+from full_size import MODELS, RESIDUAL  # noqa: E402
 
 
 def checkpoint(name, folder):
     """Random weights as in the reference's goldens; which they are doesn't matter for the time they take."""
     shutil.copytree(ref.HUB / MODELS[name], folder)
-    if not (folder / "tokenizer.json").exists():
-        shutil.copy(ref.HUB / MODELS["256m"] / "tokenizer.json", folder)
-    torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
-    ref.fill_weights(model, 0, torch.bfloat16, 0.5)
-    state = {n: w.to(torch.bfloat16).contiguous() for n, w in sorted(model.state_dict().items())}
-    ref.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(ref.HUB / MODELS["256m"] / "tokenizer.json", folder)
+    small.write_weights({"dtype": torch.bfloat16, "residual": RESIDUAL}, folder, 0)
 
 
 def inputs(model, n, past):
