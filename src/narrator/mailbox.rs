@@ -1,14 +1,20 @@
 //! Where jobs wait for the worker, and callers for the jobs.
 
-#[cfg(not(loom))]
-use std::sync::{Condvar, Mutex, MutexGuard, atomic::AtomicU64};
 use std::{
     sync::atomic::{self, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
+};
+#[cfg(not(loom))]
+use std::{
+    sync::{Condvar, Mutex, MutexGuard, atomic::AtomicU64},
+    thread::{self, ThreadId},
 };
 
 #[cfg(loom)]
-use loom::sync::{Condvar, Mutex, MutexGuard, atomic::AtomicU64};
+use loom::{
+    sync::{Condvar, Mutex, MutexGuard, atomic::AtomicU64},
+    thread::{self, ThreadId},
+};
 
 /// Moves on with each flush.
 pub type Epoch = u64;
@@ -46,6 +52,8 @@ struct Slots<J> {
     /// A frame that somebody asked about.
     asked: Option<J>,
     worker: Worker,
+    /// Where a word of the worker is listened to.
+    speaker: Option<ThreadId>,
     /// Between the two flush events.
     flushing: bool,
     /// Below PAUSED, whatever flush events say.
@@ -94,6 +102,7 @@ impl<J> Mailbox<J> {
                 newest: None,
                 asked: None,
                 worker: Worker::Loading,
+                speaker: None,
                 flushing: false,
                 stopped: true,
                 closed: false,
@@ -137,12 +146,32 @@ impl<J> Mailbox<J> {
         self.lock().flushing = false;
     }
 
-    /// [Stops](Self::stop) for good.
+    /// [Stops](Self::stop) for good. From here on the worker isn't heard any more; a word under way is
+    /// waited for, since whoever hears it is about to go. Not in that very word, and not for long: it
+    /// may itself wait for us.
     pub fn close(&self) {
+        const PATIENCE: Duration = Duration::from_millis(100);
+        let deadline = Instant::now() + PATIENCE;
         let mut slots = self.lock();
         slots.stopped = true;
         slots.closed = true;
         self.next_epoch(&mut slots);
+        let here = thread::current().id();
+        while slots.speaker.is_some_and(|speaker| speaker != here) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            slots = self.changed.wait_timeout(slots, left).unwrap().0;
+        }
+    }
+
+    /// For the worker: asks to be heard for as long as it keeps what it gets. `None` once closed.
+    pub fn speak(&self) -> Option<Speech<'_, J>> {
+        let mut slots = self.lock();
+        debug_assert!(slots.speaker.is_none());
+        slots.speaker = (!slots.closed).then(|| thread::current().id());
+        slots.speaker.map(|_| Speech(self))
     }
 
     /// Empties the slots, disowns the job under way and wakes all who wait.
@@ -266,6 +295,16 @@ impl<J> Mailbox<J> {
     }
 }
 
+/// A word of the worker.
+pub struct Speech<'a, J>(&'a Mailbox<J>);
+
+impl<J> Drop for Speech<'_, J> {
+    fn drop(&mut self) {
+        self.0.lock().speaker = None;
+        self.0.changed.notify_all();
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::{thread, time::Duration};
@@ -375,6 +414,34 @@ mod tests {
         mailbox.start();
         assert_eq!(mailbox.put_newest(1), Err(Refused::Flushing));
         assert_eq!(mailbox.take(), None);
+        assert!(mailbox.speak().is_none());
+    }
+
+    #[test]
+    fn a_word_is_waited_for_but_not_forever_and_not_in_itself() {
+        let mailbox = &started();
+        let speech = mailbox.speak();
+        assert!(speech.is_some());
+        mailbox.close();
+        let start = Instant::now();
+        thread::scope(|scope| scope.spawn(|| mailbox.close()).join().unwrap());
+        assert!(start.elapsed() >= Duration::from_millis(100));
+
+        let mailbox = &started();
+        let is_closed = &atomic::AtomicBool::new(false);
+        thread::scope(|scope| {
+            let speech = mailbox.speak();
+            let close = scope.spawn(move || {
+                mailbox.close();
+                is_closed.store(true, Ordering::SeqCst);
+            });
+            while !mailbox.is_closed() {
+                thread::yield_now();
+            }
+            assert!(!is_closed.load(Ordering::SeqCst));
+            drop(speech);
+            close.join().unwrap();
+        });
     }
 }
 
@@ -459,6 +526,16 @@ mod models {
             mailbox.flush_stop();
             assert_eq!(mailbox.put_newest(epoch as u32), Ok(None));
             assert_eq!(mailbox.wait_idle(None), Wait::Idle);
+        });
+    }
+
+    #[test]
+    fn a_close_ends_with_the_word_it_waits_for() {
+        fn spoken() -> impl FnMut(&Mailbox<u32>, Epoch, u32) {
+            |mailbox, _, _| drop(mailbox.speak())
+        }
+        model(spoken, |mailbox| {
+            assert_eq!(mailbox.put_newest(1), Ok(None));
         });
     }
 

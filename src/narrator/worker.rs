@@ -118,8 +118,8 @@ pub trait Events: Send + Sync {
 
 /// The element's end of a worker.
 ///
-/// To let go of it never blocks: the thread finds out at the next layer or token, frees the model
-/// and ends.
+/// To let go of it doesn't wait for the model: the thread finds out at the next layer or token, frees
+/// it and ends. It waits, briefly, for what the worker is just saying.
 pub struct Narrator(Arc<Shared>);
 
 struct Shared {
@@ -290,18 +290,24 @@ impl Shared {
             Ok(Err(error)) => Some(Death::NotLoaded(error)),
             Err(panic) => Some(Death::Panicked(panic_text(panic.as_ref()))),
         };
-        if let Some(death) = death
-            && !self.mailbox.is_closed()
-        {
-            let error = match &death {
-                Death::NotLoaded(error) => error,
-                Death::Panicked(text) => &Error::new(ErrorKind::Failed, text.as_str()),
-            };
-            self.failed.store(true, Ordering::Release);
-            self.end(Some(error));
-            self.events.died(death);
+        if let Some(death) = death {
+            self.say(|events| {
+                let error = match &death {
+                    Death::NotLoaded(error) => error,
+                    Death::Panicked(text) => &Error::new(ErrorKind::Failed, text.as_str()),
+                };
+                self.failed.store(true, Ordering::Release);
+                self.end(Some(error));
+                events.died(death);
+            });
         }
         self.mailbox.die();
+    }
+
+    /// Calls those who listen, if they still do: once closed there isn't a word more.
+    fn say<T>(&self, word: impl FnOnce(&dyn Events) -> T) -> Option<T> {
+        let _speech = self.mailbox.speak()?;
+        Some(word(self.events.as_ref()))
     }
 
     fn download(&self, remote: Arc<dyn Remote>) -> Result<Arc<dyn Checkpoint>, Error> {
@@ -311,25 +317,31 @@ impl Shared {
                 return ControlFlow::Break(());
             }
             if let Some(bytes_per_second) = pace.pass(transfer) {
-                self.events.download(Download::Progress {
-                    transfer,
-                    bytes_per_second,
+                self.say(|events| {
+                    events.download(Download::Progress {
+                        transfer,
+                        bytes_per_second,
+                    })
                 });
             }
             ControlFlow::Continue(())
         })?;
-        if !self.pass(Phase::Downloading, Phase::Between) {
-            return Err(Error::cancelled());
-        }
-        self.events.download(Download::Completed);
-        // First, so that settings that change from now on are checked by whoever changes them.
-        let _ = self.checkpoint.set(checkpoint.clone());
-        self.events.check(checkpoint.as_ref())?;
-        self.events.load(Load::Started);
-        if !self.pass(Phase::Between, Phase::Loading) {
-            self.events.load(Load::Cancelled);
-            return Err(Error::cancelled());
-        }
+        self.say(|events| {
+            if !self.pass(Phase::Downloading, Phase::Between) {
+                return Err(Error::cancelled());
+            }
+            events.download(Download::Completed);
+            // First, so that settings that change from now on are checked by whoever changes them.
+            let _ = self.checkpoint.set(checkpoint.clone());
+            events.check(checkpoint.as_ref())?;
+            events.load(Load::Started);
+            if !self.pass(Phase::Between, Phase::Loading) {
+                events.load(Load::Cancelled);
+                return Err(Error::cancelled());
+            }
+            Ok(())
+        })
+        .unwrap_or_else(|| Err(Error::cancelled()))?;
         Ok(checkpoint)
     }
 
@@ -340,13 +352,15 @@ impl Shared {
                 return ControlFlow::Break(());
             }
             if let Some(percent) = throttle.pass(done, total) {
-                self.events.load(Load::Percent(percent));
+                self.say(|events| events.load(Load::Percent(percent)));
             }
             ControlFlow::Continue(())
         })?;
-        if self.pass(Phase::Loading, Phase::Over) {
-            self.events.load(Load::Completed);
-        }
+        self.say(|events| {
+            if self.pass(Phase::Loading, Phase::Over) {
+                events.load(Load::Completed);
+            }
+        });
         Ok(engine)
     }
 
@@ -402,10 +416,12 @@ impl Shared {
                         probability: 1.0,
                         timings: Default::default(),
                     };
-                    self.events.partial(Narrated {
-                        caption: caption(&job, info, description, true),
-                        epoch,
-                        queue,
+                    self.say(|events| {
+                        events.partial(Narrated {
+                            caption: caption(&job, info, description, true),
+                            epoch,
+                            queue,
+                        })
                     });
                 }
             }
@@ -413,14 +429,14 @@ impl Shared {
         });
         // What nobody waits for any more is nobody's failure either.
         if self.mailbox.epoch() == epoch {
-            match result {
-                Ok(description) => self.events.caption(Narrated {
+            self.say(|events| match result {
+                Ok(description) => events.caption(Narrated {
                     caption: caption(&job, info, description, false),
                     epoch,
                     queue,
                 }),
-                Err(error) => self.events.failed(epoch, &job.stamp, &error),
-            }
+                Err(error) => events.failed(epoch, &job.stamp, &error),
+            });
         }
         self.recycle(job);
     }

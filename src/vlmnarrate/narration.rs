@@ -149,7 +149,7 @@ impl VlmNarrate {
         self.load()
     }
 
-    /// Never blocks: a busy worker finds out by itself.
+    /// Doesn't wait for a busy worker, which finds out by itself.
     pub(super) fn unload(&self) {
         let loaded = self.loaded.lock().unwrap().take();
         if let Some(loaded) = loaded {
