@@ -10,8 +10,10 @@ use candle_nn::{RmsNorm, VarBuilder, ops::silu, rms_norm, rotary_emb::rope};
 use super::{
     Config, KvCache, Observer, Result,
     config::TextConfig,
+    kv_cache::Seen,
     layer_done,
     linear::{Embedding, Linear, Matrices},
+    packed::{self, DecoderLayer, Workspace, in_place},
     vision::softmax_f32,
 };
 
@@ -19,9 +21,9 @@ use super::{
 pub(super) struct Decoder {
     embed_tokens: Embedding,
     layers: Vec<Layer>,
-    norm: RmsNorm,
-    lm_head: Linear,
+    head: Head,
     rope: Rope,
+    kv_heads: usize,
 }
 
 impl Decoder {
@@ -46,19 +48,24 @@ impl Decoder {
             let shape = (c.hidden_size, c.vocab_size);
             Linear::load(shape, false, head, vb.pp("lm_head"))?
         };
+        let norm = rms_norm(c.hidden_size, c.rms_norm_eps, m.pp("norm"))?;
         Ok(Self {
             embed_tokens,
             layers,
-            norm: rms_norm(c.hidden_size, c.rms_norm_eps, m.pp("norm"))?,
-            lm_head,
+            head: match packed::Head::new(&norm, &lm_head)? {
+                Some(head) => Head::Packed(head),
+                None => Head::Tensors(norm, lm_head),
+            },
             rope: Rope::new(c, vb.device())?,
+            kv_heads: c.num_key_value_heads(),
         })
     }
 
     /// An empty cache in this decoder's shape.
     pub(super) fn cache(&self) -> KvCache {
-        let kv_heads = self.layers.first().map_or(0, |l| l.kv_heads);
-        KvCache::new(self.layers.len(), kv_heads, self.rope.head_dim)
+        let is_packed = |layer: &Layer| matches!(layer, Layer::Packed(_));
+        let packed = self.layers.iter().map(is_packed).collect();
+        KvCache::new(packed, self.kv_heads, self.rope.head_dim)
     }
 
     /// `[tokens, hidden]`
@@ -66,30 +73,58 @@ impl Decoder {
         self.embed_tokens.forward(ids)
     }
 
-    /// Runs `[n, hidden]` embeddings behind what `cache` holds, in room that the caller has reserved, and
-    /// returns the logits (`[vocab]`, f32) of the last position.
+    /// Runs `[n, hidden]` embeddings, which make way, behind what `cache` holds, in room that the caller has
+    /// reserved, and returns the logits (`[vocab]`, f32) of the last position.
     pub(super) fn forward(
         &self,
-        embeds: &Tensor,
+        embeds: Tensor,
         cache: &mut KvCache,
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
         let n = embeds.dim(0)?;
-        let (cos, sin) = self.rope.at(cache.len(), n, embeds.dtype())?;
+        let turn = self.rope.at(cache.len(), n, embeds.dtype())?;
         let mask = (n > 1)
             .then(|| causal_mask(n, cache.len(), embeds.dtype(), embeds.device()))
             .transpose()?;
-        let mut x = embeds.clone();
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, (&cos, &sin), mask.as_ref(), cache, i)?;
+        let mut workspace = Workspace::default();
+        let mut x = embeds;
+        let at = cache.len();
+        for (layer, seen) in self.layers.iter().zip(cache.layers()) {
+            x = match (layer, seen) {
+                (Layer::Tensors(layer), Seen::Tensors(keys, values)) => {
+                    let cache = Cache { keys, values, at };
+                    layer.forward(&x, &turn, mask.as_ref(), cache)?
+                }
+                (Layer::Packed(layer), Seen::Packed(seen)) => in_place(x, |x| {
+                    layer.forward(x, turn.values(), seen, at, &mut workspace)
+                })?,
+                _ => unreachable!("a cache of another decoder"),
+            };
             layer_done(observer)?;
         }
         cache.advance(n);
         // Only the last position's logits are ever read; the head is as large as the rest of the pass.
-        let last = self.norm.forward(&x.narrow(0, n - 1, 1)?.contiguous()?)?;
-        let logits = self.lm_head.forward(&last)?;
-        Ok(logits.squeeze(0)?.to_dtype(DType::F32)?)
+        let last = x.narrow(0, n - 1, 1)?.contiguous()?;
+        match &self.head {
+            Head::Tensors(norm, lm_head) => {
+                let logits = lm_head.forward(&norm.forward(&last)?)?;
+                Ok(logits.squeeze(0)?.to_dtype(DType::F32)?)
+            }
+            Head::Packed(head) => {
+                let last = last.flatten_all()?.to_vec1()?;
+                let logits = head.forward(&last, &mut workspace);
+                let len = logits.len();
+                Ok(Tensor::from_vec(logits, len, x.device())?)
+            }
+        }
     }
+}
+
+/// The last norm and the layer that gives each token of the vocabulary its score.
+#[derive(Debug)]
+enum Head {
+    Tensors(RmsNorm, Linear),
+    Packed(packed::Head),
 }
 
 /// Zero where token `i` of `n` may look back, −∞ beyond; `seen` tokens stand before them.
@@ -128,35 +163,87 @@ impl Rope {
         })
     }
 
-    /// Cosines and sines, `[n, head_dim / 2]`, of the positions `start..start + n`.
-    fn at(&self, start: usize, n: usize, dtype: DType) -> CandleResult<(Tensor, Tensor)> {
+    fn at(&self, start: usize, n: usize, dtype: DType) -> CandleResult<Turn> {
         let positions = Tensor::arange(start as f32, (start + n) as f32, self.inv_freq.device())?
             .unsqueeze(1)?;
         let angles = positions.matmul(&self.inv_freq)?;
+        let (cos, sin) = (angles.cos()?, angles.sin()?);
+        Ok(Turn {
+            values: [cos.flatten_all()?.to_vec1()?, sin.flatten_all()?.to_vec1()?],
+            cos: cos.to_dtype(dtype)?,
+            sin: sin.to_dtype(dtype)?,
+        })
+    }
+}
+
+/// Cosines and sines, `[n, head_dim / 2]`, of some positions.
+struct Turn {
+    cos: Tensor,
+    sin: Tensor,
+    values: [Vec<f32>; 2],
+}
+
+impl Turn {
+    fn values(&self) -> (&[f32], &[f32]) {
+        let [cos, sin] = &self.values;
+        (cos, sin)
+    }
+}
+
+#[derive(Debug)]
+enum Layer {
+    Tensors(TensorLayer),
+    Packed(DecoderLayer),
+}
+
+impl Layer {
+    fn load(c: &TextConfig, matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
+        let layer = TensorLayer::load(c, matrices, vb)?;
+        Ok(match DecoderLayer::new(&layer)? {
+            Some(layer) => Self::Packed(layer),
+            None => Self::Tensors(layer),
+        })
+    }
+}
+
+/// Where a layer puts the keys and values of new tokens, behind those of the `at` that it has seen.
+#[derive(Clone, Copy)]
+struct Cache<'a> {
+    keys: &'a Tensor,
+    values: &'a Tensor,
+    at: usize,
+}
+
+impl Cache<'_> {
+    /// Takes `[kv_heads, n, head_dim]` and returns all keys and values as views.
+    fn write(&self, k: &Tensor, v: &Tensor) -> CandleResult<(Tensor, Tensor)> {
+        self.keys.slice_set(k, 1, self.at)?;
+        self.values.slice_set(v, 1, self.at)?;
+        let total = self.at + k.dim(1)?;
         Ok((
-            angles.cos()?.to_dtype(dtype)?,
-            angles.sin()?.to_dtype(dtype)?,
+            self.keys.narrow(1, 0, total)?,
+            self.values.narrow(1, 0, total)?,
         ))
     }
 }
 
 #[derive(Debug)]
-struct Layer {
-    input_layernorm: RmsNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
-    post_attention_layernorm: RmsNorm,
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
+pub(super) struct TensorLayer {
+    pub(super) input_layernorm: RmsNorm,
+    pub(super) q_proj: Linear,
+    pub(super) k_proj: Linear,
+    pub(super) v_proj: Linear,
+    pub(super) o_proj: Linear,
+    pub(super) post_attention_layernorm: RmsNorm,
+    pub(super) gate_proj: Linear,
+    pub(super) up_proj: Linear,
+    pub(super) down_proj: Linear,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
 }
 
-impl Layer {
+impl TensorLayer {
     fn load(c: &TextConfig, matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
         let (n, head_dim) = (c.hidden_size, c.head_dim());
         let (heads, kv_heads) = (c.num_attention_heads, c.num_key_value_heads());
@@ -186,13 +273,12 @@ impl Layer {
     fn forward(
         &self,
         x: &Tensor,
-        rope: (&Tensor, &Tensor),
+        turn: &Turn,
         mask: Option<&Tensor>,
-        cache: &KvCache,
-        index: usize,
+        cache: Cache<'_>,
     ) -> CandleResult<Tensor> {
         let normed = self.input_layernorm.forward(x)?;
-        let x = (x + self.attention(&normed, rope, mask, cache, index)?)?;
+        let x = (x + self.attention(&normed, turn, mask, cache)?)?;
         let normed = self.post_attention_layernorm.forward(&x)?;
         let gate = silu(&self.gate_proj.forward(&normed)?)?;
         let mlp = self
@@ -204,10 +290,9 @@ impl Layer {
     fn attention(
         &self,
         x: &Tensor,
-        (cos, sin): (&Tensor, &Tensor),
+        Turn { cos, sin, .. }: &Turn,
         mask: Option<&Tensor>,
-        cache: &KvCache,
-        index: usize,
+        cache: Cache<'_>,
     ) -> CandleResult<Tensor> {
         let n = x.dim(0)?;
         let split = |x: Tensor, heads| {
@@ -218,7 +303,7 @@ impl Layer {
         let q = rope(&split(self.q_proj.forward(x)?, self.heads)?, cos, sin)?;
         let k = rope(&split(self.k_proj.forward(x)?, self.kv_heads)?, cos, sin)?;
         let v = split(self.v_proj.forward(x)?, self.kv_heads)?;
-        let (keys, values) = cache.write(index, &k.squeeze(0)?, &v.squeeze(0)?)?;
+        let (keys, values) = cache.write(&k.squeeze(0)?, &v.squeeze(0)?)?;
         // Query heads that share a key head stand next to each other: one product per key head does
         // them all, without repeating keys or values.
         let group = self.heads / self.kv_heads * n;

@@ -309,7 +309,7 @@ impl Model {
         session
             .cache
             .reserve(capacity, embeds.dtype(), embeds.device())?;
-        self.decoder.forward(&embeds, &mut session.cache, observer)
+        self.decoder.forward(embeds, &mut session.cache, observer)
     }
 
     /// Runs one more token and returns the logits that choose the next.
@@ -320,7 +320,7 @@ impl Model {
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
         let embeds = self.decoder.embed(&[token])?;
-        self.decoder.forward(&embeds, &mut session.cache, observer)
+        self.decoder.forward(embeds, &mut session.cache, observer)
     }
 
     /// One of the choices; asks the model only where there is something to choose.

@@ -49,6 +49,7 @@ mod image;
 mod kv_cache;
 mod linear;
 mod memory;
+mod packed;
 mod prompt;
 mod source;
 mod tokenizer;

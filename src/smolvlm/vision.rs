@@ -14,6 +14,7 @@ use super::{
     config::VisionConfig,
     layer_done,
     linear::{Linear, Matrices},
+    packed::{EncoderLayer, Workspace, in_place},
 };
 
 /// Pixels of one picture to the features that stand in its place among the decoder's embeddings.
@@ -52,8 +53,9 @@ impl Vision {
         let position_embedding = embeddings
             .pp("position_embedding")
             .get((side * side, c.hidden_size), "weight")?;
+        let layer = |i| Layer::load(c, matrices, v.pp("encoder.layers").pp(i));
         let layers = (0..c.num_hidden_layers)
-            .map(|i| Layer::load(c, matrices, v.pp("encoder.layers").pp(i)))
+            .map(layer)
             .collect::<CandleResult<_>>()?;
         let folded = c.hidden_size * config.scale_factor * config.scale_factor;
         Ok(Self {
@@ -85,14 +87,15 @@ impl Vision {
         Ok((height / self.patch_size, width / self.patch_size))
     }
 
-    /// Embedded patches through the layers, each state shown to `after`, and the last norm.
+    /// Embedded patches, which make way, through the layers, each state shown to `after`, and the last norm.
     fn encode(
         &self,
         mut x: Tensor,
         mut after: impl FnMut(&Tensor) -> Result<()>,
     ) -> Result<Tensor> {
+        let mut workspace = Workspace::default();
         for layer in &self.layers {
-            x = layer.forward(&x)?;
+            x = layer.forward(x, &mut workspace)?;
             after(&x)?;
         }
         Ok(self.post_layernorm.forward(&x)?)
@@ -116,9 +119,9 @@ impl Vision {
     /// against the reference stage by stage.
     pub fn hidden_states(&self, pixels: &Tensor) -> Result<Vec<Tensor>> {
         let x = self.embed(pixels, self.grid(pixels)?)?;
-        let mut states = vec![x.clone()];
+        let mut states = vec![x.copy()?];
         let last = self.encode(x, |state| {
-            states.push(state.clone());
+            states.push(state.copy()?);
             Ok(())
         })?;
         states.push(last);
@@ -169,19 +172,42 @@ fn repeat_edges(x: &Tensor, dim: usize, multiple: usize) -> CandleResult<Tensor>
 }
 
 #[derive(Debug)]
-struct Layer {
-    layer_norm1: LayerNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    layer_norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    heads: usize,
+enum Layer {
+    Tensors(TensorLayer),
+    Packed(EncoderLayer),
 }
 
 impl Layer {
+    fn load(c: &VisionConfig, matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
+        let layer = TensorLayer::load(c, matrices, vb)?;
+        Ok(match EncoderLayer::new(&layer)? {
+            Some(layer) => Self::Packed(layer),
+            None => Self::Tensors(layer),
+        })
+    }
+
+    fn forward(&self, x: Tensor, workspace: &mut Workspace) -> CandleResult<Tensor> {
+        match self {
+            Self::Tensors(layer) => layer.forward(&x),
+            Self::Packed(layer) => in_place(x, |x| layer.forward(x, workspace)),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct TensorLayer {
+    pub(super) layer_norm1: LayerNorm,
+    pub(super) q_proj: Linear,
+    pub(super) k_proj: Linear,
+    pub(super) v_proj: Linear,
+    pub(super) out_proj: Linear,
+    pub(super) layer_norm2: LayerNorm,
+    pub(super) fc1: Linear,
+    pub(super) fc2: Linear,
+    pub(super) heads: usize,
+}
+
+impl TensorLayer {
     fn load(c: &VisionConfig, matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
         let n = c.hidden_size;
         let linear = |from, to, vb| Linear::load((from, to), true, matrices, vb);
