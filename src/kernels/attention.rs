@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::{
     lanes::{Kernel, LANES, Lanes, PAIR, dispatch},
     pointwise::exp,
-    products::{BLOCK, Block16, Into, Packed, Product, round},
+    products::{BLOCK, Block16, Into, Packed, Product, Words, round},
 };
 
 /// Largest value of 12 bits that 32 products with 16 bits can have and fit an `i32`.
@@ -165,9 +165,14 @@ impl Kernel for Attend<'_> {
                 let row = self.heads.row(self.first + i, 0, head);
                 *scale = round(l, row, query.as_chunks_mut().0) / (size as f32).sqrt();
             }
-            Product {
-                x: &queries,
+            let x = Words {
+                values: &queries,
                 scales: &scales,
+                totals: &[],
+                length,
+            };
+            Product {
+                x,
                 weights: keys,
                 bias: None,
                 panels: 0..keys.panels(),
@@ -183,9 +188,14 @@ impl Kernel for Attend<'_> {
                 scores[all..].fill(f32::NEG_INFINITY);
                 *scale = softmax_row(l, scores.as_chunks().0, shares.as_chunks_mut().0);
             }
-            Product {
-                x: &shares,
+            let x = Words {
+                values: &shares,
                 scales: &scales,
+                totals: &[],
+                length: padded,
+            };
+            Product {
+                x,
                 weights: values,
                 bias: None,
                 panels: 0..values.panels(),

@@ -3,39 +3,65 @@
 //! Kernels are written once, over [`Lanes`]. Each way of computing them gives the same bits: integers are
 //! exact, and floats are rounded at the same places, multiply-add once.
 
-/// Two neighbours of the inner dimension, of each lane.
-pub(crate) const PAIR: usize = 2;
 pub(crate) const LANES: usize = 16;
+/// Neighbours of the inner dimension that come together in each lane: as 16 bits, and as 8.
+pub(crate) const PAIR: usize = 2;
+pub(crate) const QUAD: usize = 4;
 
 pub(crate) trait Lanes: Copy + Send + Sync {
     /// `[i16; 2]` in each lane.
     type Pairs: Copy;
+    /// `[i8; 4]`, or `[u8; 4]`, in each lane.
+    type Quads: Copy;
+    /// Four numbers of 16 bits.
+    type Four: Copy;
+    /// `[i16; 4]` in each lane.
+    type Fours: Copy;
+    /// Sums of such, not yet one in each lane.
+    type Parts: Copy;
     /// `i32` in each lane.
     type Int: Copy;
     /// `f32` in each lane.
     type Float: Copy;
 
-    /// Rows of a product that are accumulated at once: as many as there are registers for.
-    const ROWS: usize;
-
     /// Runs `f` compiled for this processor, with all that it inlines.
     fn run<T>(self, f: impl FnOnce() -> T) -> T;
 
     fn pairs(self, values: &[[i16; PAIR]; LANES]) -> Self::Pairs;
-    fn widen(self, values: &[[i8; PAIR]; LANES]) -> Self::Pairs;
-    /// From 4 bits, 8 standing for 0: the low halves of the bytes and the high ones.
-    fn nibbles(self, values: &[[u8; PAIR]; LANES]) -> [Self::Pairs; 2];
+    fn store_pairs(self, pairs: Self::Pairs, to: &mut [[i16; PAIR]; LANES]);
     /// The same in each lane.
     fn pair(self, pair: [i16; PAIR]) -> Self::Pairs;
-    fn zero(self) -> Self::Int;
     /// `sum + a[0] * b[0] + a[1] * b[1]`
-    fn dot(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int;
+    fn dot_pairs(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int;
+
+    fn quads(self, values: &[[i8; QUAD]; LANES]) -> Self::Quads;
+    /// From 4 bits, 8 standing for 0: the low halves of the bytes and the high ones.
+    fn nibble_quads(self, values: &[[u8; QUAD]; LANES]) -> [Self::Quads; 2];
+    /// The same in each lane, each up to 127.
+    fn quad(self, quad: [u8; QUAD]) -> Self::Quads;
+    /// `sum` and the four products of 7 with 8 bits.
+    fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int;
+
+    fn widen(self, values: &[[i8; QUAD]; LANES]) -> Self::Fours;
+    /// From 4 bits, each standing for itself: the low halves of the bytes and the high ones.
+    fn nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::Fours; 2];
+    /// First and last pairs of each.
+    fn split(self, fours: Self::Fours) -> [Self::Pairs; 2];
+    fn four(self, four: [i16; QUAD]) -> Self::Four;
+    fn no_parts(self) -> Self::Parts;
+    /// Adds the four products in each lane.
+    fn dot_fours(self, sum: Self::Parts, a: Self::Four, b: Self::Fours) -> Self::Parts;
+    fn whole(self, parts: Self::Parts) -> Self::Int;
+
+    fn splat_int(self, x: i32) -> Self::Int;
+    fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int;
 
     fn to_float(self, x: Self::Int) -> Self::Float;
     /// To the nearest, ties to even; of what fits.
     fn round(self, x: Self::Float) -> Self::Int;
     /// What doesn't fit is the nearest that does.
     fn store_i16(self, x: Self::Int, to: &mut [i16; LANES]);
+    fn store_u8(self, x: Self::Int, to: &mut [u8; LANES]);
     /// 2 to this power, from -126 to 127.
     fn exp2(self, x: Self::Int) -> Self::Float;
 
@@ -91,16 +117,26 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     Plain.run(|| kernel.run(Plain))
 }
 
+fn dot<const N: usize>(sum: i32, a: [i16; N], b: [i16; N]) -> i32 {
+    let products = a
+        .into_iter()
+        .zip(b)
+        .map(|(a, b)| i32::from(a) * i32::from(b));
+    products.fold(sum, i32::wrapping_add)
+}
+
 /// What any processor can.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain;
 
 impl Lanes for Plain {
     type Pairs = [[i16; PAIR]; LANES];
+    type Quads = [[i16; QUAD]; LANES];
+    type Four = [i16; QUAD];
+    type Fours = [[i16; QUAD]; LANES];
+    type Parts = [i32; LANES];
     type Int = [i32; LANES];
     type Float = [f32; LANES];
-
-    const ROWS: usize = 4;
 
     #[inline(always)]
     fn run<T>(self, f: impl FnOnce() -> T) -> T {
@@ -113,16 +149,8 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    fn widen(self, values: &[[i8; PAIR]; LANES]) -> Self::Pairs {
-        values.map(|pair| pair.map(i16::from))
-    }
-
-    #[inline(always)]
-    fn nibbles(self, values: &[[u8; PAIR]; LANES]) -> [Self::Pairs; 2] {
-        [
-            values.map(|pair| pair.map(|value| i16::from(value & 15) - 8)),
-            values.map(|pair| pair.map(|value| i16::from(value >> 4) - 8)),
-        ]
+    fn store_pairs(self, pairs: Self::Pairs, to: &mut [[i16; PAIR]; LANES]) {
+        *to = pairs;
     }
 
     #[inline(always)]
@@ -131,18 +159,80 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    fn zero(self) -> Self::Int {
+    fn dot_pairs(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int {
+        std::array::from_fn(|i| dot(sum[i], a[i], b[i]))
+    }
+
+    #[inline(always)]
+    fn quads(self, values: &[[i8; QUAD]; LANES]) -> Self::Quads {
+        self.widen(values)
+    }
+
+    #[inline(always)]
+    fn nibble_quads(self, values: &[[u8; QUAD]; LANES]) -> [Self::Quads; 2] {
+        self.nibbles(values)
+            .map(|quads| quads.map(|quad| quad.map(|x| x - 8)))
+    }
+
+    #[inline(always)]
+    fn quad(self, quad: [u8; QUAD]) -> Self::Quads {
+        [quad.map(i16::from); LANES]
+    }
+
+    #[inline(always)]
+    fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int {
+        std::array::from_fn(|i| dot(sum[i], a[i], b[i]))
+    }
+
+    #[inline(always)]
+    fn widen(self, values: &[[i8; QUAD]; LANES]) -> Self::Fours {
+        values.map(|quad| quad.map(i16::from))
+    }
+
+    #[inline(always)]
+    fn nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::Fours; 2] {
+        [
+            values.map(|quad| quad.map(|value| i16::from(value & 15))),
+            values.map(|quad| quad.map(|value| i16::from(value >> 4))),
+        ]
+    }
+
+    #[inline(always)]
+    fn split(self, fours: Self::Fours) -> [Self::Pairs; 2] {
+        [
+            fours.map(|[a, b, _, _]| [a, b]),
+            fours.map(|[_, _, a, b]| [a, b]),
+        ]
+    }
+
+    #[inline(always)]
+    fn four(self, four: [i16; QUAD]) -> Self::Four {
+        four
+    }
+
+    #[inline(always)]
+    fn no_parts(self) -> Self::Parts {
         [0; LANES]
     }
 
     #[inline(always)]
-    fn dot(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int {
-        let product = |i: usize, j: usize| i32::from(a[i][j]) * i32::from(b[i][j]);
-        std::array::from_fn(|i| {
-            sum[i]
-                .wrapping_add(product(i, 0))
-                .wrapping_add(product(i, 1))
-        })
+    fn dot_fours(self, sum: Self::Parts, a: Self::Four, b: Self::Fours) -> Self::Parts {
+        std::array::from_fn(|i| dot(sum[i], a, b[i]))
+    }
+
+    #[inline(always)]
+    fn whole(self, parts: Self::Parts) -> Self::Int {
+        parts
+    }
+
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> Self::Int {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int {
+        std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
     }
 
     #[inline(always)]
@@ -158,6 +248,11 @@ impl Lanes for Plain {
     #[inline(always)]
     fn store_i16(self, x: Self::Int, to: &mut [i16; LANES]) {
         *to = x.map(|x| x.clamp(i16::MIN.into(), i16::MAX.into()) as i16);
+    }
+
+    #[inline(always)]
+    fn store_u8(self, x: Self::Int, to: &mut [u8; LANES]) {
+        *to = x.map(|x| x.clamp(0, u8::MAX.into()) as u8);
     }
 
     #[inline(always)]
@@ -233,12 +328,19 @@ mod avx2 {
     use bytemuck::cast;
     use pulp::x86::V3;
 
-    use super::{LANES, Lanes, PAIR};
+    use super::{LANES, Lanes, PAIR, QUAD};
 
     /// The halves of sixteen lanes.
     #[inline(always)]
     fn both<T: Copy, U>([a0, a1]: [T; 2], [b0, b1]: [T; 2], f: impl Fn(T, T) -> U) -> [U; 2] {
         [f(a0, b0), f(a1, b1)]
+    }
+
+    /// Of four times four lanes.
+    #[inline(always)]
+    fn quarters<T: bytemuck::Pod>(values: T, f: impl Fn(__m128i) -> __m256i) -> [__m256i; 4] {
+        let [a, b, c, d] = cast::<_, [__m128i; 4]>(values);
+        [f(a), f(b), f(c), f(d)]
     }
 
     #[inline(always)]
@@ -248,10 +350,13 @@ mod avx2 {
 
     impl Lanes for V3 {
         type Pairs = [__m256i; 2];
+        type Quads = [__m256i; 2];
+        type Four = __m256i;
+        type Fours = [__m256i; 4];
+        /// Two sums beside each other in each of sixteen lanes.
+        type Parts = [__m256i; 4];
         type Int = [__m256i; 2];
         type Float = [__m256; 2];
-
-        const ROWS: usize = 6;
 
         #[inline(always)]
         fn run<T>(self, f: impl FnOnce() -> T) -> T {
@@ -264,25 +369,8 @@ mod avx2 {
         }
 
         #[inline(always)]
-        fn widen(self, values: &[[i8; PAIR]; LANES]) -> Self::Pairs {
-            each(cast::<_, [__m128i; 2]>(*values), |half| {
-                self.avx2._mm256_cvtepi8_epi16(half)
-            })
-        }
-
-        #[inline(always)]
-        fn nibbles(self, values: &[[u8; PAIR]; LANES]) -> [Self::Pairs; 2] {
-            let halves = cast::<_, [__m128i; 2]>(*values);
-            let bytes = each(halves, |half| self.avx2._mm256_cvtepu8_epi16(half));
-            let (mask, eight) = (
-                self.avx._mm256_set1_epi16(15),
-                self.avx._mm256_set1_epi16(8),
-            );
-            let low = each(bytes, |x| self.avx2._mm256_and_si256(x, mask));
-            let high = each(bytes, |x| self.avx2._mm256_srli_epi16::<4>(x));
-            each([low, high], |nibbles| {
-                each(nibbles, |x| self.avx2._mm256_sub_epi16(x, eight))
-            })
+        fn store_pairs(self, pairs: Self::Pairs, to: &mut [[i16; PAIR]; LANES]) {
+            *to = cast(pairs);
         }
 
         #[inline(always)]
@@ -291,14 +379,115 @@ mod avx2 {
         }
 
         #[inline(always)]
-        fn zero(self) -> Self::Int {
-            [self.avx._mm256_setzero_si256(); 2]
+        fn dot_pairs(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int {
+            let products = both(a, b, |a, b| self.avx2._mm256_madd_epi16(a, b));
+            both(sum, products, |a, b| self.avx2._mm256_add_epi32(a, b))
         }
 
         #[inline(always)]
-        fn dot(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int {
-            let products = both(a, b, |a, b| self.avx2._mm256_madd_epi16(a, b));
+        fn quads(self, values: &[[i8; QUAD]; LANES]) -> Self::Quads {
+            cast(*values)
+        }
+
+        #[inline(always)]
+        fn nibble_quads(self, values: &[[u8; QUAD]; LANES]) -> [Self::Quads; 2] {
+            let bytes = cast::<_, [__m256i; 2]>(*values);
+            let (mask, eight) = (self.avx._mm256_set1_epi8(15), self.avx._mm256_set1_epi8(8));
+            let high = each(bytes, |x| self.avx2._mm256_srli_epi16::<4>(x));
+            each([bytes, high], |nibbles| {
+                each(nibbles, |x| {
+                    let nibbles = self.avx2._mm256_and_si256(x, mask);
+                    self.avx2._mm256_sub_epi8(nibbles, eight)
+                })
+            })
+        }
+
+        #[inline(always)]
+        fn quad(self, quad: [u8; QUAD]) -> Self::Quads {
+            [self.avx._mm256_set1_epi32(cast(quad)); 2]
+        }
+
+        #[inline(always)]
+        fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int {
+            let one = self.avx._mm256_set1_epi16(1);
+            // Two products of 7 with 8 bits fit 16.
+            let pairs = both(a, b, |a, b| self.avx2._mm256_maddubs_epi16(a, b));
+            let products = each(pairs, |x| self.avx2._mm256_madd_epi16(x, one));
             both(sum, products, |a, b| self.avx2._mm256_add_epi32(a, b))
+        }
+
+        #[inline(always)]
+        fn widen(self, values: &[[i8; QUAD]; LANES]) -> Self::Fours {
+            quarters(*values, |quarter| self.avx2._mm256_cvtepi8_epi16(quarter))
+        }
+
+        #[inline(always)]
+        fn nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::Fours; 2] {
+            let mask = self.avx._mm256_set1_epi16(15);
+            let bytes = |quarter| self.avx2._mm256_cvtepu8_epi16(quarter);
+            [
+                quarters(*values, |x| self.avx2._mm256_and_si256(bytes(x), mask)),
+                quarters(*values, |x| self.avx2._mm256_srli_epi16::<4>(bytes(x))),
+            ]
+        }
+
+        #[inline(always)]
+        fn split(self, fours: Self::Fours) -> [Self::Pairs; 2] {
+            let [a, b, c, d] = cast::<_, [__m256; 4]>(fours);
+            let halves = [[a, b], [c, d]];
+            // Of each half's low and high quarters, the other way round.
+            let order = |x| {
+                let x = cast(x);
+                self.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(x)
+            };
+            let first = |[a, b]: [__m256; 2]| self.avx._mm256_shuffle_ps::<0b10_00_10_00>(a, b);
+            let last = |[a, b]: [__m256; 2]| self.avx._mm256_shuffle_ps::<0b11_01_11_01>(a, b);
+            [
+                each(halves, |half| order(first(half))),
+                each(halves, |half| order(last(half))),
+            ]
+        }
+
+        #[inline(always)]
+        fn four(self, four: [i16; QUAD]) -> Self::Four {
+            self.avx._mm256_set1_epi64x(cast(four))
+        }
+
+        #[inline(always)]
+        fn no_parts(self) -> Self::Parts {
+            [self.avx._mm256_setzero_si256(); 4]
+        }
+
+        #[inline(always)]
+        fn dot_fours(self, sum: Self::Parts, a: Self::Four, b: Self::Fours) -> Self::Parts {
+            let [s0, s1, s2, s3] = sum;
+            let [b0, b1, b2, b3] = b;
+            let add = |sum, b| {
+                let products = self.avx2._mm256_madd_epi16(a, b);
+                self.avx2._mm256_add_epi32(sum, products)
+            };
+            [add(s0, b0), add(s1, b1), add(s2, b2), add(s3, b3)]
+        }
+
+        #[inline(always)]
+        fn whole(self, [p0, p1, p2, p3]: Self::Parts) -> Self::Int {
+            // Of each half's low and high quarters, the other way round.
+            let low = self.avx2._mm256_hadd_epi32(p0, p1);
+            let high = self.avx2._mm256_hadd_epi32(p2, p3);
+            [
+                self.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(low),
+                self.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(high),
+            ]
+        }
+
+        #[inline(always)]
+        fn splat_int(self, x: i32) -> Self::Int {
+            [self.avx._mm256_set1_epi32(x); 2]
+        }
+
+        #[inline(always)]
+        fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int {
+            both(a, b, |a, b| self.avx2._mm256_sub_epi32(a, b))
         }
 
         #[inline(always)]
@@ -316,6 +505,14 @@ mod avx2 {
             // Of each half's low and high quarters, the other way round.
             let packed = self.avx2._mm256_packs_epi32(low, high);
             *to = cast(self.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+        }
+
+        #[inline(always)]
+        fn store_u8(self, x: Self::Int, to: &mut [u8; LANES]) {
+            let mut words = [0i16; LANES];
+            self.store_i16(x, &mut words);
+            let [low, high] = cast::<_, [__m128i; 2]>(words);
+            *to = cast(self.sse2._mm_packus_epi16(low, high));
         }
 
         #[inline(always)]

@@ -116,21 +116,43 @@ impl Matrix {
         }
     }
 
-    /// Rounds `x` into `rounded` and multiplies.
-    pub(super) fn multiply(
+    /// Multiplies `x`, rounded on the way.
+    fn multiply(
         &self,
         x: &impl Rows,
+        precision: Precision,
         rounded: &mut Activations,
         into: Into,
         out: &mut [f32],
     ) {
-        rounded.round(x);
-        let bias = self.bias.as_deref();
         match &self.weights {
-            Weights::Eight(weights) => multiply(rounded, weights, bias, into, out),
-            Weights::Four(weights) => multiply(rounded, weights, bias, into, out),
+            Weights::Eight(weights) => self.with(weights, x, precision, rounded, into, out),
+            Weights::Four(weights) => self.with(weights, x, precision, rounded, into, out),
         }
     }
+
+    fn with<B: Stored>(
+        &self,
+        weights: &Packed<B>,
+        x: &impl Rows,
+        precision: Precision,
+        rounded: &mut Activations,
+        into: Into,
+        out: &mut [f32],
+    ) {
+        let bias = self.bias.as_deref();
+        match precision {
+            Precision::Bytes => multiply(rounded.bytes(x), weights, bias, into, out),
+            Precision::Words => multiply(rounded.words(x), weights, bias, into, out),
+        }
+    }
+}
+
+/// What activations are rounded to.
+#[derive(Debug, Clone, Copy)]
+enum Precision {
+    Bytes,
+    Words,
 }
 
 fn pack<B: Stored>(parts: &[&QTensor], length: usize) -> CandleResult<Option<Packed<B>>> {
@@ -238,8 +260,13 @@ impl EncoderLayer {
         let hidden = self.out_proj.rows();
         let patches = x.len() / hidden;
         let qkv = room(qkv, patches * self.qkv.rows());
-        self.qkv
-            .multiply(&self.layer_norm1.layer_norm(x), rounded, Into::Set, qkv);
+        self.qkv.multiply(
+            &self.layer_norm1.layer_norm(x),
+            Precision::Bytes,
+            rounded,
+            Into::Set,
+            qkv,
+        );
         let gathered = room(gathered, x.len());
         let heads = Heads {
             x: qkv,
@@ -248,13 +275,20 @@ impl EncoderLayer {
         };
         attend(heads, gathered);
         let gathered = Values::new(gathered, hidden);
-        self.out_proj.multiply(&gathered, rounded, Into::Add, x);
+        self.out_proj
+            .multiply(&gathered, Precision::Bytes, rounded, Into::Add, x);
 
         let inner = room(inner, patches * self.fc1.rows());
-        self.fc1
-            .multiply(&self.layer_norm2.layer_norm(x), rounded, Into::Set, inner);
+        self.fc1.multiply(
+            &self.layer_norm2.layer_norm(x),
+            Precision::Bytes,
+            rounded,
+            Into::Set,
+            inner,
+        );
         let inner = Gelu(Values::new(inner, self.fc1.rows()));
-        self.fc2.multiply(&inner, rounded, Into::Add, x);
+        self.fc2
+            .multiply(&inner, Precision::Bytes, rounded, Into::Add, x);
     }
 }
 
@@ -313,19 +347,31 @@ impl DecoderLayer {
         } = workspace;
         let tokens = x.len() / self.o_proj.rows();
         let qkv = room(qkv, tokens * self.qkv.rows());
-        self.qkv
-            .multiply(&self.input_layernorm.rms_norm(x), rounded, Into::Set, qkv);
+        self.qkv.multiply(
+            &self.input_layernorm.rms_norm(x),
+            Precision::Words,
+            rounded,
+            Into::Set,
+            qkv,
+        );
         let width = self.shape.heads * self.shape.size;
         let gathered = room(gathered, tokens * width);
         look_back(qkv, self.shape, rope, seen, at, gathered);
-        self.o_proj
-            .multiply(&Values::new(gathered, width), rounded, Into::Add, x);
+        self.o_proj.multiply(
+            &Values::new(gathered, width),
+            Precision::Words,
+            rounded,
+            Into::Add,
+            x,
+        );
 
         let inner = room(inner, tokens * self.gate_up.rows());
         let normed = self.post_attention_layernorm.rms_norm(x);
-        self.gate_up.multiply(&normed, rounded, Into::Set, inner);
+        self.gate_up
+            .multiply(&normed, Precision::Words, rounded, Into::Set, inner);
         let inner = GatedSilu(Values::new(inner, self.gate_up.rows()));
-        self.down_proj.multiply(&inner, rounded, Into::Add, x);
+        self.down_proj
+            .multiply(&inner, Precision::Words, rounded, Into::Add, x);
     }
 }
 
@@ -350,8 +396,13 @@ impl Head {
     pub(super) fn forward(&self, x: &[f32], workspace: &mut Workspace) -> Vec<f32> {
         let x = self.norm.rms_norm(x);
         let mut scores = vec![0.0; x.rows() * self.weights.rows()];
-        self.weights
-            .multiply(&x, &mut workspace.rounded, Into::Set, &mut scores);
+        self.weights.multiply(
+            &x,
+            Precision::Words,
+            &mut workspace.rounded,
+            Into::Set,
+            &mut scores,
+        );
         scores
     }
 }
