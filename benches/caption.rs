@@ -1,5 +1,10 @@
-//! Captions of one frame, one for each line that is read: the engine that `tools/peers/compare.py` times.
-//! `cargo bench --bench caption -- FOLDER SIDE THREADS none|q8-0|q4-0`
+//! Captions of one frame, one for each line that is read: the engine that `tools/peers` times.
+//!
+//! `cargo bench --bench caption -- FOLDER SIDE THREADS none|q8-0|q4-0 [cut|slow|static [TOKENS]]`
+//!
+//! * `cut`: nothing is known from the last caption
+//! * `slow`: another picture, of which random weights say the same
+//! * `static`: the same picture
 
 use std::{error::Error, fs, io, ops::ControlFlow, path::PathBuf};
 
@@ -17,9 +22,12 @@ fn peak() -> f64 {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = std::env::args().skip(1).filter(|a| a != "--bench");
-    let [folder, side, threads, quantization] = &arguments.collect::<Vec<_>>()[..] else {
-        return Err("FOLDER SIDE THREADS none|q8-0|q4-0".into());
+    let arguments = arguments.collect::<Vec<_>>();
+    let [folder, side, threads, quantization, rest @ ..] = &arguments[..] else {
+        return Err("FOLDER SIDE THREADS none|q8-0|q4-0 [cut|slow|static [TOKENS]]".into());
     };
+    let scene = rest.first().map_or("cut", String::as_str);
+    let tokens = rest.get(1).map_or(Ok(20), |tokens| tokens.parse())?;
     let options = LoadOptions {
         threads: threads.parse()?,
         quantization: match quantization.as_str() {
@@ -35,25 +43,34 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut session = model.session();
     let side = side.parse()?;
     let mut rng = fastrand::Rng::with_seed(0);
-    let noise = (0..3 * side * side).map(|_| rng.u8(..)).collect();
-    let picture = Picture::new(side, side, noise).ok_or("no picture")?;
+    let mut noise = || {
+        let noise = (0..3 * side * side).map(|_| rng.u8(..)).collect();
+        Picture::new(side, side, noise).ok_or("no picture")
+    };
+    let mut picture = noise()?;
     println!(r#"{{"ready": true}}"#);
     for line in io::stdin().lines() {
         line?;
+        if scene != "static" {
+            picture = noise()?;
+        }
+        if scene == "cut" {
+            session = model.session();
+        }
         let request = Request {
             pictures: &[&picture],
             clip: None,
             splitting: false,
             system: None,
             prompt: "Describe this frame in one sentence.",
-            max_tokens: 20,
+            max_tokens: tokens,
             sampling: Sampling::default(),
             stop_strings: &[],
             choices: &[],
         };
         let go_on = &mut |_: gstvlmnarrate::smolvlm::Event<'_>| ControlFlow::Continue(());
         let made = model.describe(&mut session, &request, go_on)?;
-        if made.tokens != 20 {
+        if made.tokens != tokens {
             return Err(format!("{} tokens", made.tokens).into());
         }
         let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;

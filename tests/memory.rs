@@ -112,7 +112,7 @@ fn a_caption_takes_no_more_than_it_asked_for() {
                 let pictures = vec![picture; pictures];
                 let (asked, taken) = costs(&model, &pictures, splitting);
                 // A bound that is far too high would refuse what could be done.
-                assert!(asked < 20 + 3 * taken, "{taken} of {asked} MB");
+                assert!(asked < 30 + 3 * taken, "{taken} of {asked} MB");
             }
         }
     }

@@ -73,17 +73,24 @@ impl Decoder {
         self.embed_tokens.forward(ids)
     }
 
+    /// Whether each position comes out the same to the bit however many are run at once.
+    pub(super) fn is_exact(&self) -> bool {
+        let is_packed = |layer: &Layer| matches!(layer, Layer::Packed(_));
+        matches!(self.head, Head::Packed(_)) && self.layers.iter().all(is_packed)
+    }
+
     /// Runs `[n, hidden]` embeddings, which make way, behind what `cache` holds, in room that the caller has
-    /// reserved, and returns the logits (`[vocab]`, f32) of the last position.
+    /// reserved, and returns the logits (`[last, vocab]`, f32) of the last positions.
     pub(super) fn forward(
         &self,
         embeds: Tensor,
+        last: usize,
         cache: &mut KvCache,
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
         let n = embeds.dim(0)?;
         let turn = self.rope.at(cache.len(), n, embeds.dtype())?;
-        let mask = (n > 1)
+        let mask = (n > 1 && !self.is_exact())
             .then(|| causal_mask(n, cache.len(), embeds.dtype(), embeds.device()))
             .transpose()?;
         let mut workspace = Workspace::default();
@@ -103,18 +110,18 @@ impl Decoder {
             layer_done(observer)?;
         }
         cache.advance(n);
-        // Only the last position's logits are ever read; the head is as large as the rest of the pass.
-        let last = x.narrow(0, n - 1, 1)?.contiguous()?;
+        // Those before are never read; of one position the head is as large as a quarter of the rest.
+        let states = x.narrow(0, n - last, last)?.contiguous()?;
         match &self.head {
             Head::Tensors(norm, lm_head) => {
-                let logits = lm_head.forward(&norm.forward(&last)?)?;
-                Ok(logits.squeeze(0)?.to_dtype(DType::F32)?)
+                let logits = lm_head.forward(&norm.forward(&states)?)?;
+                Ok(logits.to_dtype(DType::F32)?)
             }
             Head::Packed(head) => {
-                let last = last.flatten_all()?.to_vec1()?;
-                let logits = head.forward(&last, &mut workspace);
-                let len = logits.len();
-                Ok(Tensor::from_vec(logits, len, x.device())?)
+                let states = states.flatten_all()?.to_vec1()?;
+                let logits = head.forward(&states, &mut workspace);
+                let shape = (last, logits.len() / last);
+                Ok(Tensor::from_vec(logits, shape, x.device())?)
             }
         }
     }

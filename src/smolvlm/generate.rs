@@ -140,10 +140,79 @@ pub struct Timings {
     pub decode: Duration,
 }
 
-/// What one caller keeps from caption to caption: the cache's memory.
+/// What one caller keeps from caption to caption: the cache, and what the next caption may have in common with
+/// the last.
 #[derive(Debug)]
 pub struct Session {
     pub(super) cache: KvCache,
+    pub(super) last: Option<Last>,
+}
+
+/// A caption that was made, with all that it was made of.
+#[derive(Debug)]
+pub(super) struct Last {
+    /// Of the prompt, which the cache holds still.
+    prompt: Prompt,
+    squares: Vec<Picture>,
+    features: Vec<Tensor>,
+    /// Tokens of the caption.
+    ids: Vec<u32>,
+}
+
+impl Last {
+    /// Features of this square picture in this place, if it is the same as then.
+    fn features(&self, place: usize, square: &Picture) -> Option<Tensor> {
+        (self.squares.get(place)? == square).then(|| self.features[place].clone())
+    }
+
+    /// Tokens from the first on that the prompt has in common with this one, whose first `same` pictures are
+    /// those of then.
+    fn in_common(&self, prompt: &Prompt, same: usize) -> usize {
+        let tokens = self.prompt.ids.iter().zip(&prompt.ids);
+        let tokens = tokens.take_while(|(a, b)| a == b).count();
+        let places = self.prompt.images.iter().zip(&prompt.images);
+        let places = places.take_while(|(a, b)| a == b).count();
+        match prompt.images.get(same.min(places)) {
+            Some((start, _)) => tokens.min(*start),
+            None => tokens,
+        }
+    }
+}
+
+/// Tokens that were run before anybody knew whether they would be chosen: those of the last caption, which
+/// says the same as long as the scene does.
+///
+/// A guess that fails costs time and changes nothing: each choice is made from the same logits as without.
+pub(super) struct Ahead<'a> {
+    /// None of a decoder whose rows depend on how many are run at once.
+    guess: &'a [u32],
+    /// Tokens of the caption that were run, chosen or not, and the logits behind the last of them, each.
+    run: Vec<u32>,
+    logits: Vec<Tensor>,
+    /// How many to guess at once: more and more as they come true.
+    pace: usize,
+}
+
+impl<'a> Ahead<'a> {
+    const PACE: usize = 4;
+    pub(super) const MOST: usize = 16;
+
+    /// Of a prompt that is the same, pictures included, or not.
+    fn new(guess: &'a [u32], is_same: bool) -> Self {
+        Self {
+            guess,
+            run: Vec::new(),
+            logits: Vec::new(),
+            pace: if is_same { Self::MOST } else { Self::PACE },
+        }
+    }
+
+    /// What is known to follow these tokens.
+    fn behind(&self, ids: &[u32]) -> Option<Tensor> {
+        let known = self.run.len() - self.logits.len();
+        let at = ids.len().checked_sub(known + 1)?;
+        (self.run.get(..ids.len())? == ids).then(|| self.logits[at].clone())
+    }
 }
 
 /// Splits the time that passes into stages.
@@ -217,6 +286,7 @@ impl Model {
             side: pictures.clone().map(side).max().unwrap_or(0) as usize,
             tokens: prompt.ids.len(),
             capacity: self.capacity(prompt.ids.len(), room)?,
+            packed: self.vision.is_packed() && self.decoder.is_exact(),
         })?;
         let tiled: Option<Vec<_>> =
             processor.map(|processor| pictures.clone().map(|p| processor.split(p)).collect());
@@ -224,17 +294,34 @@ impl Model {
             Some(tiled) => tiled.iter().flat_map(|p| &p.pictures).collect(),
             None => pictures.collect(),
         };
-        let pixels = squares.into_iter().map(|p| self.pixels(p));
+        // Put back once there is another: of one that isn't finished the cache holds parts.
+        let last = session.last.take();
+        let known = squares.iter().enumerate();
+        let known = known.map(|(i, square)| last.as_ref()?.features(i, square));
+        let known: Vec<_> = known.collect();
+        let pixels = squares.iter().zip(&known).map(|(square, known)| {
+            let is_new = known.is_none();
+            is_new.then(|| self.pixels(square)).transpose()
+        });
         let pixels = pixels.collect::<Result<Vec<_>>>()?;
         timings.preprocess = watch.lap();
 
-        let features = pixels
-            .iter()
-            .map(|p| self.vision.forward(p, observer))
-            .collect::<Result<Vec<_>>>()?;
+        let same = known.iter().take_while(|known| known.is_some()).count();
+        let mut features = Vec::with_capacity(known.len());
+        for (known, pixels) in known.into_iter().zip(pixels) {
+            match (known, pixels) {
+                (Some(known), _) => features.push(known),
+                (None, Some(pixels)) => features.push(self.vision.forward(&pixels, observer)?),
+                (None, None) => (),
+            }
+        }
         timings.vision = watch.lap();
 
-        let logits = self.prefill(session, &prompt, &features, room, observer)?;
+        let in_common = match &last {
+            Some(last) if self.decoder.is_exact() => last.in_common(&prompt, same),
+            _ => 0,
+        };
+        let logits = self.run_prompt(session, in_common, &prompt, &features, room, observer)?;
         timings.prefill = watch.lap();
 
         let Decoded {
@@ -243,17 +330,34 @@ impl Model {
             probability,
         } = match choices.walk() {
             Some(walk) => self.choose(session, walk, logits, request, observer)?,
-            None => self.decode(session, &prompt, logits, request, observer)?,
+            None => {
+                let guess = match &last {
+                    Some(last) if self.decoder.is_exact() => last.ids.as_slice(),
+                    _ => &[],
+                };
+                let ahead = Ahead::new(guess, in_common == prompt.ids.len());
+                self.decode(session, &prompt, logits, request, ahead, observer)?
+            }
         };
         timings.decode = watch.lap();
 
         let text = self.prompter.decode(&ids)?;
+        let tokens = ids.len();
+        session.last = Some(Last {
+            prompt,
+            squares: match tiled {
+                Some(tiled) => tiled.into_iter().flat_map(|p| p.pictures).collect(),
+                None => request.pictures.iter().copied().cloned().collect(),
+            },
+            features,
+            ids,
+        });
         let text = before_stop(&text, request.stop_strings).unwrap_or(&text);
         // max-tokens may have come between two bytes of a character.
         let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
         Ok(Description {
             text: text.trim().to_owned(),
-            tokens: ids.len(),
+            tokens,
             truncated: !stopped,
             probability,
             timings,
@@ -294,6 +398,20 @@ impl Model {
         room: usize,
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
+        session.last = None;
+        self.run_prompt(session, 0, prompt, features, room, observer)
+    }
+
+    /// As [`prefill`](Self::prefill), with so many of the first tokens in the cache from the last time.
+    fn run_prompt(
+        &self,
+        session: &mut Session,
+        in_common: usize,
+        prompt: &Prompt,
+        features: &[Tensor],
+        room: usize,
+        observer: &mut Observer<'_>,
+    ) -> Result<Tensor> {
         let capacity = self.capacity(prompt.ids.len(), room)?;
         let embeds = self.decoder.embed(&prompt.ids)?;
         for (&(start, len), features) in prompt.images.iter().zip(features) {
@@ -305,11 +423,18 @@ impl Model {
             }
             embeds.slice_set(&features.contiguous()?, 0, start)?;
         }
-        session.cache.truncate(0);
+        // The last is run in any case, for what follows it.
+        session.cache.truncate(in_common.min(prompt.ids.len() - 1));
         session
             .cache
             .reserve(capacity, embeds.dtype(), embeds.device())?;
-        self.decoder.forward(embeds, &mut session.cache, observer)
+        // Nothing is held where there was no room.
+        let held = session.cache.len();
+        let embeds = embeds.narrow(0, held, prompt.ids.len() - held)?;
+        let logits = self
+            .decoder
+            .forward(embeds, 1, &mut session.cache, observer)?;
+        Ok(logits.squeeze(0)?)
     }
 
     /// Runs one more token and returns the logits that choose the next.
@@ -320,7 +445,50 @@ impl Model {
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
         let embeds = self.decoder.embed(&[token])?;
-        self.decoder.forward(embeds, &mut session.cache, observer)
+        let logits = self
+            .decoder
+            .forward(embeds, 1, &mut session.cache, observer)?;
+        Ok(logits.squeeze(0)?)
+    }
+
+    /// Logits that choose the token behind `ids`, the caption so far, of at most `most`. The prompt has
+    /// `start` tokens.
+    fn look_ahead(
+        &self,
+        session: &mut Session,
+        start: usize,
+        ids: &[u32],
+        most: usize,
+        ahead: &mut Ahead<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Result<Tensor> {
+        if let Some(logits) = ahead.behind(ids) {
+            return Ok(logits);
+        }
+        let seen = ids.len() - 1;
+        // Whatever was guessed is in the way.
+        session.cache.truncate(start + seen);
+        if !ahead.run.is_empty() {
+            let came_true = ahead.logits.len() > 1 && ahead.run == ids[..seen];
+            ahead.pace = match came_true {
+                true => Ahead::MOST.min(2 * ahead.pace),
+                false => Ahead::PACE,
+            };
+        }
+        let guess = match ahead.guess.get(seen) {
+            Some(token) if *token == ids[seen] => &ahead.guess[seen + 1..],
+            _ => &[],
+        };
+        let guess = &guess[..guess.len().min(ahead.pace).min(most - ids.len())];
+        ahead.run = [ids, guess].concat();
+        let embeds = self.decoder.embed(&ahead.run[seen..])?;
+        let count = ahead.run.len() - seen;
+        let logits = self
+            .decoder
+            .forward(embeds, count, &mut session.cache, observer)?;
+        let rows = (0..count).map(|row| Ok(logits.get(row)?));
+        ahead.logits = rows.collect::<Result<_>>()?;
+        Ok(ahead.logits[0].clone())
     }
 
     /// One of the choices; asks the model only where there is something to choose.
@@ -372,6 +540,7 @@ impl Model {
         prompt: &Prompt,
         mut logits: Tensor,
         request: &Request<'_>,
+        mut ahead: Ahead<'_>,
         observer: &mut Observer<'_>,
     ) -> Result<Decoded> {
         let decoded = |ids, stopped| Decoded {
@@ -408,7 +577,8 @@ impl Model {
             if ids.len() >= request.max_tokens {
                 return Ok(decoded(ids, false));
             }
-            logits = self.step(session, token, observer)?;
+            let (start, most) = (prompt.ids.len(), request.max_tokens);
+            logits = self.look_ahead(session, start, &ids, most, &mut ahead, observer)?;
         }
     }
 
@@ -457,7 +627,7 @@ fn before_stop<'t>(text: &'t str, stop_strings: &[String]) -> Option<&'t str> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Quantization, *};
 
     #[test]
     fn min_p_leaves_what_is_likely_enough() {
@@ -472,10 +642,79 @@ mod tests {
         assert_eq!(logits.map(f32::is_finite), [true, true, false]);
     }
 
-    fn demo() -> Model {
+    fn demo(quantization: Quantization) -> Model {
         let checkpoint = super::super::Checkpoint::open(&super::super::Source::Demo).unwrap();
-        let options = super::super::LoadOptions::default();
+        let options = super::super::LoadOptions {
+            quantization,
+            ..Default::default()
+        };
         Model::load(&checkpoint, &options, &mut |_, _| ControlFlow::Continue(())).unwrap()
+    }
+
+    /// What was said before shows in the time only: guesses that come true, in part or not at all give the same
+    /// tokens as a session that knows nothing. So does a picture that is known, and a prompt in part.
+    #[test]
+    fn what_was_said_before_changes_nothing() {
+        let mut model = demo(Quantization::Q8_0);
+        assert!(model.decoder.is_exact());
+        // To go on behind the end, where it isn't sure of anything.
+        model.stop.clear();
+        let side = model.config.vision_config.image_size as u32;
+        let mut rng = fastrand::Rng::with_seed(5);
+        let prompts = ["Describe this frame in one sentence.", "What?"];
+        let plain = Sampling::default();
+        let hot = Sampling {
+            temperature: 1.5,
+            repetition_penalty: 1.1,
+            ..plain
+        };
+        let (mut session, mut steps) = (model.session(), 0);
+        let (mut rgb, mut prompt, mut sampling) = ([0; 3], prompts[0], plain);
+        for i in 0..90 {
+            // A colour that stays for a while, sometimes with another question.
+            match i % 6 {
+                0 => rgb = std::array::from_fn(|_| rng.u8(..)),
+                2 => rgb[0] = rgb[0].wrapping_add(3),
+                3 => prompt = prompts[rng.usize(..2)],
+                4 => sampling = [plain, hot][rng.usize(..2)],
+                _ => (),
+            }
+            let count = 1 + i / 2 % 2;
+            let pixels = rgb.repeat((side * side) as usize);
+            let picture = Picture::new(side, side, pixels).unwrap();
+            let black = Picture::new(side, side, vec![0; (side * side * 3) as usize]).unwrap();
+            let request = Request {
+                pictures: &[&black, &picture][2 - count..],
+                clip: None,
+                splitting: false,
+                system: None,
+                prompt,
+                max_tokens: 36,
+                sampling: Sampling {
+                    seed: i as u64 / 3,
+                    ..sampling
+                },
+                stop_strings: &[],
+                choices: &[],
+            };
+            let mut said = [Vec::new(), Vec::new()];
+            let describe = |session: &mut Session, said: &mut Vec<String>| {
+                let observer = &mut |event: Event<'_>| {
+                    if let Event::Text(text) = event {
+                        said.push(text.to_owned());
+                    }
+                    ControlFlow::Continue(())
+                };
+                model.describe(session, &request, observer).unwrap();
+                session.last.as_ref().unwrap().ids.clone()
+            };
+            let [known, fresh] = &mut said;
+            let ids = describe(&mut session, known);
+            assert_eq!(describe(&mut model.session(), fresh), ids, "caption {i}");
+            assert_eq!(known, fresh);
+            steps += ids.len();
+        }
+        assert_eq!(steps, 90 * 36);
     }
 
     fn refused(model: &Model, pictures: &[&Picture], splitting: bool) -> String {
@@ -497,7 +736,7 @@ mod tests {
 
     #[test]
     fn more_tiles_than_positions_are_not_cut() {
-        let mut model = demo();
+        let mut model = demo(Quantization::None);
         model.preprocessor.size.longest_edge = 4096;
         model.preprocessor.max_image_size.longest_edge = 1;
         let picture = Picture::new(64, 48, vec![0; 64 * 48 * 3]).unwrap();
@@ -508,7 +747,7 @@ mod tests {
 
     #[test]
     fn a_prompt_of_nothing_is_an_error() {
-        let mut model = demo();
+        let mut model = demo(Quantization::None);
         let tokenizer = super::super::Checkpoint::open(&super::super::Source::Demo)
             .and_then(|checkpoint| checkpoint.tokenizer())
             .unwrap();

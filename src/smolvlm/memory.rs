@@ -3,7 +3,7 @@
 
 use candle_core::DType;
 
-use super::Config;
+use super::{Config, generate::Ahead};
 
 /// Whether so many bytes can be had. They are asked for and given back untouched, which costs nothing.
 pub(super) fn has_room(bytes: u64) -> bool {
@@ -27,6 +27,8 @@ pub(super) struct Work {
     /// Of the prompt, and with the caption's.
     pub tokens: usize,
     pub capacity: usize,
+    /// By kernels of our own throughout.
+    pub packed: bool,
 }
 
 impl Work {
@@ -42,6 +44,7 @@ impl Work {
             product(&[t.hidden_size, t.intermediate_size]),
         );
         let (value, weights) = match dtype {
+            DType::F32 if self.packed => (stored, 0.0),
             DType::F32 => (stored, stored * widened),
             _ => (
                 stored + size_of::<f32>() as f64,
@@ -49,28 +52,49 @@ impl Work {
             ),
         };
 
-        // Resized, resized to tiles, and cut.
+        // Resized, resized to tiles, and cut; or copied, to be known again.
         let bytes = product(&[self.squares + 3 * self.tiles, self.side, self.side, 3]);
         let pixels = value * product(&[self.squares + 1, self.side, self.side, 3]);
         let patches = config.patches_per_side(self.side).pow(2);
-        let vision = product(&[6, patches, v.hidden_size])
-            + f64::max(
-                product(&[2, patches, v.intermediate_size]),
-                product(&[2, patches, patches, v.num_attention_heads]),
-            );
+        let vision = match self.packed {
+            // Queries, keys and values, once more as weights, and what is rounded.
+            true => {
+                product(&[9, patches, v.hidden_size])
+                    + 1.4 * product(&[patches, v.intermediate_size])
+            }
+            false => {
+                product(&[6, patches, v.hidden_size])
+                    + f64::max(
+                        product(&[2, patches, v.intermediate_size]),
+                        product(&[2, patches, patches, v.num_attention_heads]),
+                    )
+            }
+        };
         let features = product(&[2, self.tokens, t.hidden_size]);
         let inner = t.num_attention_heads * t.head_dim();
-        let decoder = product(&[6, self.tokens, t.hidden_size.max(inner)])
-            + f64::max(
-                product(&[3, self.tokens, t.intermediate_size]),
-                product(&[3, self.tokens, self.tokens, t.num_attention_heads])
-                    + product(&[2, self.tokens, self.tokens]),
-            );
+        let decoder = match self.packed {
+            true => {
+                let heads = t.num_attention_heads + 2 * t.num_key_value_heads();
+                product(&[4, self.tokens, t.hidden_size])
+                    + product(&[2, self.tokens, heads, t.head_dim()])
+                    + product(&[5, self.tokens, t.intermediate_size])
+            }
+            false => {
+                product(&[6, self.tokens, t.hidden_size.max(inner)])
+                    + f64::max(
+                        product(&[3, self.tokens, t.intermediate_size]),
+                        product(&[3, self.tokens, self.tokens, t.num_attention_heads])
+                            + product(&[2, self.tokens, self.tokens]),
+                    )
+            }
+        };
         let heads = t.num_key_value_heads() * t.head_dim();
         let cache = stored * product(&[2, t.num_hidden_layers, self.capacity, heads]);
         // Sampling sorts them, each with its place.
-        let logits = product(&[8, size_of::<f32>(), t.vocab_size]);
+        let ahead = if self.packed { Ahead::MOST + 1 } else { 0 };
+        let logits = product(&[8 + ahead, size_of::<f32>(), t.vocab_size]);
 
+        // The encoder's go before the decoder's come.
         let passes = value * (features + vision.max(decoder));
         (bytes + pixels + passes + cache + weights + logits + REST) as u64
     }

@@ -270,6 +270,7 @@ impl Model {
     pub fn session(&self) -> Session {
         Session {
             cache: self.decoder.cache(),
+            last: None,
         }
     }
 

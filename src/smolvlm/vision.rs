@@ -81,6 +81,12 @@ impl Vision {
         Ok(self.connect(&x, grid)?)
     }
 
+    /// Whether there are kernels for all layers.
+    pub(super) fn is_packed(&self) -> bool {
+        let is_packed = |layer: &Layer| matches!(layer, Layer::Packed(_));
+        self.layers.iter().all(is_packed)
+    }
+
     /// Rows and columns of patches.
     fn grid(&self, pixels: &Tensor) -> CandleResult<(usize, usize)> {
         let (_, height, width) = pixels.dims3()?;
