@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use candle_core::{
-    Module, Result as CandleResult, Tensor,
-    quantized::{GgmlDType, QMatMul, QTensor},
+    DType, Module, Result as CandleResult, Tensor,
+    quantized::{GgmlDType, QMatMul, QStorage, QTensor},
 };
 use candle_nn::VarBuilder;
 
@@ -19,10 +19,11 @@ pub(super) struct Matrices<'a> {
 }
 
 impl Matrices<'_> {
-    /// `vb` is at the matrix' module.
+    /// `vb` is at the matrix' module. Widened only where it stays dense.
     fn weight(&self, shape: (usize, usize), vb: &VarBuilder) -> CandleResult<Stored> {
+        let dtype = self.blocks.is_none().then(|| vb.dtype());
         let name = format!("{}.weight", vb.prefix());
-        self.loader.stored(&shape.into(), &name, vb.dtype())
+        self.loader.stored(&shape.into(), &name, dtype)
     }
 }
 
@@ -57,14 +58,34 @@ impl Linear {
         blocks: Option<GgmlDType>,
     ) -> CandleResult<Self> {
         let row = weight.dim(1)?;
+        let is_dense = blocks.is_none();
         match blocks.filter(|blocks| row.is_multiple_of(blocks.block_size())) {
-            None => Ok(Self::Dense(candle_nn::Linear::new(weight, bias))),
+            None if is_dense => Ok(Self::Dense(candle_nn::Linear::new(weight, bias))),
+            // Beside blocks products are made in f32.
+            None => {
+                let weight = weight.to_dtype(DType::F32)?;
+                Ok(Self::Dense(candle_nn::Linear::new(weight, bias)))
+            }
             Some(blocks) => {
-                let weight = QTensor::quantize(&weight, blocks)?;
-                Ok(Self::Quantized(QMatMul::from_qtensor(weight)?, bias))
+                let weight = QMatMul::from_qtensor(quantize(&weight, blocks)?)?;
+                Ok(Self::Quantized(weight, bias))
             }
         }
     }
+}
+
+/// A part at a time: candle takes as much memory as the weights once more, in f32.
+fn quantize(weight: &Tensor, blocks: GgmlDType) -> CandleResult<QTensor> {
+    const ROWS: usize = 4096;
+    let rows = weight.dim(0)?;
+    let mut bytes = Vec::new();
+    for start in (0..rows).step_by(ROWS) {
+        let part = weight.narrow(0, start, ROWS.min(rows - start))?;
+        let part = QTensor::quantize(&part.to_dtype(DType::F32)?.contiguous()?, blocks)?;
+        bytes.extend_from_slice(&part.data()?);
+    }
+    let storage = QStorage::from_data(bytes.into(), weight.device(), blocks)?;
+    QTensor::new(storage, weight.shape())
 }
 
 /// Products with blocks as a file has them. candle takes some types two blocks at a time: where that leaves
@@ -116,7 +137,8 @@ fn has_vnni() -> bool {
 /// A row of values for each token.
 #[derive(Debug)]
 pub(super) enum Embedding {
-    Dense(Tensor),
+    /// Rows of any type, and the type to make of them: widened, those of the 256M take 57 MB more.
+    Dense(Tensor, DType),
     /// Rows are widened when they are asked for: the table of the 2.2B would take 400 MB in f32.
     Quantized(Arc<QTensor>),
 }
@@ -129,7 +151,7 @@ impl Embedding {
         vb: VarBuilder,
     ) -> CandleResult<Self> {
         Ok(match matrices.weight(shape, &vb)? {
-            Stored::Dense(rows) => Self::Dense(rows),
+            Stored::Dense(rows) => Self::Dense(rows, vb.dtype()),
             Stored::Blocks(rows) => Self::Quantized(rows.into()),
         })
     }
@@ -137,7 +159,7 @@ impl Embedding {
     /// The layer that gives each token the product with its row.
     pub(super) fn tied(&self, blocks: Option<GgmlDType>) -> CandleResult<Linear> {
         match self {
-            Self::Dense(rows) => Linear::new(rows.clone(), None, blocks),
+            Self::Dense(rows, _) => Linear::new(rows.clone(), None, blocks),
             Self::Quantized(rows) => Ok(Linear::Quantized(products(rows.clone())?, None)),
         }
     }
@@ -145,7 +167,9 @@ impl Embedding {
     /// `[tokens, length]`
     pub(super) fn forward(&self, ids: &[u32]) -> CandleResult<Tensor> {
         match self {
-            Self::Dense(rows) => rows.index_select(&Tensor::new(ids, rows.device())?, 0),
+            Self::Dense(rows, dtype) => rows
+                .index_select(&Tensor::new(ids, rows.device())?, 0)?
+                .to_dtype(*dtype),
             Self::Quantized(rows) => rows.embedding(&Tensor::new(ids, &rows.device())?),
         }
     }

@@ -309,8 +309,13 @@ impl<'a> LoadProgress<'a> {
 }
 
 impl Loader<'_> {
-    /// A tensor of this shape; `dtype` is for dense ones.
-    pub(super) fn stored(&self, shape: &Shape, name: &str, dtype: DType) -> CandleResult<Stored> {
+    /// A tensor of this shape; `dtype` is for dense ones, as the file has them without.
+    pub(super) fn stored(
+        &self,
+        shape: &Shape,
+        name: &str,
+        dtype: Option<DType>,
+    ) -> CandleResult<Stored> {
         let entry = self.weights.find(name)?;
         if entry.shape != shape.dims() {
             let got = Shape::from(entry.shape.as_slice());
@@ -325,10 +330,10 @@ impl Loader<'_> {
         self.load(entry, name, dtype)
     }
 
-    fn load(&self, entry: &Entry, name: &str, dtype: DType) -> CandleResult<Stored> {
-        let stored = match self.weights.read(name, entry)? {
-            Stored::Dense(tensor) => Stored::Dense(tensor.to_dtype(dtype)?),
-            blocks => blocks,
+    fn load(&self, entry: &Entry, name: &str, dtype: Option<DType>) -> CandleResult<Stored> {
+        let stored = match (self.weights.read(name, entry)?, dtype) {
+            (Stored::Dense(tensor), Some(dtype)) => Stored::Dense(tensor.to_dtype(dtype)?),
+            (stored, _) => stored,
         };
         let mut progress = self.progress.lock().unwrap_or_else(|e| e.into_inner());
         progress.read += entry.len as u64;
@@ -360,12 +365,12 @@ impl SimpleBackend for Loader<'_> {
         dtype: DType,
         device: &Device,
     ) -> CandleResult<Tensor> {
-        self.stored(&shape, name, dtype)?.dense(dtype, device)
+        self.stored(&shape, name, Some(dtype))?.dense(dtype, device)
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> CandleResult<Tensor> {
         let entry = self.weights.find(name)?;
-        self.load(entry, name, dtype)?.dense(dtype, device)
+        self.load(entry, name, Some(dtype))?.dense(dtype, device)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {

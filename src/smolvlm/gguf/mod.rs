@@ -588,7 +588,10 @@ mod tests {
                 weights: &weights,
                 progress: &progress,
             };
-            let read = match loader.stored(&(8, 256).into(), "t", DType::F32).unwrap() {
+            let read = match loader
+                .stored(&(8, 256).into(), "t", Some(DType::F32))
+                .unwrap()
+            {
                 Stored::Dense(tensor) => tensor,
                 Stored::Blocks(blocks) => blocks.dequantize(&Device::Cpu).unwrap(),
             };
