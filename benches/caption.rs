@@ -3,7 +3,7 @@
 //! `cargo bench --bench caption -- FOLDER SIDE THREADS none|q8-0|q4-0 [cut|slow|static [TOKENS]]`
 //!
 //! * `cut`: nothing is known from the last caption
-//! * `slow`: another picture, of which random weights say the same
+//! * `slow`: one byte in a hundred is another
 //! * `static`: the same picture
 
 use std::{error::Error, fs, io, ops::ControlFlow, path::PathBuf};
@@ -43,6 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut session = model.session();
     let side = side.parse()?;
     let mut rng = fastrand::Rng::with_seed(0);
+    let mut changes = rng.fork();
     let mut noise = || {
         let noise = (0..3 * side * side).map(|_| rng.u8(..)).collect();
         Picture::new(side, side, noise).ok_or("no picture")
@@ -51,11 +52,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!(r#"{{"ready": true}}"#);
     for line in io::stdin().lines() {
         line?;
-        if scene != "static" {
-            picture = noise()?;
-        }
-        if scene == "cut" {
-            session = model.session();
+        match scene {
+            "cut" => {
+                picture = noise()?;
+                session = model.session();
+            }
+            "slow" => {
+                for _ in 0..picture.rgb.len() / 100 {
+                    let at = changes.usize(..picture.rgb.len());
+                    picture.rgb[at] = picture.rgb[at].wrapping_add(1);
+                }
+            }
+            "static" => (),
+            other => return Err(other.into()),
         }
         let request = Request {
             pictures: &[&picture],

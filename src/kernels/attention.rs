@@ -3,9 +3,11 @@
 use rayon::prelude::*;
 
 use super::{
+    blocks::{BLOCK, Block16, Packed},
     lanes::{Kernel, LANES, Lanes, PAIR, dispatch},
     pointwise::exp,
-    products::{BLOCK, Block16, Into, Packed, Product, Words, round},
+    products::{Into, Product},
+    rounding::{Words, round},
 };
 
 /// Largest value of 12 bits that 32 products with 16 bits can have and fit an `i32`.

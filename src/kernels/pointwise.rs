@@ -2,7 +2,7 @@
 
 use super::{
     lanes::{LANES, Lanes},
-    products::Rows,
+    rounding::Rows,
 };
 
 /// Rows of `length` values.
@@ -18,7 +18,7 @@ impl<'a> Values<'a> {
         Self { values, length }
     }
 
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.values.len() / self.length
     }
 

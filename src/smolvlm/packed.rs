@@ -13,8 +13,10 @@ use super::{decoder, linear::Linear, vision};
 use crate::kernels::{
     LANES,
     attention::{Grouped, Heads, Seen, attend, look_back},
+    blocks::{Block4, Block8, Packed, Stored},
     pointwise::{self, GatedSilu, Gelu, Values},
-    products::{Activations, Block4, Block8, Into, Packed, Rows, Stored, multiply},
+    products::{Into, multiply},
+    rounding::{Activations, Rows},
 };
 
 /// What a forward pass needs beside its input, from layer to layer.

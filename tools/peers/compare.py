@@ -20,18 +20,29 @@ import engines
 
 HERE = Path(__file__).resolve().parent
 STAGES = ["vision", "prefill", "decode"]
-OURS = {"vlmnarrate-f32": "none", "vlmnarrate-q8-0": "q8-0", "vlmnarrate-q4-0": "q4-0"}
+OURS = {
+    "vlmnarrate-f32": ["none", "cut"],
+    "vlmnarrate-q8-0": ["q8-0", "cut"],
+    "vlmnarrate-q4-0": ["q4-0", "cut"],
+    "vlmnarrate-q8-0-static": ["q8-0", "static"],
+}
+
+
+def ours(checkpoint, side, threads, *rest):
+    program = ["cargo", "bench", "--quiet", "--bench", "caption", "--", str(checkpoint), str(side), str(threads)]
+    return [*program, *map(str, rest)]
+
+
+def program(name, folder, side, threads):
+    if name in OURS:
+        return ours(folder / "checkpoint", side, threads, *OURS[name])
+    return [sys.executable, str(HERE / "engines.py"), name, str(folder), str(side), str(threads)]
 
 
 class Engine:
-    def __init__(self, name, folder, side, threads):
+    def __init__(self, name, program, threads):
         self.name, self.times, self.peak = name, [], 0
-        side, threads = str(side), str(threads)
-        if name in OURS:
-            program = ["cargo", "bench", "--quiet", "--bench", "caption", "--"]
-            program += [str(folder / "checkpoint"), side, threads, OURS[name]]
-        else:
-            program = [sys.executable, str(HERE / "engines.py"), name, str(folder), side, threads]
+        threads = str(threads)
         limits = dict.fromkeys(["OMP_NUM_THREADS", "CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"], threads)
         pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         self.process = subprocess.Popen(program, env=os.environ | limits, start_new_session=True, **pipe)
@@ -84,25 +95,33 @@ def main():
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--engines", nargs="+", default=[*OURS, *worth_a_try()])
+    names = [*OURS, *engines.ENGINES]
+    parser.add_argument("--engines", nargs="+", default=[*OURS, *worth_a_try()], choices=names, metavar="NAME")
     options = parser.parse_args()
     folder = options.out / options.model
+    side, threads = options.side, options.threads
+    programs = {name: (program(name, folder, side, threads), threads) for name in options.engines}
+    report(take_turns(programs, options.rounds), options)
+
+
+def take_turns(programs, rounds):
+    """Each in turn, once for nothing and then so often."""
     running = []
     try:
-        for name in options.engines:
+        for name, (program, threads) in programs.items():
             print(f"{name} loads", file=sys.stderr, flush=True)
-            running.append(Engine(name, folder, options.side, options.threads))
+            running.append(Engine(name, program, threads))
         for engine in running:
             print(f"{engine.name} makes its first caption", file=sys.stderr, flush=True)
             engine.run()
-        for number in range(options.rounds):
-            print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+        for number in range(rounds):
+            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
             for engine in running:
                 engine.times.append(engine.run())
     finally:
         for engine in running:
             engine.end()
-    report(running, options)
+    return running
 
 
 def report(running, options):
