@@ -1,9 +1,9 @@
 //! What quantization costs and brings, as a table: `cargo bench --bench quantization -- MODEL…`
 //!
-//! For each folder and number format: memory of the loaded model, the logits' relative L2 distance from f32 and
-//! whether the greedy token is the same, and medians of the stages' times for captions of 20 tokens. The formats
-//! take turns within one run, since other work on the machine comes and goes. How right the captions are is
-//! measured elsewhere: `tools/demo/evaluate.py --element quantization=q8-0`.
+//! For each folder and number format: memory of the loaded model, the relative L2 distances from f32 of what the
+//! encoder sees and of the logits, whether the greedy token is the same, and medians of the stages' times for
+//! captions of 20 tokens. The formats take turns within one run, since other work on the machine comes and goes.
+//! How right the captions are is measured elsewhere: `tools/demo/evaluate.py --element quantization=q8-0`.
 
 use std::{
     error::Error,
@@ -45,15 +45,17 @@ fn picture(number: u32) -> Picture {
     Picture::new(SIDE, SIDE, rgb).expect("a whole picture")
 }
 
-fn logits(model: &Model, picture: &Picture) -> Result<Vec<f32>, Box<dyn Error>> {
+/// Features of the picture, and the logits of the first token.
+fn stages(model: &Model, picture: &Picture) -> Result<[Vec<f32>; 2], Box<dyn Error>> {
     let go_on = &mut |_: gstvlmnarrate::smolvlm::Event<'_>| ControlFlow::Continue(());
     let prompt = model.prompter().encode(
         &question(None, vec![Content::Image], PROMPT),
         &[model.span(picture, (0, 0))],
     )?;
     let features = model.vision().forward(&model.pixels(picture)?, go_on)?;
+    let seen = features.flatten_all()?.to_vec1()?;
     let logits = model.prefill(&mut model.session(), &prompt, &[features], 0, go_on)?;
-    Ok(logits.to_vec1()?)
+    Ok([seen, logits.to_vec1()?])
 }
 
 struct Loaded {
@@ -107,6 +109,8 @@ fn table(folder: &Path) -> Result<(), Box<dyn Error>> {
                 stop_strings: &[],
                 choices: &[],
             };
+            // One that knows the last caption would guess.
+            *session = model.session();
             let description =
                 model.describe(session, &request, &mut |_| ControlFlow::Continue(()))?;
             let timings = description.timings;
@@ -118,7 +122,7 @@ fn table(folder: &Path) -> Result<(), Box<dyn Error>> {
             }
         }
     }
-    let exact = logits(&loaded[0].model, &picture(0))?;
+    let exact = stages(&loaded[0].model, &picture(0))?;
     let length = |values: &mut dyn Iterator<Item = f32>| {
         values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
     };
@@ -130,21 +134,25 @@ fn table(folder: &Path) -> Result<(), Box<dyn Error>> {
     };
     println!("{}, {SIDE} px, {TOKENS} tokens", checkpoint.name());
     println!(
-        "| quantization | MiB | logits off by | same token | vision ms | prefill ms | ms/token |"
+        "| quantization | MiB | features off by | logits off by | same token | vision ms | prefill ms | ms/token |"
     );
-    println!("|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|");
     for entry in &mut loaded {
-        let near = logits(&entry.model, &picture(0))?;
-        let off = length(&mut exact.iter().zip(&near).map(|(a, b)| a - b))
-            / length(&mut exact.iter().copied());
-        let same = if first(&exact) == first(&near) {
+        let near = stages(&entry.model, &picture(0))?;
+        let off = |stage: usize| {
+            let pairs = exact[stage].iter().zip(&near[stage]);
+            let all = &mut exact[stage].iter().copied();
+            length(&mut pairs.map(|(a, b)| a - b)) / length(all)
+        };
+        let (features, logits) = (off(0), off(1));
+        let same = if first(&exact[1]) == first(&near[1]) {
             "yes"
         } else {
             "no"
         };
         let [vision, prefill, token] = entry.times.each_mut().map(|times| median(times));
         println!(
-            "| {} | {} | {off:.1e} | {same} | {vision:.0} | {prefill:.0} | {token:.1} |",
+            "| {} | {} | {features:.1e} | {logits:.1e} | {same} | {vision:.0} | {prefill:.0} | {token:.1} |",
             entry.name, entry.memory
         );
     }

@@ -31,7 +31,7 @@ impl Matrices<'_> {
 #[derive(Debug)]
 pub(super) enum Linear {
     Dense(candle_nn::Linear),
-    /// Products in f32 with weights that are widened block by block on the way.
+    /// Blocks: those that the kernels know are packed when a whole layer is loaded, candle multiplies the others.
     Quantized(QMatMul, Option<Tensor>),
 }
 

@@ -2,7 +2,8 @@
 //!
 //! One code path for the whole family, driven by the checkpoint's `config.json`: a SigLIP vision encoder
 //! ([`Vision`]), pixel shuffle and a projection into the embeddings of a Llama decoder, greedy or sampled
-//! decoding into a key-value cache that is written in place. The judge is the reference implementation,
+//! decoding into a key-value cache that is written in place. Quantized layers run on kernels of our own on the CPU,
+//! the others on candle. The judge is the reference implementation,
 //! transformers' [idefics3](https://github.com/huggingface/transformers/tree/main/src/transformers/models/idefics3)
 //! and [smolvlm](https://github.com/huggingface/transformers/tree/main/src/transformers/models/smolvlm): the
 //! tests in `tests/parity.rs` hold every stage against tensors it wrote.
@@ -121,8 +122,8 @@ pub enum Quantization {
     None,
     /// Blocks of 32 weights with a common scale, 8 bits a weight.
     Q8_0,
-    /// 4 bits a weight in the decoder's layers; encoder and head as in `Q8_0`, since candle multiplies
-    /// more than one row by 4-bit blocks at a fifth of the speed, and the head chooses the words.
+    /// 4 bits a weight in the decoder's layers, which take time by their size; encoder and head as in `Q8_0`:
+    /// the encoder takes time by its arithmetic, and the head chooses the words.
     Q4_0,
 }
 
@@ -152,7 +153,7 @@ pub struct LoadOptions {
     /// With quantized weights it is f32: products are made in it.
     pub dtype: DType,
     pub quantization: Quantization,
-    /// CPU threads for matrix products; 0 takes all cores. candle runs element-wise operations in a pool
+    /// CPU threads; 0 takes all cores. Where nothing is quantized, candle runs element-wise operations in a pool
     /// of its own, for the whole process, whose size `CANDLE_NUM_THREADS` sets.
     pub threads: usize,
 }
