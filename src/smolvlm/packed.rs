@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use candle_core::{
-    CpuStorage, Error as CandleError, InplaceOp1, Layout, Result as CandleResult, Tensor,
+    CpuStorage, Device, Error as CandleError, InplaceOp1, Layout, Result as CandleResult, Tensor,
     quantized::{GgmlDType, QMatMul, QTensor},
 };
 use candle_nn::{LayerNorm, RmsNorm};
@@ -116,6 +116,21 @@ impl Matrix {
             Weights::Eight(weights) => weights.rows(),
             Weights::Four(weights) => weights.rows(),
         }
+    }
+
+    /// Of a tensor on the CPU, `[rows, length]` in whole lanes.
+    pub(super) fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        let (rows, length) = x.dims2()?;
+        let x = numbers(x)?;
+        let mut out = vec![0.0; rows * self.rows()];
+        self.multiply(
+            &Values::new(&x, length),
+            Precision::Words,
+            &mut Activations::default(),
+            Into::Set,
+            &mut out,
+        );
+        Tensor::from_vec(out, (rows, self.rows()), &Device::Cpu)
     }
 
     /// Multiplies `x`, rounded on the way.

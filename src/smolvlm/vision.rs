@@ -14,7 +14,7 @@ use super::{
     config::VisionConfig,
     layer_done,
     linear::{Linear, Matrices},
-    packed::{EncoderLayer, Workspace, in_place},
+    packed::{EncoderLayer, Matrix, Workspace, in_place},
 };
 
 /// Pixels of one picture to the features that stand in its place among the decoder's embeddings.
@@ -24,7 +24,7 @@ pub struct Vision {
     position_embedding: Tensor,
     layers: Vec<Layer>,
     post_layernorm: LayerNorm,
-    connector: Linear,
+    connector: Connector,
     patch_size: usize,
     scale_factor: usize,
 }
@@ -63,9 +63,8 @@ impl Vision {
             position_embedding,
             layers,
             post_layernorm: layer_norm(c.hidden_size, c.layer_norm_eps, v.pp("post_layernorm"))?,
-            connector: Linear::load(
+            connector: Connector::load(
                 (folded, config.text_config.hidden_size),
-                false,
                 matrices,
                 vb.pp("connector.modality_projection.proj"),
             )?,
@@ -152,6 +151,30 @@ impl Vision {
             .permute((0, 2, 1, 3, 4))?
             .reshape((token_rows * token_cols, s * s * hidden))?;
         self.connector.forward(&x)
+    }
+}
+
+/// The projection into the decoder's embeddings.
+#[derive(Debug)]
+enum Connector {
+    Tensors(Linear),
+    Packed(Matrix),
+}
+
+impl Connector {
+    fn load(shape: (usize, usize), matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
+        let linear = Linear::load(shape, false, matrices, vb)?;
+        Ok(match Matrix::new(&[&linear])? {
+            Some(matrix) => Self::Packed(matrix),
+            None => Self::Tensors(linear),
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        match self {
+            Self::Tensors(linear) => linear.forward(x),
+            Self::Packed(matrix) => matrix.forward(x),
+        }
     }
 }
 
