@@ -6,19 +6,15 @@
 //! * `slow`: one byte in a hundred is another
 //! * `static`: the same picture
 
-use std::{error::Error, fs, io, ops::ControlFlow, path::PathBuf};
+mod common;
+
+use std::{error::Error, io, ops::ControlFlow, path::PathBuf};
 
 use gstvlmnarrate::smolvlm::{
     Checkpoint, LoadOptions, Model, Picture, Quantization, Request, Sampling, Source,
 };
 
-/// Most memory that the process has taken, MiB.
-fn peak() -> f64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-    kib.unwrap_or(f64::NAN) / 1024.0
-}
+use common::memory;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = std::env::args().skip(1).filter(|a| a != "--bench");
@@ -88,7 +84,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             ms(made.timings.preprocess + made.timings.vision),
             ms(made.timings.prefill),
             ms(made.timings.decode),
-            peak()
+            memory("VmHWM").unwrap_or(f64::NAN)
         );
     }
     Ok(())

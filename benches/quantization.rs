@@ -5,9 +5,10 @@
 //! captions of 20 tokens. The formats take turns within one run, since other work on the machine comes and goes.
 //! How right the captions are is measured elsewhere: `tools/demo/evaluate.py --element quantization=q8-0`.
 
+mod common;
+
 use std::{
     error::Error,
-    fs,
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
@@ -29,10 +30,7 @@ const SIDE: u32 = 256;
 
 /// Resident memory in MiB; 0 where the system doesn't tell.
 fn resident() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or(0) / 1024
+    common::memory("VmRSS").unwrap_or(0.0) as u64
 }
 
 /// Shapes that move, so that no two pictures are the same.

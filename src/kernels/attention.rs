@@ -7,13 +7,13 @@ use super::{
     lanes::{Kernel, LANES, Lanes, PAIR, dispatch},
     pointwise::exp,
     products::{Into, Product},
-    rounding::{Words, round},
+    rounding::{WORD, Words, round},
 };
 
 /// Largest value of 12 bits that 32 products with 16 bits can have and fit an `i32`.
 const LARGEST: f32 = 2047.0;
 
-/// Rows of queries, keys and values: heads beside each other, the three `stride` apart in each row.
+/// Rows of queries, keys and values: the three beside each other in each row, and the heads of each.
 #[derive(Clone, Copy)]
 pub(crate) struct Heads<'a> {
     pub(crate) x: &'a [f32],
@@ -86,19 +86,11 @@ impl Kernel for Pack<'_> {
             for lane in 0..LANES.min(rows - panel * LANES) {
                 let row = heads.row(panel * LANES + lane, 1, head);
                 for (block, x) in blocks.iter_mut().zip(row.chunks(BLOCK / LANES)) {
-                    let mut largest = l.splat(0.0);
-                    for x in x {
-                        largest = l.max(l.abs(l.load(x)), largest);
-                    }
-                    let largest = l.fold(largest, f32::max);
-                    let up = l.splat(inverse(largest));
-                    block.scales[lane] = largest / LARGEST;
-                    for (x, weights) in x.iter().zip(block.weights.chunks_exact_mut(LANES / PAIR)) {
-                        let mut rounded = [0; LANES];
-                        l.store_i16(l.round(l.mul(l.load(x), up)), &mut rounded);
-                        for (pair, weights) in rounded.as_chunks().0.iter().zip(weights) {
-                            weights[lane] = *pair;
-                        }
+                    let mut rounded = [[0; LANES]; BLOCK / LANES];
+                    block.scales[lane] = round(l, x, LARGEST, &mut rounded);
+                    let pairs = rounded.as_flattened().as_chunks().0;
+                    for (weights, pair) in block.weights.iter_mut().zip(pairs) {
+                        weights[lane] = *pair;
                     }
                 }
             }
@@ -125,14 +117,6 @@ impl Kernel for Pack<'_> {
             }
         }
         Sides { keys, values }
-    }
-}
-
-fn inverse(largest: f32) -> f32 {
-    if largest > 0.0 {
-        LARGEST / largest
-    } else {
-        0.0
     }
 }
 
@@ -165,7 +149,7 @@ impl Kernel for Attend<'_> {
                 .enumerate()
             {
                 let row = self.heads.row(self.first + i, 0, head);
-                *scale = round(l, row, query.as_chunks_mut().0) / (size as f32).sqrt();
+                *scale = round(l, row, WORD, query.as_chunks_mut().0) / (size as f32).sqrt();
             }
             let x = Words {
                 values: &queries,
@@ -213,7 +197,6 @@ impl Kernel for Attend<'_> {
 /// Shares in 16 bits, and what one of them is worth.
 #[inline(always)]
 fn softmax_row<L: Lanes>(l: L, scores: &[[f32; LANES]], to: &mut [[i16; LANES]]) -> f32 {
-    let most = f32::from(i16::MAX);
     let mut largest = l.splat(f32::NEG_INFINITY);
     for x in scores {
         largest = l.max(l.load(x), largest);
@@ -223,9 +206,9 @@ fn softmax_row<L: Lanes>(l: L, scores: &[[f32; LANES]], to: &mut [[i16; LANES]])
     for (x, to) in scores.iter().zip(to) {
         let share = exp(l, l.sub(l.load(x), largest));
         sum = l.add(sum, share);
-        l.store_i16(l.round(l.mul(share, l.splat(most))), to);
+        l.store_i16(l.round(l.mul(share, l.splat(WORD))), to);
     }
-    1.0 / (most * l.fold(sum, |a, b| a + b))
+    1.0 / (WORD * l.fold(sum, |a, b| a + b))
 }
 
 /// Keys and values of the tokens seen so far, of a layer: keys sixteen tokens beside each other, so that

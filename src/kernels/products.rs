@@ -21,6 +21,18 @@ pub(crate) enum Into {
     Add,
 }
 
+impl Into {
+    #[inline(always)]
+    fn put(self, out: &mut [f32], y: &[f32]) {
+        for (out, y) in out.iter_mut().zip(y) {
+            *out = match self {
+                Self::Set => *y,
+                Self::Add => *out + y,
+            };
+        }
+    }
+}
+
 /// `x` times the weights and a bias, row by row.
 pub(crate) fn multiply<B: Block, X: Rounded<B>>(
     x: X,
@@ -81,13 +93,7 @@ pub(crate) fn multiply<B: Block, X: Rounded<B>>(
         .for_each(|(row, out)| {
             let parts = columns.chunks(width * rows);
             for (columns, out) in parts.zip(out.chunks_mut(width)) {
-                let columns = &columns[row * (columns.len() / rows)..];
-                for (out, y) in out.iter_mut().zip(columns) {
-                    *out = match into {
-                        Into::Set => *y,
-                        Into::Add => *out + y,
-                    };
-                }
+                into.put(out, &columns[row * (columns.len() / rows)..]);
             }
         });
 }
@@ -113,6 +119,7 @@ impl<B: Block, X: Rounded<B>> Kernel for Product<'_, B, X> {
     fn run<L: Lanes>(self, l: L) {
         let first = self.panels.start;
         let rows = self.x.rows();
+        let mut prepared = X::Prepared::default();
         for panel in self.panels {
             let start = panel * LANES;
             let width = LANES.min(self.weights.rows() - start);
@@ -121,10 +128,11 @@ impl<B: Block, X: Rounded<B>> Kernel for Product<'_, B, X> {
                 bias[..width].copy_from_slice(&all[start..][..width]);
             }
             let weights = self.weights.panel(panel);
+            self.x.prepare(l, weights, &mut prepared);
             let tile = Tile {
                 x: self.x,
                 weights,
-                prepared: self.x.prepare(l, weights),
+                prepared: &prepared,
                 bias: &bias,
                 width,
                 into: self.into,
@@ -150,7 +158,7 @@ impl<B: Block, X: Rounded<B>> Kernel for Product<'_, B, X> {
 struct Tile<'a, B, X: Rounded<B>> {
     x: X,
     weights: &'a [B],
-    prepared: X::Prepared,
+    prepared: &'a X::Prepared,
     bias: &'a [f32; LANES],
     width: usize,
     into: Into,
@@ -160,7 +168,7 @@ struct Tile<'a, B, X: Rounded<B>> {
 impl<B: Block, X: Rounded<B>> Tile<'_, B, X> {
     #[inline(always)]
     fn run<L: Lanes, const ROWS: usize>(&self, l: L, first: usize, out: &mut [f32]) {
-        let products: [_; ROWS] = self.x.multiply(l, first, self.weights, &self.prepared);
+        let products: [_; ROWS] = self.x.multiply(l, first, self.weights, self.prepared);
         let bias = l.load(self.bias);
         for (row, y) in products.into_iter().enumerate() {
             let y = l.add(y, bias);
@@ -174,12 +182,7 @@ impl<B: Block, X: Rounded<B>> Tile<'_, B, X> {
             }
             let mut lanes = [0.0; LANES];
             l.store(y, &mut lanes);
-            for (out, y) in out.iter_mut().zip(lanes) {
-                *out = match self.into {
-                    Into::Set => y,
-                    Into::Add => *out + y,
-                };
-            }
+            self.into.put(out, &lanes);
         }
     }
 }

@@ -21,12 +21,13 @@ pub(crate) trait Rows: Sync {
 /// Rounded rows of activations, to be multiplied with blocks `B`.
 pub(crate) trait Rounded<B>: Copy + Send + Sync {
     /// What is made of sixteen rows of weights before the first product.
-    type Prepared;
+    type Prepared: Default;
 
     fn rows(self) -> usize;
     fn length(self) -> usize;
     fn part(self, rows: Range<usize>) -> Self;
-    fn prepare<L: Lanes>(self, l: L, weights: &[B]) -> Self::Prepared;
+    /// In the memory of the sixteen before.
+    fn prepare<L: Lanes>(self, l: L, weights: &[B], prepared: &mut Self::Prepared);
     /// Most rows that are ever multiplied at once.
     const MOST: usize;
     /// Rows that are multiplied at once.
@@ -75,17 +76,16 @@ impl<B: Block> Rounded<B> for Words<'_> {
     }
 
     #[inline(always)]
-    fn prepare<L: Lanes>(self, l: L, weights: &[B]) -> Self::Prepared {
+    fn prepare<L: Lanes>(self, l: L, weights: &[B], wide: &mut Self::Prepared) {
+        wide.clear();
         if self.scales.len() <= B::ROWS {
-            return Vec::new();
+            return;
         }
-        let mut wide = Vec::with_capacity(weights.len());
         for block in weights {
             if let Some(block) = block.widen(l) {
                 wide.push(block);
             }
         }
-        wide
     }
 
     fn at_once(self) -> usize {
@@ -188,15 +188,14 @@ impl<B: Stored> Rounded<B> for Bytes<'_> {
     }
 
     #[inline(always)]
-    fn prepare<L: Lanes>(self, l: L, weights: &[B]) -> Self::Prepared {
-        let mut prepared = vec![[[0.0; LANES]; 2]; weights.len()];
-        for (block, [scales, totals]) in weights.iter().zip(&mut prepared) {
+    fn prepare<L: Lanes>(self, l: L, weights: &[B], prepared: &mut Self::Prepared) {
+        prepared.resize(weights.len(), [[0.0; LANES]; 2]);
+        for (block, [scales, totals]) in weights.iter().zip(prepared) {
             let [sums] = block.byte_products(l, [&[1; BLOCK]], QUADS);
             let s = block.scales(l);
             l.store(s, scales);
             l.store(l.mul(l.to_float(sums), s), totals);
         }
-        prepared
     }
 
     #[inline(always)]
@@ -333,7 +332,7 @@ impl<R: Rows> Kernel for RoundToWords<'_, R> {
         for (i, ((values, totals), scale)) in values.zip(totals).zip(self.scales).enumerate() {
             self.source
                 .write(l, self.first + i, &mut row[..length / LANES]);
-            *scale = round(l, &row, values.as_chunks_mut().0);
+            *scale = round(l, &row, WORD, values.as_chunks_mut().0);
             for (block, total) in values.as_chunks::<BLOCK>().0.iter().zip(totals) {
                 *total = block.iter().map(|x| i32::from(*x)).sum();
             }
@@ -341,23 +340,27 @@ impl<R: Rows> Kernel for RoundToWords<'_, R> {
     }
 }
 
-/// Rounds a row to 16 bits, and returns what one of them is worth.
+/// The largest of 16 bits.
+pub(super) const WORD: f32 = i16::MAX as f32;
+
+/// Rounds values to integers up to `most`, and returns what 1 is worth.
 #[inline(always)]
-pub(crate) fn round<L: Lanes>(l: L, row: &[[f32; LANES]], to: &mut [[i16; LANES]]) -> f32 {
+pub(super) fn round<L: Lanes>(
+    l: L,
+    row: &[[f32; LANES]],
+    most: f32,
+    to: &mut [[i16; LANES]],
+) -> f32 {
     let mut largest = l.splat(0.0);
     for x in row {
         largest = l.max(l.abs(l.load(x)), largest);
     }
     let largest = l.fold(largest, f32::max);
-    let up = if largest > 0.0 {
-        f32::from(i16::MAX) / largest
-    } else {
-        0.0
-    };
+    let up = if largest > 0.0 { most / largest } else { 0.0 };
     for (x, to) in row.iter().zip(to) {
         l.store_i16(l.round(l.mul(l.load(x), l.splat(up))), to);
     }
-    largest / f32::from(i16::MAX)
+    largest / most
 }
 
 pub(super) struct RoundToBytes<'a, R> {

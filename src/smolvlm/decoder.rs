@@ -63,8 +63,7 @@ impl Decoder {
 
     /// An empty cache in this decoder's shape.
     pub(super) fn cache(&self) -> KvCache {
-        let is_packed = |layer: &Layer| matches!(layer, Layer::Packed(_));
-        let packed = self.layers.iter().map(is_packed).collect();
+        let packed = self.layers.iter().map(Layer::is_packed).collect();
         KvCache::new(packed, self.kv_heads, self.rope.head_dim)
     }
 
@@ -75,8 +74,7 @@ impl Decoder {
 
     /// Whether each position comes out the same to the bit however many are run at once.
     pub(super) fn is_exact(&self) -> bool {
-        let is_packed = |layer: &Layer| matches!(layer, Layer::Packed(_));
-        matches!(self.head, Head::Packed(_)) && self.layers.iter().all(is_packed)
+        matches!(self.head, Head::Packed(_)) && self.layers.iter().all(Layer::is_packed)
     }
 
     /// Runs `[n, hidden]` embeddings, which make way, behind what `cache` holds, in room that the caller has
@@ -210,6 +208,10 @@ impl Layer {
             Some(layer) => Self::Packed(layer),
             None => Self::Tensors(layer),
         })
+    }
+
+    fn is_packed(&self) -> bool {
+        matches!(self, Self::Packed(_))
     }
 }
 

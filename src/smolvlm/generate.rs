@@ -179,6 +179,12 @@ impl Last {
     }
 }
 
+/// A square picture: its features, or the pixels to make them of.
+enum Sight {
+    Known(Tensor),
+    New(Tensor),
+}
+
 /// Tokens that were run before anybody knew whether they would be chosen: those of the last caption, which
 /// says the same as long as the scene does.
 ///
@@ -296,25 +302,23 @@ impl Model {
         };
         // Put back once there is another: of one that isn't finished the cache holds parts.
         let last = session.last.take();
-        let known = squares.iter().enumerate();
-        let known = known.map(|(i, square)| last.as_ref()?.features(i, square));
-        let known: Vec<_> = known.collect();
-        let pixels = squares.iter().zip(&known).map(|(square, known)| {
-            let is_new = known.is_none();
-            is_new.then(|| self.pixels(square)).transpose()
+        let sights = squares.iter().enumerate().map(|(i, square)| {
+            let known = last.as_ref().and_then(|last| last.features(i, square));
+            Ok(match known {
+                Some(features) => Sight::Known(features),
+                None => Sight::New(self.pixels(square)?),
+            })
         });
-        let pixels = pixels.collect::<Result<Vec<_>>>()?;
+        let sights = sights.collect::<Result<Vec<_>>>()?;
         timings.preprocess = watch.lap();
 
-        let same = known.iter().take_while(|known| known.is_some()).count();
-        let mut features = Vec::with_capacity(known.len());
-        for (known, pixels) in known.into_iter().zip(pixels) {
-            match (known, pixels) {
-                (Some(known), _) => features.push(known),
-                (None, Some(pixels)) => features.push(self.vision.forward(&pixels, observer)?),
-                (None, None) => (),
-            }
-        }
+        let known = |sight: &&Sight| matches!(sight, Sight::Known(_));
+        let same = sights.iter().take_while(known).count();
+        let features = sights.into_iter().map(|sight| match sight {
+            Sight::Known(features) => Ok(features),
+            Sight::New(pixels) => self.vision.forward(&pixels, observer),
+        });
+        let features = features.collect::<Result<Vec<_>>>()?;
         timings.vision = watch.lap();
 
         let in_common = match &last {

@@ -70,6 +70,7 @@ fn numbers(tensor: &Tensor) -> CandleResult<Vec<f32>> {
 pub(super) struct Matrix {
     weights: Weights,
     bias: Option<Vec<f32>>,
+    precision: Precision,
 }
 
 #[derive(Debug)]
@@ -80,7 +81,7 @@ enum Weights {
 
 impl Matrix {
     /// `None` if there is no kernel for them.
-    pub(super) fn new(layers: &[&Linear]) -> CandleResult<Option<Self>> {
+    pub(super) fn new(layers: &[&Linear], precision: Precision) -> CandleResult<Option<Self>> {
         let mut parts = Vec::new();
         for layer in layers {
             match layer {
@@ -108,7 +109,11 @@ impl Matrix {
         });
         let biases = biases.collect::<CandleResult<Option<Vec<_>>>>()?;
         let bias = biases.map(|biases| biases.concat());
-        Ok(weights.map(|weights| Self { weights, bias }))
+        Ok(weights.map(|weights| Self {
+            weights,
+            bias,
+            precision,
+        }))
     }
 
     fn rows(&self) -> usize {
@@ -125,7 +130,6 @@ impl Matrix {
         let mut out = vec![0.0; rows * self.rows()];
         self.multiply(
             &Values::new(&x, length),
-            Precision::Words,
             &mut Activations::default(),
             Into::Set,
             &mut out,
@@ -134,17 +138,10 @@ impl Matrix {
     }
 
     /// Multiplies `x`, rounded on the way.
-    fn multiply(
-        &self,
-        x: &impl Rows,
-        precision: Precision,
-        rounded: &mut Activations,
-        into: Into,
-        out: &mut [f32],
-    ) {
+    fn multiply(&self, x: &impl Rows, rounded: &mut Activations, into: Into, out: &mut [f32]) {
         match &self.weights {
-            Weights::Eight(weights) => self.with(weights, x, precision, rounded, into, out),
-            Weights::Four(weights) => self.with(weights, x, precision, rounded, into, out),
+            Weights::Eight(weights) => self.with(weights, x, rounded, into, out),
+            Weights::Four(weights) => self.with(weights, x, rounded, into, out),
         }
     }
 
@@ -152,13 +149,12 @@ impl Matrix {
         &self,
         weights: &Packed<B>,
         x: &impl Rows,
-        precision: Precision,
         rounded: &mut Activations,
         into: Into,
         out: &mut [f32],
     ) {
         let bias = self.bias.as_deref();
-        match precision {
+        match self.precision {
             Precision::Bytes => multiply(rounded.bytes(x), weights, bias, into, out),
             Precision::Words => multiply(rounded.words(x), weights, bias, into, out),
         }
@@ -167,7 +163,7 @@ impl Matrix {
 
 /// What activations are rounded to.
 #[derive(Debug, Clone, Copy)]
-enum Precision {
+pub(super) enum Precision {
     Bytes,
     Words,
 }
@@ -245,12 +241,13 @@ pub(super) struct EncoderLayer {
 impl EncoderLayer {
     /// `None` if there are no kernels for it.
     pub(super) fn new(layer: &vision::TensorLayer) -> CandleResult<Option<Self>> {
+        let matrix = |layers: &[&Linear]| Matrix::new(layers, Precision::Bytes);
         let hidden = layer.layer_norm1.weight().elem_count();
         let (Some(qkv), Some(out_proj), Some(fc1), Some(fc2)) = (
-            Matrix::new(&[&layer.q_proj, &layer.k_proj, &layer.v_proj])?,
-            Matrix::new(&[&layer.out_proj])?,
-            Matrix::new(&[&layer.fc1])?,
-            Matrix::new(&[&layer.fc2])?,
+            matrix(&[&layer.q_proj, &layer.k_proj, &layer.v_proj])?,
+            matrix(&[&layer.out_proj])?,
+            matrix(&[&layer.fc1])?,
+            matrix(&[&layer.fc2])?,
         ) else {
             return Ok(None);
         };
@@ -277,13 +274,8 @@ impl EncoderLayer {
         let hidden = self.out_proj.rows();
         let patches = x.len() / hidden;
         let qkv = room(qkv, patches * self.qkv.rows());
-        self.qkv.multiply(
-            &self.layer_norm1.layer_norm(x),
-            Precision::Bytes,
-            rounded,
-            Into::Set,
-            qkv,
-        );
+        self.qkv
+            .multiply(&self.layer_norm1.layer_norm(x), rounded, Into::Set, qkv);
         let gathered = room(gathered, x.len());
         let heads = Heads {
             x: qkv,
@@ -292,20 +284,13 @@ impl EncoderLayer {
         };
         attend(heads, gathered);
         let gathered = Values::new(gathered, hidden);
-        self.out_proj
-            .multiply(&gathered, Precision::Bytes, rounded, Into::Add, x);
+        self.out_proj.multiply(&gathered, rounded, Into::Add, x);
 
         let inner = room(inner, patches * self.fc1.rows());
-        self.fc1.multiply(
-            &self.layer_norm2.layer_norm(x),
-            Precision::Bytes,
-            rounded,
-            Into::Set,
-            inner,
-        );
+        self.fc1
+            .multiply(&self.layer_norm2.layer_norm(x), rounded, Into::Set, inner);
         let inner = Gelu(Values::new(inner, self.fc1.rows()));
-        self.fc2
-            .multiply(&inner, Precision::Bytes, rounded, Into::Add, x);
+        self.fc2.multiply(&inner, rounded, Into::Add, x);
     }
 }
 
@@ -323,11 +308,12 @@ pub(super) struct DecoderLayer {
 impl DecoderLayer {
     /// `None` if there are no kernels for it.
     pub(super) fn new(layer: &decoder::TensorLayer) -> CandleResult<Option<Self>> {
+        let matrix = |layers: &[&Linear]| Matrix::new(layers, Precision::Words);
         let (Some(qkv), Some(o_proj), Some(gate_up), Some(down_proj)) = (
-            Matrix::new(&[&layer.q_proj, &layer.k_proj, &layer.v_proj])?,
-            Matrix::new(&[&layer.o_proj])?,
-            Matrix::new(&[&layer.gate_proj, &layer.up_proj])?,
-            Matrix::new(&[&layer.down_proj])?,
+            matrix(&[&layer.q_proj, &layer.k_proj, &layer.v_proj])?,
+            matrix(&[&layer.o_proj])?,
+            matrix(&[&layer.gate_proj, &layer.up_proj])?,
+            matrix(&[&layer.down_proj])?,
         ) else {
             return Ok(None);
         };
@@ -364,31 +350,19 @@ impl DecoderLayer {
         } = workspace;
         let tokens = x.len() / self.o_proj.rows();
         let qkv = room(qkv, tokens * self.qkv.rows());
-        self.qkv.multiply(
-            &self.input_layernorm.rms_norm(x),
-            Precision::Words,
-            rounded,
-            Into::Set,
-            qkv,
-        );
+        self.qkv
+            .multiply(&self.input_layernorm.rms_norm(x), rounded, Into::Set, qkv);
         let width = self.shape.heads * self.shape.size;
         let gathered = room(gathered, tokens * width);
         look_back(qkv, self.shape, rope, seen, at, gathered);
-        self.o_proj.multiply(
-            &Values::new(gathered, width),
-            Precision::Words,
-            rounded,
-            Into::Add,
-            x,
-        );
+        self.o_proj
+            .multiply(&Values::new(gathered, width), rounded, Into::Add, x);
 
         let inner = room(inner, tokens * self.gate_up.rows());
         let normed = self.post_attention_layernorm.rms_norm(x);
-        self.gate_up
-            .multiply(&normed, Precision::Words, rounded, Into::Set, inner);
+        self.gate_up.multiply(&normed, rounded, Into::Set, inner);
         let inner = GatedSilu(Values::new(inner, self.gate_up.rows()));
-        self.down_proj
-            .multiply(&inner, Precision::Words, rounded, Into::Add, x);
+        self.down_proj.multiply(&inner, rounded, Into::Add, x);
     }
 }
 
@@ -402,7 +376,7 @@ pub(super) struct Head {
 impl Head {
     /// `None` if there is no kernel for it.
     pub(super) fn new(norm: &RmsNorm, lm_head: &Linear) -> CandleResult<Option<Self>> {
-        let Some(weights) = Matrix::new(&[lm_head])? else {
+        let Some(weights) = Matrix::new(&[lm_head], Precision::Words)? else {
             return Ok(None);
         };
         let norm = Norm::rms(norm)?;
@@ -413,13 +387,8 @@ impl Head {
     pub(super) fn forward(&self, x: &[f32], workspace: &mut Workspace) -> Vec<f32> {
         let x = self.norm.rms_norm(x);
         let mut scores = vec![0.0; x.rows() * self.weights.rows()];
-        self.weights.multiply(
-            &x,
-            Precision::Words,
-            &mut workspace.rounded,
-            Into::Set,
-            &mut scores,
-        );
+        self.weights
+            .multiply(&x, &mut workspace.rounded, Into::Set, &mut scores);
         scores
     }
 }

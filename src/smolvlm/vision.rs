@@ -14,7 +14,7 @@ use super::{
     config::VisionConfig,
     layer_done,
     linear::{Linear, Matrices},
-    packed::{EncoderLayer, Matrix, Workspace, in_place},
+    packed::{EncoderLayer, Matrix, Precision, Workspace, in_place},
 };
 
 /// Pixels of one picture to the features that stand in its place among the decoder's embeddings.
@@ -164,7 +164,7 @@ enum Connector {
 impl Connector {
     fn load(shape: (usize, usize), matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
         let linear = Linear::load(shape, false, matrices, vb)?;
-        Ok(match Matrix::new(&[&linear])? {
+        Ok(match Matrix::new(&[&linear], Precision::Words)? {
             Some(matrix) => Self::Packed(matrix),
             None => Self::Tensors(linear),
         })
@@ -202,16 +202,16 @@ fn repeat_edges(x: &Tensor, dim: usize, multiple: usize) -> CandleResult<Tensor>
 
 #[derive(Debug)]
 enum Layer {
-    Tensors(TensorLayer),
-    Packed(EncoderLayer),
+    Tensors(Box<TensorLayer>),
+    Packed(Box<EncoderLayer>),
 }
 
 impl Layer {
     fn load(c: &VisionConfig, matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
         let layer = TensorLayer::load(c, matrices, vb)?;
         Ok(match EncoderLayer::new(&layer)? {
-            Some(layer) => Self::Packed(layer),
-            None => Self::Tensors(layer),
+            Some(layer) => Self::Packed(layer.into()),
+            None => Self::Tensors(layer.into()),
         })
     }
 
