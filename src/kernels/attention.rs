@@ -154,7 +154,6 @@ impl Kernel for Attend<'_> {
             let x = Words {
                 values: &queries,
                 scales: &scales,
-                totals: &[],
                 length,
             };
             Product {
@@ -177,7 +176,6 @@ impl Kernel for Attend<'_> {
             let x = Words {
                 values: &shares,
                 scales: &scales,
-                totals: &[],
                 length: padded,
             };
             Product {
@@ -419,7 +417,61 @@ impl LookBack<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::lanes::Plain, *};
+    use super::{super::lanes::on_each, *};
+
+    /// [`attend`] on one thread.
+    #[derive(Clone)]
+    struct AttendAlone<'a>(Heads<'a>);
+
+    impl Kernel for AttendAlone<'_> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn run<L: Lanes>(self, l: L) -> Vec<f32> {
+            let heads = self.0;
+            let mut sides = Vec::new();
+            for head in 0..heads.heads {
+                sides.push(Pack { heads, head }.run(l));
+            }
+            let mut out = vec![0.0; heads.rows() * heads.heads * heads.size];
+            Attend {
+                heads,
+                sides: &sides,
+                first: 0,
+                out: &mut out,
+            }
+            .run(l);
+            out
+        }
+    }
+
+    /// What queries that share a head of keys gather.
+    #[derive(Clone)]
+    struct Gathered<'a> {
+        queries: &'a [f32],
+        seen: &'a Seen,
+        head: usize,
+        tokens: usize,
+    }
+
+    impl Kernel for Gathered<'_> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn run<L: Lanes>(self, l: L) -> Vec<f32> {
+            let mut out = vec![0.0; self.queries.len()];
+            LookBack {
+                queries: self.queries,
+                keys: self.seen.keys(self.head),
+                values: self.seen.values(self.head),
+                size: self.seen.size,
+                tokens: self.tokens,
+                out: out.as_chunks_mut().0,
+            }
+            .run(l);
+            out
+        }
+    }
 
     fn noise(len: usize) -> Vec<f32> {
         let mut rng = fastrand::Rng::with_seed(3);
@@ -468,17 +520,9 @@ mod tests {
             let mut out = vec![0.0; rows * width];
             attend(heads, &mut out);
 
-            let pack = |head| Pack { heads, head }.run(Plain);
-            let sides: Vec<_> = (0..heads.heads).map(pack).collect();
-            let mut plain = vec![0.0; rows * width];
-            Attend {
-                heads,
-                sides: &sides,
-                first: 0,
-                out: &mut plain,
+            for (i, alone) in on_each(AttendAlone(heads)).into_iter().enumerate() {
+                assert!(alone == out, "lanes {i}, {rows} rows");
             }
-            .run(Plain);
-            assert_eq!(plain, out);
 
             let mut exact = Vec::new();
             for row in 0..rows {
@@ -522,17 +566,15 @@ mod tests {
                 assert_eq!(alone, out[at * width..][..width]);
                 for head in 0..kv_heads {
                     let group = heads / kv_heads * size;
-                    let mut plain = vec![0.0; group];
-                    LookBack {
+                    let kernel = Gathered {
                         queries: &row[head * group..][..group],
-                        keys: seen.keys(head),
-                        values: seen.values(head),
-                        size,
+                        seen: &seen,
+                        head,
                         tokens: at + 1,
-                        out: plain.as_chunks_mut().0,
+                    };
+                    for gathered in on_each(kernel) {
+                        assert_eq!(gathered, alone[head * group..][..group]);
                     }
-                    .run(Plain);
-                    assert_eq!(plain, alone[head * group..][..group]);
                 }
             }
 

@@ -6,22 +6,23 @@ use super::lanes::{LANES, Lanes, PAIR, QUAD};
 
 /// Values of a row with a common scale.
 pub(crate) const BLOCK: usize = 32;
+/// Rows that are multiplied at once where there are [`Lanes::MANY`] registers.
+pub(super) const MANY: usize = 12;
 pub(super) const PAIRS: usize = BLOCK / PAIR;
 pub(super) const QUADS: usize = BLOCK / QUAD;
 
-/// A block of each of sixteen rows of weights.
+/// A block of each of sixteen rows of weights, for words.
 pub(crate) trait Block: Pod + Send + Sync {
     /// Rows of words whose products are summed at once: as many as there are registers for.
-    const ROWS: usize;
+    fn rows<L: Lanes>() -> usize;
 
     fn scales<L: Lanes>(&self, l: L) -> L::Float;
 
-    /// Sums of what some rows of activations give with it; `totals` are the sums of each row's.
+    /// Sums of what some rows of activations give with it.
     fn products<L: Lanes, const ROWS: usize>(
         &self,
         l: L,
         x: [&[i16; BLOCK]; ROWS],
-        totals: [i32; ROWS],
     ) -> [L::Int; ROWS];
 
     /// The same in 16 bits, which many rows are multiplied with in less time; `None` if it is so already.
@@ -29,19 +30,8 @@ pub(crate) trait Block: Pod + Send + Sync {
 }
 
 /// A block whose rows ggml has in bytes: a scale of half precision, then the weights.
-pub(crate) trait Stored: Block {
+pub(crate) trait Stored: Pod + Send + Sync {
     fn set(&mut self, row: usize, scale: u16, weights: &[u8]);
-
-    /// Sums of what some rows of activations, up to 127, give with it.
-    ///
-    /// `QUADS` comes as `quads`: told that it is constant, compilers unroll the loop, put rows before weights
-    /// and run out of registers.
-    fn byte_products<L: Lanes, const ROWS: usize>(
-        &self,
-        l: L,
-        x: [&[u8; BLOCK]; ROWS],
-        quads: usize,
-    ) -> [L::Int; ROWS];
 }
 
 /// 8 bits a weight, scales of half precision.
@@ -53,7 +43,10 @@ pub(crate) struct Block8 {
 }
 
 impl Block for Block8 {
-    const ROWS: usize = 2;
+    #[inline(always)]
+    fn rows<L: Lanes>() -> usize {
+        2
+    }
 
     #[inline(always)]
     fn scales<L: Lanes>(&self, l: L) -> L::Float {
@@ -65,7 +58,6 @@ impl Block for Block8 {
         &self,
         l: L,
         x: [&[i16; BLOCK]; ROWS],
-        _: [i32; ROWS],
     ) -> [L::Int; ROWS] {
         let mut parts = [l.no_parts(); ROWS];
         for (i, weights) in self.weights.iter().enumerate() {
@@ -102,9 +94,15 @@ impl Stored for Block8 {
             self.weights[i / QUAD][row][i % QUAD] = weight.cast_signed();
         }
     }
+}
 
+impl Block8 {
+    /// Sums of what some rows of activations, up to 127, give with it.
+    ///
+    /// `QUADS` comes as `quads`: told that it is constant, compilers unroll the loop, put rows before weights
+    /// and run out of registers.
     #[inline(always)]
-    fn byte_products<L: Lanes, const ROWS: usize>(
+    pub(super) fn byte_products<L: Lanes, const ROWS: usize>(
         &self,
         l: L,
         x: [&[u8; BLOCK]; ROWS],
@@ -130,9 +128,30 @@ pub(crate) struct Block4 {
     weights: [[[u8; QUAD]; LANES]; QUADS / 2],
 }
 
-impl Block for Block4 {
-    const ROWS: usize = 2;
+impl Stored for Block4 {
+    fn set(&mut self, row: usize, scale: u16, weights: &[u8]) {
+        self.scales[row] = scale;
+        for (i, weight) in weights.iter().enumerate() {
+            self.weights[i / QUAD][row][i % QUAD] = *weight;
+        }
+    }
+}
 
+/// 4 bits a weight, 8 standing for 0: the products of a block with signed bytes fit 16.
+pub(super) trait Nibbles {
+    fn scales<L: Lanes>(&self, l: L) -> L::Float;
+
+    /// Sums of what some rows of activations give with it, each weight taken for 8 more. `quads` is `QUADS`, as
+    /// for [`Block8::byte_products`].
+    fn products<L: Lanes, const ROWS: usize>(
+        &self,
+        l: L,
+        x: [&[i8; BLOCK]; ROWS],
+        quads: usize,
+    ) -> [L::Narrow; ROWS];
+}
+
+impl Nibbles for Block4 {
     #[inline(always)]
     fn scales<L: Lanes>(&self, l: L) -> L::Float {
         l.load_f16(&self.scales)
@@ -142,70 +161,65 @@ impl Block for Block4 {
     fn products<L: Lanes, const ROWS: usize>(
         &self,
         l: L,
-        x: [&[i16; BLOCK]; ROWS],
-        totals: [i32; ROWS],
-    ) -> [L::Int; ROWS] {
-        let mut parts = [l.no_parts(); ROWS];
-        for (i, weights) in self.weights.iter().enumerate() {
-            let [low, high] = l.nibbles(weights);
-            for (parts, x) in parts.iter_mut().zip(x) {
+        x: [&[i8; BLOCK]; ROWS],
+        quads: usize,
+    ) -> [L::Narrow; ROWS] {
+        let mut sums = [l.no_narrow(); ROWS];
+        for i in 0..quads / 2 {
+            let i = i % (QUADS / 2);
+            let [low, high] = l.nibbles(&self.weights[i]);
+            for (sum, x) in sums.iter_mut().zip(x) {
                 let x = x.as_chunks().0;
-                *parts = l.dot_fours(*parts, l.four(x[i]), low);
-                *parts = l.dot_fours(*parts, l.four(x[i + QUADS / 2]), high);
+                *sum = l.dot_narrow(*sum, low, l.signed_quad(x[i]));
+                *sum = l.dot_narrow(*sum, high, l.signed_quad(x[i + QUADS / 2]));
             }
-        }
-        // Each weight was taken for 8 more.
-        let mut sums = [l.splat_int(0); ROWS];
-        for (sum, (parts, total)) in sums.iter_mut().zip(parts.into_iter().zip(totals)) {
-            *sum = l.sub_int(l.whole(parts), l.splat_int(8 * total));
         }
         sums
     }
+}
 
+/// A [`Block4`] with a byte a weight, for many rows.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(32))]
+pub(crate) struct Unpacked4 {
+    scales: [f32; LANES],
+    weights: [[[i8; QUAD]; LANES]; QUADS],
+}
+
+impl Unpacked4 {
     #[inline(always)]
-    fn widen<L: Lanes>(&self, l: L) -> Option<Block16> {
-        let mut wide = Block16::zeroed();
-        l.store(self.scales(l), &mut wide.scales);
-        let (low, high) = wide.weights.split_at_mut(PAIRS / 2);
-        let to = low.as_chunks_mut().0.iter_mut().zip(high.as_chunks_mut().0);
-        for (weights, (low, high)) in self.weights.iter().zip(to) {
-            for (nibbles, to) in l.nibbles(weights).into_iter().zip([low, high]) {
-                let [first, last] = l.split(nibbles);
-                let [to_first, to_last] = to;
-                l.store_pairs(first, to_first);
-                l.store_pairs(last, to_last);
-            }
+    pub(super) fn new<L: Lanes>(l: L, block: &Block4) -> Self {
+        let mut unpacked = Self::zeroed();
+        l.store(block.scales(l), &mut unpacked.scales);
+        let (first, last) = unpacked.weights.split_at_mut(QUADS / 2);
+        for (weights, (first, last)) in block.weights.iter().zip(first.iter_mut().zip(last)) {
+            let [low, high] = l.nibbles(weights);
+            l.store_quads(low, first);
+            l.store_quads(high, last);
         }
-        for weight in wide.weights.as_flattened_mut().as_flattened_mut() {
-            *weight -= 8;
-        }
-        Some(wide)
+        unpacked
     }
 }
 
-impl Stored for Block4 {
-    fn set(&mut self, row: usize, scale: u16, weights: &[u8]) {
-        self.scales[row] = scale;
-        for (i, weight) in weights.iter().enumerate() {
-            self.weights[i / QUAD][row][i % QUAD] = *weight;
-        }
+impl Nibbles for Unpacked4 {
+    #[inline(always)]
+    fn scales<L: Lanes>(&self, l: L) -> L::Float {
+        l.load(&self.scales)
     }
 
     #[inline(always)]
-    fn byte_products<L: Lanes, const ROWS: usize>(
+    fn products<L: Lanes, const ROWS: usize>(
         &self,
         l: L,
-        x: [&[u8; BLOCK]; ROWS],
+        x: [&[i8; BLOCK]; ROWS],
         quads: usize,
-    ) -> [L::Int; ROWS] {
-        let mut sums = [l.splat_int(0); ROWS];
-        for i in 0..quads / 2 {
-            let i = i % (QUADS / 2);
-            let [low, high] = l.nibble_quads(&self.weights[i]);
+    ) -> [L::Narrow; ROWS] {
+        let mut sums = [l.no_narrow(); ROWS];
+        for i in 0..quads {
+            let i = i % QUADS;
+            let weights = l.quads(&self.weights[i]);
             for (sum, x) in sums.iter_mut().zip(x) {
-                let x = x.as_chunks().0;
-                *sum = l.dot_quads(*sum, l.quad(x[i]), low);
-                *sum = l.dot_quads(*sum, l.quad(x[i + QUADS / 2]), high);
+                *sum = l.dot_narrow(*sum, weights, l.signed_quad(x.as_chunks().0[i]));
             }
         }
         sums
@@ -221,7 +235,13 @@ pub(crate) struct Block16 {
 }
 
 impl Block for Block16 {
-    const ROWS: usize = 6;
+    #[inline(always)]
+    fn rows<L: Lanes>() -> usize {
+        match L::MANY {
+            true => MANY,
+            false => 6,
+        }
+    }
 
     #[inline(always)]
     fn scales<L: Lanes>(&self, l: L) -> L::Float {
@@ -233,7 +253,6 @@ impl Block for Block16 {
         &self,
         l: L,
         x: [&[i16; BLOCK]; ROWS],
-        _: [i32; ROWS],
     ) -> [L::Int; ROWS] {
         let mut sums = [l.splat_int(0); ROWS];
         // In two loops: the end of one of 16 would be guessed wrong, once a block.
@@ -264,7 +283,7 @@ pub(crate) struct Packed<B> {
     length: usize,
 }
 
-impl<B: Block> Packed<B> {
+impl<B: Pod> Packed<B> {
     /// All zeros. `length` is that of a row, in whole blocks.
     pub(crate) fn new(rows: usize, length: usize) -> Self {
         assert!(length.is_multiple_of(BLOCK) && length > 0);

@@ -4,12 +4,13 @@
 //! are added from the first to the last. Hence a row comes out the same to the bit whatever rows are computed
 //! beside it, and on whatever processor.
 
-use std::ops::Range;
+use std::{marker::PhantomData, ops::Range};
 
+use bytemuck::Pod;
 use rayon::prelude::*;
 
 use super::{
-    blocks::{Block, Packed},
+    blocks::{MANY, Packed},
     lanes::{Kernel, LANES, Lanes, dispatch},
     rounding::Rounded,
 };
@@ -34,7 +35,7 @@ impl Into {
 }
 
 /// `x` times the weights and a bias, row by row.
-pub(crate) fn multiply<B: Block, X: Rounded<B>>(
+pub(crate) fn multiply<B: Pod + Send + Sync, X: Rounded<B>>(
     x: X,
     weights: &Packed<B>,
     bias: Option<&[f32]>,
@@ -49,7 +50,9 @@ pub(crate) fn multiply<B: Block, X: Rounded<B>>(
     if rows >= FEW_ROWS {
         // Of so many the values stay in the second cache while all weights pass by.
         let part = rows.div_ceil(2 * threads).min((192 << 10) / x.length());
-        let part = part.max(1).next_multiple_of(x.at_once());
+        let part = part
+            .max(1)
+            .next_multiple_of(dispatch(AtOnce::<B, X>(x, PhantomData)));
         let parts = out.par_chunks_mut(part * weights.rows()).enumerate();
         parts.for_each(|(i, out)| {
             dispatch(Product {
@@ -112,7 +115,7 @@ pub(crate) struct Product<'a, B, X> {
     pub(crate) stride: usize,
 }
 
-impl<B: Block, X: Rounded<B>> Kernel for Product<'_, B, X> {
+impl<B: Pod, X: Rounded<B>> Kernel for Product<'_, B, X> {
     type Output = ();
 
     #[inline(always)]
@@ -138,19 +141,33 @@ impl<B: Block, X: Rounded<B>> Kernel for Product<'_, B, X> {
                 into: self.into,
                 stride: self.stride,
             };
-            let at_once = self.x.at_once();
-            for row in (0..rows).step_by(at_once) {
+            let at_once = self.x.at_once::<L>();
+            let mut row = 0;
+            while row < rows {
                 let out = &mut self.out[row * self.stride + (panel - first) * LANES..];
-                match at_once.min(rows - row) {
-                    1 => tile.run::<L, 1>(l, row, out),
-                    2 => tile.run::<L, 2>(l, row, out),
-                    3 => tile.run::<L, 3>(l, row, out),
+                row += match at_once.min(rows - row) {
+                    MANY if L::MANY => tile.run::<L, MANY>(l, row, out),
+                    6.. if L::MANY || X::FEW >= 6 => tile.run::<L, 6>(l, row, out),
+                    5.. => tile.run::<L, 5>(l, row, out),
                     4 => tile.run::<L, 4>(l, row, out),
-                    6 if X::MOST >= 6 => tile.run::<L, 6>(l, row, out),
-                    _ => tile.run::<L, 5>(l, row, out),
-                }
+                    3 => tile.run::<L, 3>(l, row, out),
+                    2 => tile.run::<L, 2>(l, row, out),
+                    _ => tile.run::<L, 1>(l, row, out),
+                };
             }
         }
+    }
+}
+
+/// Asks how many rows are multiplied at once.
+struct AtOnce<B, X>(X, PhantomData<B>);
+
+impl<B, X: Rounded<B>> Kernel for AtOnce<B, X> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) -> usize {
+        self.0.at_once::<L>()
     }
 }
 
@@ -165,9 +182,10 @@ struct Tile<'a, B, X: Rounded<B>> {
     stride: usize,
 }
 
-impl<B: Block, X: Rounded<B>> Tile<'_, B, X> {
+impl<B, X: Rounded<B>> Tile<'_, B, X> {
+    /// Returns how many.
     #[inline(always)]
-    fn run<L: Lanes, const ROWS: usize>(&self, l: L, first: usize, out: &mut [f32]) {
+    fn run<L: Lanes, const ROWS: usize>(&self, l: L, first: usize, out: &mut [f32]) -> usize {
         let products: [_; ROWS] = self.x.multiply(l, first, self.weights, self.prepared);
         let bias = l.load(self.bias);
         for (row, y) in products.into_iter().enumerate() {
@@ -184,6 +202,7 @@ impl<B: Block, X: Rounded<B>> Tile<'_, B, X> {
             l.store(y, &mut lanes);
             self.into.put(out, &lanes);
         }
+        ROWS
     }
 }
 
@@ -192,9 +211,12 @@ mod tests {
     use super::{
         super::{
             blocks::{BLOCK, Block4, Block8, Block16, PAIRS, Stored},
-            lanes::{PAIR, Plain},
+            lanes::{PAIR, on_each},
             pointwise::Values,
-            rounding::{Activations, Bytes, RoundToBytes, RoundToWords, Words},
+            rounding::{
+                Activations, Bytes, RoundToBytes, RoundToSignedBytes, RoundToWords, SignedBytes,
+                Words,
+            },
         },
         *,
     };
@@ -234,91 +256,179 @@ mod tests {
         (0..len).map(|_| rng.f32() * 4.0 - 2.0).collect()
     }
 
-    /// Multiplies as [`Words`] or [`Bytes`].
-    fn product<B: Stored>(
-        bytes: bool,
-        x: &[f32],
-        weights: &Packed<B>,
-        bias: Option<&[f32]>,
-        into: Into,
-        out: &mut [f32],
-    ) {
-        let x = Values::new(x, weights.length());
-        let mut rounded = Activations::default();
-        match bytes {
-            true => multiply(rounded.bytes(&x), weights, bias, into, out),
-            false => multiply(rounded.words(&x), weights, bias, into, out),
+    /// What activations are rounded to, each by the blocks that it is multiplied with.
+    #[derive(Clone, Copy)]
+    enum To {
+        Words,
+        Bytes,
+    }
+
+    /// Rows of so many values, and what they are multiplied with.
+    struct Alone<'a, B> {
+        to: To,
+        length: usize,
+        x: &'a [f32],
+        weights: &'a Packed<B>,
+        bias: Option<&'a [f32]>,
+    }
+
+    impl<B> Clone for Alone<'_, B> {
+        fn clone(&self) -> Self {
+            *self
         }
     }
 
-    /// As any processor does it.
-    fn plain<B: Stored>(bytes: bool, x: &[f32], weights: &Packed<B>, bias: &[f32]) -> Vec<f32> {
-        fn run<B: Block, X: Rounded<B>>(x: X, weights: &Packed<B>, bias: &[f32], out: &mut [f32]) {
-            Product {
+    impl<B> Copy for Alone<'_, B> {}
+
+    /// Multiplies on all threads, or on one.
+    trait Multiply: Stored {
+        fn multiply(case: Alone<'_, Self>, rounded: &mut Activations, into: Into, out: &mut [f32]);
+
+        fn alone<L: Lanes>(case: Alone<'_, Self>, l: L) -> Vec<f32>;
+    }
+
+    impl Multiply for Block8 {
+        fn multiply(case: Alone<'_, Self>, rounded: &mut Activations, into: Into, out: &mut [f32]) {
+            let Alone {
+                to,
+                length,
                 x,
                 weights,
-                bias: Some(bias),
-                panels: 0..weights.panels(),
-                into: Into::Set,
-                stride: out.len() / x.rows(),
-                out,
+                bias,
+            } = case;
+            let x = Values::new(x, length);
+            match to {
+                To::Words => multiply(rounded.words(&x), weights, bias, into, out),
+                To::Bytes => multiply(rounded.bytes(&x), weights, bias, into, out),
             }
-            .run(Plain);
         }
-        let x = Values::new(x, weights.length());
-        let (blocks, rows) = (weights.length() / BLOCK, x.rows());
-        let mut out = vec![0.0; rows * weights.rows()];
-        if bytes {
-            let mut values = vec![0; rows * weights.length()];
-            let mut ranges = vec![[0.0; 2]; rows * blocks];
-            RoundToBytes {
-                source: &x,
-                first: 0,
-                values: &mut values,
-                ranges: &mut ranges,
+
+        #[inline(always)]
+        fn alone<L: Lanes>(case: Alone<'_, Self>, l: L) -> Vec<f32> {
+            let length = case.weights.length();
+            let source = &Values::new(case.x, length);
+            let rows = source.rows();
+            match case.to {
+                To::Bytes => {
+                    let mut values = vec![0; rows * length];
+                    let mut ranges = vec![[0.0; 2]; rows * length / BLOCK];
+                    RoundToBytes {
+                        source,
+                        first: 0,
+                        values: &mut values,
+                        ranges: &mut ranges,
+                    }
+                    .run(l);
+                    let x = Bytes {
+                        values: &values,
+                        ranges: &ranges,
+                        length,
+                    };
+                    case.product(l, x)
+                }
+                To::Words => {
+                    let (mut values, mut scales) = (vec![0; rows * length], vec![0.0; rows]);
+                    RoundToWords {
+                        source,
+                        first: 0,
+                        values: &mut values,
+                        scales: &mut scales,
+                    }
+                    .run(l);
+                    let x = Words {
+                        values: &values,
+                        scales: &scales,
+                        length,
+                    };
+                    case.product(l, x)
+                }
             }
-            .run(Plain);
-            let x = Bytes {
-                values: &values,
-                ranges: &ranges,
-                length: weights.length(),
-            };
-            run(x, weights, bias, &mut out);
-        } else {
-            let mut values = vec![0; rows * weights.length()];
-            let (mut totals, mut scales) = (vec![0; rows * blocks], vec![0.0; rows]);
-            RoundToWords {
-                source: &x,
+        }
+    }
+
+    impl Multiply for Block4 {
+        fn multiply(case: Alone<'_, Self>, rounded: &mut Activations, into: Into, out: &mut [f32]) {
+            let x = Values::new(case.x, case.length);
+            let x = rounded.signed_bytes(&x);
+            multiply(x, case.weights, case.bias, into, out);
+        }
+
+        #[inline(always)]
+        fn alone<L: Lanes>(case: Alone<'_, Self>, l: L) -> Vec<f32> {
+            let length = case.weights.length();
+            let source = &Values::new(case.x, length);
+            let (rows, blocks) = (source.rows(), length / BLOCK);
+            let mut values = vec![0; rows * length];
+            let (mut scales, mut totals) = (vec![0.0; rows * blocks], vec![0; rows * blocks]);
+            RoundToSignedBytes {
+                source,
                 first: 0,
                 values: &mut values,
-                totals: &mut totals,
                 scales: &mut scales,
+                totals: &mut totals,
             }
-            .run(Plain);
-            let x = Words {
+            .run(l);
+            let x = SignedBytes {
                 values: &values,
                 scales: &scales,
                 totals: &totals,
-                length: weights.length(),
+                length,
             };
-            run(x, weights, bias, &mut out);
+            case.product(l, x)
         }
-        out
     }
 
-    /// However many rows there are, each comes out as alone, as on any processor, and off by so much of what
+    impl<B: Stored> Alone<'_, B> {
+        #[inline(always)]
+        fn product<L: Lanes, X: Rounded<B>>(&self, l: L, x: X) -> Vec<f32> {
+            let mut out = vec![0.0; x.rows() * self.weights.rows()];
+            Product {
+                x,
+                weights: self.weights,
+                bias: self.bias,
+                panels: 0..self.weights.panels(),
+                into: Into::Set,
+                stride: self.weights.rows(),
+                out: &mut out,
+            }
+            .run(l);
+            out
+        }
+    }
+
+    impl<B: Multiply> Kernel for Alone<'_, B> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn run<L: Lanes>(self, l: L) -> Vec<f32> {
+            B::alone(self, l)
+        }
+    }
+
+    /// However many rows there are, each comes out as alone, with each kind of lanes, and off by so much of what
     /// doubles give.
-    fn check<B: Stored>(bytes: bool, rows: usize, length: usize, bound: f64) {
+    fn check<B: Multiply>(to: To, rows: usize, length: usize, bound: f64) {
         let (packed, numbers) = weights::<B>(rows, length);
         let bias = noise(rows);
         for tokens in [1, 2, 5, 6, 7, 13, 23, 99, 101] {
             let x = noise(tokens * length);
             let mut out = vec![1.0; tokens * rows];
-            product(bytes, &x, &packed, Some(&bias), Into::Set, &mut out);
+            let alone = |x| Alone {
+                to,
+                length,
+                x,
+                weights: &packed,
+                bias: Some(&bias),
+            };
+            let mut rounded = Activations::default();
+            B::multiply(alone(&x), &mut rounded, Into::Set, &mut out);
             let mut more = out.clone();
-            product(bytes, &x, &packed, Some(&bias), Into::Add, &mut more);
+            B::multiply(alone(&x), &mut rounded, Into::Add, &mut more);
+            for all in on_each(alone(&x[..])) {
+                assert!(all == out, "{tokens} rows");
+            }
             for (i, (x, out)) in x.chunks(length).zip(out.chunks(rows)).enumerate() {
-                assert_eq!(plain(bytes, x, &packed, &bias), out, "row {i} of {tokens}");
+                assert!(dispatch(alone(x)) == out, "row {i} of {tokens}");
                 let exact = numbers.chunks(length).zip(&bias).map(|(row, bias)| {
                     let products = row
                         .iter()
@@ -343,16 +453,15 @@ mod tests {
     #[test]
     fn products_with_8_bits() {
         for (rows, length) in [(16, 32), (49, 96), (130, 64)] {
-            check::<Block8>(false, rows, length, 1e-4);
-            check::<Block8>(true, rows, length, 4e-2);
+            check::<Block8>(To::Words, rows, length, 1e-4);
+            check::<Block8>(To::Bytes, rows, length, 4e-2);
         }
     }
 
     #[test]
     fn products_with_4_bits() {
         for (rows, length) in [(16, 32), (49, 96)] {
-            check::<Block4>(false, rows, length, 1e-4);
-            check::<Block4>(true, rows, length, 4e-2);
+            check::<Block4>(To::Bytes, rows, length, 1e-2);
         }
     }
 
@@ -370,7 +479,6 @@ mod tests {
         let x = Words {
             values: x,
             scales: &[1.0 / 32767.0],
-            totals: &[],
             length: 32,
         };
         multiply(x, &packed, None, Into::Set, &mut out);
@@ -383,33 +491,51 @@ mod tests {
             let mut x = [127.0; 32];
             x[0] = 0.0;
             let mut out = [0.0];
-            product(true, &x, &packed, None, Into::Set, &mut out);
+            let x = Values::new(&x, 32);
+            multiply(rounded.bytes(&x), &packed, None, Into::Set, &mut out);
             assert_eq!(out, [31.0 * 127.0 * f32::from(weight)]);
+        }
+        for (byte, weight) in [(0, -8.0), (0xff, 7.0)] {
+            let row = [&one[..], &[byte; 16]].concat();
+            let packed = Packed::<Block4>::pack(1, 32, [&row[..]]).unwrap();
+            for (rows, value) in [(1, 127.0), (1, -127.0), (3, 127.0), (3, -127.0)] {
+                let x = vec![value; 32 * rows];
+                let x = Values::new(&x, 32);
+                let mut out = vec![0.0; rows];
+                let x = rounded.signed_bytes(&x);
+                multiply(x, &packed, None, Into::Set, &mut out);
+                assert_eq!(out, vec![32.0 * value * weight; rows]);
+            }
         }
     }
 
     #[test]
     fn rows_are_padded_to_blocks() {
-        let (packed, _) = weights::<Block8>(16, 64);
-        let mut rounded = Activations::default();
-        let x = noise(48);
-        for bytes in [true, false] {
-            let [mut short, mut long] = [[0.0; 16]; 2];
+        fn check<B: Multiply>(to: To) {
+            let (weights, _) = weights::<B>(16, 64);
+            let mut rounded = Activations::default();
+            let mut multiply = |x: &[f32], length| {
+                let case = Alone {
+                    to,
+                    length,
+                    x,
+                    weights: &weights,
+                    bias: None,
+                };
+                let mut out = vec![0.0; x.len() / length * 16];
+                B::multiply(case, &mut rounded, Into::Set, &mut out);
+                out
+            };
+            let mut x = noise(48);
             // What was there before is no padding.
-            let before = noise(3 * 64);
-            let (before, values) = (Values::new(&before, 64), Values::new(&x, 48));
-            if bytes {
-                rounded.bytes(&before);
-                multiply(rounded.bytes(&values), &packed, None, Into::Set, &mut short);
-            } else {
-                rounded.words(&before);
-                multiply(rounded.words(&values), &packed, None, Into::Set, &mut short);
-            }
-            let mut padded = x.clone();
-            padded.resize(64, 0.0);
-            product(bytes, &padded, &packed, None, Into::Set, &mut long);
-            assert_eq!(short, long);
+            multiply(&noise(3 * 64), 64);
+            let short = multiply(&x, 48);
+            x.resize(64, 0.0);
+            assert_eq!(multiply(&x, 64), short);
         }
+        check::<Block8>(To::Words);
+        check::<Block8>(To::Bytes);
+        check::<Block4>(To::Bytes);
     }
 
     #[test]
@@ -422,11 +548,15 @@ mod tests {
 
     #[test]
     fn nothing_is_nothing() {
-        let (packed, _) = weights::<Block4>(16, 32);
-        for bytes in [true, false] {
-            let mut out = [1.0; 16];
-            product(bytes, &[0.0; 32], &packed, None, Into::Set, &mut out);
-            assert_eq!(out, [0.0; 16]);
-        }
+        let (four, _) = weights::<Block4>(16, 32);
+        let (eight, _) = weights::<Block8>(16, 32);
+        let x = Values::new(&[0.0; 32], 32);
+        let mut rounded = Activations::default();
+        let mut out = [[1.0; 16]; 3];
+        let [a, b, c] = &mut out;
+        multiply(rounded.words(&x), &eight, None, Into::Set, a);
+        multiply(rounded.bytes(&x), &eight, None, Into::Set, b);
+        multiply(rounded.signed_bytes(&x), &four, None, Into::Set, c);
+        assert_eq!(out, [[0.0; 16]; 3]);
     }
 }

@@ -5,7 +5,7 @@ use std::{hint::black_box, ops::Range};
 use rayon::prelude::*;
 
 use super::{
-    blocks::{BLOCK, Block, Block16, QUADS, Stored},
+    blocks::{BLOCK, Block, Block4, Block8, Block16, MANY, Nibbles, QUADS, Unpacked4},
     lanes::{Kernel, LANES, Lanes, dispatch},
 };
 
@@ -28,10 +28,10 @@ pub(crate) trait Rounded<B>: Copy + Send + Sync {
     fn part(self, rows: Range<usize>) -> Self;
     /// In the memory of the sixteen before.
     fn prepare<L: Lanes>(self, l: L, weights: &[B], prepared: &mut Self::Prepared);
-    /// Most rows that are ever multiplied at once.
-    const MOST: usize;
+    /// Most rows that are multiplied at once without [`Lanes::MANY`] registers.
+    const FEW: usize;
     /// Rows that are multiplied at once.
-    fn at_once(self) -> usize;
+    fn at_once<L: Lanes>(self) -> usize;
     /// Products of rows from this one on.
     fn multiply<L: Lanes, const ROWS: usize>(
         self,
@@ -47,13 +47,11 @@ pub(crate) trait Rounded<B>: Copy + Send + Sync {
 pub(crate) struct Words<'a> {
     pub(crate) values: &'a [i16],
     pub(crate) scales: &'a [f32],
-    /// Sums of each block, if the weights want to know.
-    pub(crate) totals: &'a [i32],
     pub(crate) length: usize,
 }
 
 impl<B: Block> Rounded<B> for Words<'_> {
-    const MOST: usize = Block16::ROWS;
+    const FEW: usize = 6;
     /// Wide blocks, or none.
     type Prepared = Vec<Block16>;
 
@@ -66,10 +64,8 @@ impl<B: Block> Rounded<B> for Words<'_> {
     }
 
     fn part(self, rows: Range<usize>) -> Self {
-        let blocks = self.length / BLOCK;
         Self {
             values: &self.values[rows.start * self.length..rows.end * self.length],
-            totals: &self.totals[rows.start * blocks..rows.end * blocks],
             scales: &self.scales[rows],
             length: self.length,
         }
@@ -78,7 +74,7 @@ impl<B: Block> Rounded<B> for Words<'_> {
     #[inline(always)]
     fn prepare<L: Lanes>(self, l: L, weights: &[B], wide: &mut Self::Prepared) {
         wide.clear();
-        if self.scales.len() <= B::ROWS {
+        if self.scales.len() <= B::rows::<L>() {
             return;
         }
         for block in weights {
@@ -88,10 +84,10 @@ impl<B: Block> Rounded<B> for Words<'_> {
         }
     }
 
-    fn at_once(self) -> usize {
-        match self.scales.len() <= B::ROWS {
-            true => B::ROWS,
-            false => Block16::ROWS,
+    fn at_once<L: Lanes>(self) -> usize {
+        match self.scales.len() <= B::rows::<L>() {
+            true => B::rows::<L>(),
+            false => Block16::rows::<L>(),
         }
     }
 
@@ -104,7 +100,7 @@ impl<B: Block> Rounded<B> for Words<'_> {
         wide: &Self::Prepared,
     ) -> [L::Float; ROWS] {
         // Of the first, no code is made for more rows than there are registers for.
-        match ROWS <= B::ROWS && wide.is_empty() {
+        match ROWS <= B::rows::<L>() && wide.is_empty() {
             true => self.multiply_blocks(l, first, weights),
             false => self.multiply_blocks(l, first, wide),
         }
@@ -126,18 +122,11 @@ impl Words<'_> {
         );
         let mut sums = [l.splat(0.0); ROWS];
         for (i, block) in weights.iter().enumerate() {
-            let totals: [_; ROWS] = std::array::from_fn(
-                #[inline(always)]
-                |row| match self.totals {
-                    [] => 0,
-                    totals => totals[(first + row) * blocks + i],
-                },
-            );
             let x: [_; ROWS] = std::array::from_fn(
                 #[inline(always)]
                 |row| &rows[row][i],
             );
-            let products = block.products(l, x, totals);
+            let products = block.products(l, x);
             let scales = block.scales(l);
             for (sum, products) in sums.iter_mut().zip(products) {
                 *sum = l.mul_add(l.to_float(products), scales, *sum);
@@ -161,8 +150,9 @@ pub(crate) struct Bytes<'a> {
     pub(super) length: usize,
 }
 
-impl<B: Stored> Rounded<B> for Bytes<'_> {
-    const MOST: usize = 5;
+impl Rounded<Block8> for Bytes<'_> {
+    /// Of AVX2's registers, ten hold sums, two weights, and one each activations, products and ones.
+    const FEW: usize = 5;
     /// Of each block, scales and scaled sums of weights.
     type Prepared = Vec<[[f32; LANES]; 2]>;
 
@@ -183,12 +173,15 @@ impl<B: Stored> Rounded<B> for Bytes<'_> {
         }
     }
 
-    fn at_once(self) -> usize {
-        5 // Of AVX2's registers, ten hold sums, two weights, and one each activations, products and ones.
+    fn at_once<L: Lanes>(self) -> usize {
+        match L::MANY {
+            true => MANY,
+            false => Self::FEW,
+        }
     }
 
     #[inline(always)]
-    fn prepare<L: Lanes>(self, l: L, weights: &[B], prepared: &mut Self::Prepared) {
+    fn prepare<L: Lanes>(self, l: L, weights: &[Block8], prepared: &mut Self::Prepared) {
         prepared.resize(weights.len(), [[0.0; LANES]; 2]);
         for (block, [scales, totals]) in weights.iter().zip(prepared) {
             let [sums] = block.byte_products(l, [&[1; BLOCK]], QUADS);
@@ -203,7 +196,7 @@ impl<B: Stored> Rounded<B> for Bytes<'_> {
         self,
         l: L,
         first: usize,
-        weights: &[B],
+        weights: &[Block8],
         prepared: &Self::Prepared,
     ) -> [L::Float; ROWS] {
         let blocks = weights.len();
@@ -216,7 +209,7 @@ impl<B: Stored> Rounded<B> for Bytes<'_> {
             |row| &self.ranges[(first + row) * blocks..][..blocks],
         );
         let quads = black_box(QUADS);
-        let mut sums = [l.splat(0.0); ROWS];
+        let mut y = [l.splat(0.0); ROWS];
         for (i, (block, [scales, totals])) in weights.iter().zip(prepared).enumerate() {
             let x: [_; ROWS] = std::array::from_fn(
                 #[inline(always)]
@@ -224,14 +217,121 @@ impl<B: Stored> Rounded<B> for Bytes<'_> {
             );
             let products = block.byte_products(l, x, quads);
             let (scales, totals) = (l.load(scales), l.load(totals));
-            for (row, (sum, products)) in sums.iter_mut().zip(products).enumerate() {
+            for (row, (y, products)) in y.iter_mut().zip(products).enumerate() {
                 let [scale, low] = ranges[row][i];
                 let scale = l.mul(scales, l.splat(scale));
-                *sum = l.mul_add(l.to_float(products), scale, *sum);
-                *sum = l.mul_add(totals, l.splat(low), *sum);
+                *y = l.mul_add(l.to_float(products), scale, *y);
+                *y = l.mul_add(totals, l.splat(low), *y);
             }
         }
-        sums
+        y
+    }
+}
+
+/// 8 bits and a sign, by a scale of each block: with 4 bits the products of a whole block fit 16.
+#[derive(Clone, Copy)]
+pub(crate) struct SignedBytes<'a> {
+    pub(super) values: &'a [i8],
+    /// Of each block, what 1 is worth.
+    pub(super) scales: &'a [f32],
+    /// Of each block, the sum.
+    pub(super) totals: &'a [i32],
+    pub(super) length: usize,
+}
+
+impl Rounded<Block4> for SignedBytes<'_> {
+    const FEW: usize = 5;
+    /// Blocks with a byte a weight, or none.
+    type Prepared = Vec<Unpacked4>;
+
+    fn rows(self) -> usize {
+        self.values.len() / self.length
+    }
+
+    fn length(self) -> usize {
+        self.length
+    }
+
+    fn part(self, rows: Range<usize>) -> Self {
+        let blocks = self.length / BLOCK;
+        Self {
+            values: &self.values[rows.start * self.length..rows.end * self.length],
+            scales: &self.scales[rows.start * blocks..rows.end * blocks],
+            totals: &self.totals[rows.start * blocks..rows.end * blocks],
+            length: self.length,
+        }
+    }
+
+    #[inline(always)]
+    fn prepare<L: Lanes>(self, l: L, weights: &[Block4], unpacked: &mut Self::Prepared) {
+        unpacked.clear();
+        if self.rows() <= AS_STORED {
+            return;
+        }
+        for block in weights {
+            unpacked.push(Unpacked4::new(l, block));
+        }
+    }
+
+    fn at_once<L: Lanes>(self) -> usize {
+        match L::MANY {
+            _ if self.rows() <= AS_STORED => AS_STORED,
+            true => MANY,
+            false => Self::FEW,
+        }
+    }
+
+    #[inline(always)]
+    fn multiply<L: Lanes, const ROWS: usize>(
+        self,
+        l: L,
+        first: usize,
+        weights: &[Block4],
+        unpacked: &Self::Prepared,
+    ) -> [L::Float; ROWS] {
+        // Of the first, no code is made for more rows than there are registers for.
+        match ROWS <= AS_STORED && unpacked.is_empty() {
+            true => self.multiply_blocks(l, first, weights, QUADS),
+            false => self.multiply_blocks(l, first, unpacked, black_box(QUADS)),
+        }
+    }
+}
+
+/// Rows for which 4 bits aren't unpacked first.
+const AS_STORED: usize = 2;
+
+impl SignedBytes<'_> {
+    #[inline(always)]
+    fn multiply_blocks<B: Nibbles, L: Lanes, const ROWS: usize>(
+        self,
+        l: L,
+        first: usize,
+        weights: &[B],
+        quads: usize,
+    ) -> [L::Float; ROWS] {
+        let blocks = weights.len();
+        let rows: [&[[i8; BLOCK]]; ROWS] = std::array::from_fn(
+            #[inline(always)]
+            |row| &self.values.as_chunks().0[(first + row) * blocks..][..blocks],
+        );
+        let mut y = [l.splat(0.0); ROWS];
+        for (i, block) in weights.iter().enumerate() {
+            let x: [_; ROWS] = std::array::from_fn(
+                #[inline(always)]
+                |row| &rows[row][i],
+            );
+            let products = block.products(l, x, quads);
+            let scales = block.scales(l);
+            for (row, (y, products)) in y.iter_mut().zip(products).enumerate() {
+                let at = (first + row) * blocks + i;
+                // Each weight was taken for 8 more.
+                let more = l.splat_int(8 * self.totals[at]);
+                let products = l.sub_int(l.whole_narrow(products), more);
+                let scale = l.mul(scales, l.splat(self.scales[at]));
+                *y = l.mul_add(l.to_float(products), scale, *y);
+            }
+        }
+        y
     }
 }
 
@@ -240,9 +340,10 @@ impl<B: Stored> Rounded<B> for Bytes<'_> {
 pub(crate) struct Activations {
     words: Vec<i16>,
     scales: Vec<f32>,
-    totals: Vec<i32>,
     bytes: Vec<u8>,
     ranges: Vec<[f32; 2]>,
+    signed: Vec<i8>,
+    totals: Vec<i32>,
 }
 
 impl Activations {
@@ -256,24 +357,49 @@ impl Activations {
         let length = source.length().next_multiple_of(BLOCK);
         self.words.resize(rows * length, 0);
         self.scales.resize(rows, 0.0);
-        self.totals.resize(rows * length / BLOCK, 0);
         let part = Self::part(length);
         self.words
             .par_chunks_mut(part * length)
-            .zip(self.totals.par_chunks_mut(part * length / BLOCK))
             .zip(self.scales.par_chunks_mut(part))
             .enumerate()
-            .for_each(|(i, ((values, totals), scales))| {
+            .for_each(|(i, (values, scales))| {
                 dispatch(RoundToWords {
                     source,
                     first: i * part,
                     values,
-                    totals,
                     scales,
                 })
             });
         Words {
             values: &self.words,
+            scales: &self.scales,
+            length,
+        }
+    }
+
+    pub(crate) fn signed_bytes(&mut self, source: &impl Rows) -> SignedBytes<'_> {
+        let rows = source.rows();
+        let length = source.length().next_multiple_of(BLOCK);
+        self.signed.resize(rows * length, 0);
+        self.scales.resize(rows * length / BLOCK, 0.0);
+        self.totals.resize(rows * length / BLOCK, 0);
+        let part = Self::part(length);
+        self.signed
+            .par_chunks_mut(part * length)
+            .zip(self.scales.par_chunks_mut(part * length / BLOCK))
+            .zip(self.totals.par_chunks_mut(part * length / BLOCK))
+            .enumerate()
+            .for_each(|(i, ((values, scales), totals))| {
+                dispatch(RoundToSignedBytes {
+                    source,
+                    first: i * part,
+                    values,
+                    scales,
+                    totals,
+                })
+            });
+        SignedBytes {
+            values: &self.signed,
             scales: &self.scales,
             totals: &self.totals,
             length,
@@ -316,7 +442,6 @@ pub(super) struct RoundToWords<'a, R> {
     pub(super) source: &'a R,
     pub(super) first: usize,
     pub(super) values: &'a mut [i16],
-    pub(super) totals: &'a mut [i32],
     pub(super) scales: &'a mut [f32],
 }
 
@@ -328,13 +453,56 @@ impl<R: Rows> Kernel for RoundToWords<'_, R> {
         let length = self.source.length();
         let mut row = blocks_for(length);
         let values = self.values.chunks_exact_mut(LANES * row.len());
-        let totals = self.totals.chunks_exact_mut(row.len() * LANES / BLOCK);
-        for (i, ((values, totals), scale)) in values.zip(totals).zip(self.scales).enumerate() {
+        for (i, (values, scale)) in values.zip(self.scales).enumerate() {
             self.source
                 .write(l, self.first + i, &mut row[..length / LANES]);
             *scale = round(l, &row, WORD, values.as_chunks_mut().0);
-            for (block, total) in values.as_chunks::<BLOCK>().0.iter().zip(totals) {
-                *total = block.iter().map(|x| i32::from(*x)).sum();
+        }
+    }
+}
+
+pub(super) struct RoundToSignedBytes<'a, R> {
+    pub(super) source: &'a R,
+    pub(super) first: usize,
+    pub(super) values: &'a mut [i8],
+    pub(super) scales: &'a mut [f32],
+    pub(super) totals: &'a mut [i32],
+}
+
+impl<R: Rows> Kernel for RoundToSignedBytes<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        const LARGEST: f32 = i8::MAX as f32;
+        let length = self.source.length();
+        let mut row = blocks_for(length);
+        let blocks = row.len() * LANES / BLOCK;
+        let rows = self
+            .values
+            .as_chunks_mut::<BLOCK>()
+            .0
+            .chunks_exact_mut(blocks)
+            .zip(self.scales.chunks_exact_mut(blocks))
+            .zip(self.totals.chunks_exact_mut(blocks));
+        for (i, ((values, scales), totals)) in rows.enumerate() {
+            self.source
+                .write(l, self.first + i, &mut row[..length / LANES]);
+            let blocks = row.as_chunks::<{ BLOCK / LANES }>().0.iter();
+            let to = values.iter_mut().zip(scales.iter_mut().zip(totals));
+            for (x, (values, (scale, total))) in blocks.zip(to) {
+                let [low, high] = [l.load(&x[0]), l.load(&x[1])];
+                let largest = l.fold(l.max(l.abs(low), l.abs(high)), f32::max);
+                let up = if largest > 0.0 {
+                    LARGEST / largest
+                } else {
+                    0.0
+                };
+                *scale = largest / LARGEST;
+                for (x, to) in [low, high].into_iter().zip(values.as_chunks_mut().0) {
+                    l.store_i8(l.round(l.mul(x, l.splat(up))), to);
+                }
+                *total = values.iter().map(|x| i32::from(*x)).sum();
             }
         }
     }

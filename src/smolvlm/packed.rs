@@ -139,29 +139,22 @@ impl Matrix {
 
     /// Multiplies `x`, rounded on the way.
     fn multiply(&self, x: &impl Rows, rounded: &mut Activations, into: Into, out: &mut [f32]) {
-        match &self.weights {
-            Weights::Eight(weights) => self.with(weights, x, rounded, into, out),
-            Weights::Four(weights) => self.with(weights, x, rounded, into, out),
-        }
-    }
-
-    fn with<B: Stored>(
-        &self,
-        weights: &Packed<B>,
-        x: &impl Rows,
-        rounded: &mut Activations,
-        into: Into,
-        out: &mut [f32],
-    ) {
         let bias = self.bias.as_deref();
-        match self.precision {
-            Precision::Bytes => multiply(rounded.bytes(x), weights, bias, into, out),
-            Precision::Words => multiply(rounded.words(x), weights, bias, into, out),
+        match (&self.weights, self.precision) {
+            (Weights::Eight(weights), Precision::Bytes) => {
+                multiply(rounded.bytes(x), weights, bias, into, out)
+            }
+            (Weights::Eight(weights), Precision::Words) => {
+                multiply(rounded.words(x), weights, bias, into, out)
+            }
+            (Weights::Four(weights), _) => {
+                multiply(rounded.signed_bytes(x), weights, bias, into, out)
+            }
         }
     }
 }
 
-/// What activations are rounded to.
+/// What activations are rounded to for weights of 8 bits; for 4 it is signed bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Precision {
     Bytes,
