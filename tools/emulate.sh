@@ -6,7 +6,7 @@
 #                               the tests, in about a minute
 #
 # Installs what it needs from Debian. BOCHS and CPU name another emulator and its processor: Bochs 3.0's
-# sapphire_rapids has AVX-VNNI too. Ends with 125 if the emulator fails and not a test.
+# sapphire_rapids has AVX-VNNI too. Ends with 125 if there is no compiler or emulator, and no test has failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -e "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
@@ -36,7 +36,7 @@ case $kind in
 aarch64)
     target=aarch64-unknown-linux-gnu
     install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
-    [ -e "$(rustc --print target-libdir --target $target)" ] || rustup -q target add $target
+    [ -e "$(rustc --print target-libdir --target $target)" ] || rustup -q target add $target || exit 125
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
     tests=$(build $target)
     exec qemu-aarch64 -L /usr/aarch64-linux-gnu "$tests"
