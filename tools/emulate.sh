@@ -51,7 +51,7 @@ esac
 install bochs bochs-term bochsbios busybox-static cpio isolinux syslinux-common vgabios xorriso
 tests=$(RUSTFLAGS="-C target-feature=+crt-static" build x86_64-unknown-linux-gnu)
 work=$(mktemp -d)
-trap 'kill -9 "$(cat "$work/pid" 2>/dev/null)" 2>/dev/null; rm -rf "$work"' EXIT
+trap 'kill -9 "$(cat "$work/pid" 2>/dev/null)" 2>/dev/null || true; rm -rf "$work"' EXIT
 
 # A kernel, unpacked and not installed.
 if [ ! -e "$out/vmlinuz" ]; then
