@@ -9,21 +9,8 @@
 # sapphire_rapids has AVX-VNNI too. Ends with 125 if there is no compiler or emulator, and no test has failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ -e "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
 out=${CARGO_TARGET_DIR:-$PWD/target}/emulate
 kind=${1:?aarch64 or avx512}
-
-install() {
-    local missing=() sudo=()
-    for package in "$@"; do
-        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
-    done
-    [ ${#missing[@]} -gt 0 ] || return 0
-    echo "Installing Debian packages: ${missing[*]}" >&2
-    [ "$(id -u)" = 0 ] || sudo=(sudo)
-    "${sudo[@]}" apt-get update -qq
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-}
 
 # Builds for a target, and prints where the tests are.
 build() {
@@ -34,21 +21,27 @@ build() {
 
 case $kind in
 aarch64)
-    target=aarch64-unknown-linux-gnu
-    install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
-    [ -e "$(rustc --print target-libdir --target $target)" ] || rustup -q target add $target || exit 125
-    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-    tests=$(build $target)
-    exec qemu-aarch64 -L /usr/aarch64-linux-gnu "$tests"
+    packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
     ;;
-avx512) ;;
+avx512)
+    packages=(bochs bochs-term bochsbios busybox-static cpio isolinux syslinux-common vgabios xorriso)
+    ;;
 *)
     echo "$kind: aarch64 or avx512" >&2
     exit 2
     ;;
 esac
+tools/setup.sh --also "${packages[@]}"
+[ -e "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
 
-install bochs bochs-term bochsbios busybox-static cpio isolinux syslinux-common vgabios xorriso
+if [ "$kind" = aarch64 ]; then
+    target=aarch64-unknown-linux-gnu
+    [ -e "$(rustc --print target-libdir --target $target)" ] || rustup -q target add $target || exit 125
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+    tests=$(build $target)
+    exec qemu-aarch64 -L /usr/aarch64-linux-gnu "$tests"
+fi
+
 tests=$(RUSTFLAGS="-C target-feature=+crt-static" build x86_64-unknown-linux-gnu)
 work=$(mktemp -d)
 trap 'kill -9 "$(cat "$work/pid" 2>/dev/null)" 2>/dev/null || true; rm -rf "$work"' EXIT

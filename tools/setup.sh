@@ -3,6 +3,7 @@
 # already. Says what it installs, asks nothing.
 #   tools/setup.sh          to build and run
 #   tools/setup.sh --tests  also what the tests need
+#   tools/setup.sh --also PACKAGE…  also these of Debian
 set -euo pipefail
 
 packages=(
@@ -16,6 +17,8 @@ packages=(
 )
 if [ "${1-}" = --tests ]; then
     packages+=(ffmpeg python3-jsonschema chromium chromium-driver python3-selenium)
+elif [ "${1-}" = --also ]; then
+    packages+=("${@:2}")
 fi
 
 missing=()

@@ -7,7 +7,7 @@ use super::{
     lanes::{Kernel, LANES, Lanes, PAIR, dispatch},
     pointwise::exp,
     products::{Into, Product},
-    rounding::{WORD, Words, round},
+    rounding::{Rounded, WORD, Words, round},
 };
 
 /// Largest value of 12 bits that 32 products with 16 bits can have and fit an `i32`.
@@ -151,9 +151,9 @@ impl Kernel for Attend<'_> {
                 let row = self.heads.row(self.first + i, 0, head);
                 *scale = round(l, row, WORD, query.as_chunks_mut().0) / (size as f32).sqrt();
             }
-            let x = Words {
+            let x = Rounded::<Words> {
                 values: &queries,
-                scales: &scales,
+                marks: &scales,
                 length,
             };
             Product {
@@ -173,9 +173,9 @@ impl Kernel for Attend<'_> {
                 scores[all..].fill(f32::NEG_INFINITY);
                 *scale = softmax_row(l, scores.as_chunks().0, shares.as_chunks_mut().0);
             }
-            let x = Words {
+            let x = Rounded::<Words> {
                 values: &shares,
-                scales: &scales,
+                marks: &scales,
                 length: padded,
             };
             Product {
@@ -520,9 +520,7 @@ mod tests {
             let mut out = vec![0.0; rows * width];
             attend(heads, &mut out);
 
-            for (i, alone) in on_each(AttendAlone(heads)).into_iter().enumerate() {
-                assert!(alone == out, "lanes {i}, {rows} rows");
-            }
+            assert!(on_each(AttendAlone(heads)) == out, "{rows} rows");
 
             let mut exact = Vec::new();
             for row in 0..rows {
@@ -572,9 +570,7 @@ mod tests {
                         head,
                         tokens: at + 1,
                     };
-                    for gathered in on_each(kernel) {
-                        assert_eq!(gathered, alone[head * group..][..group]);
-                    }
+                    assert_eq!(on_each(kernel), alone[head * group..][..group]);
                 }
             }
 

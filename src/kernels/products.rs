@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::{
     blocks::{MANY, Packed},
     lanes::{Kernel, LANES, Lanes, dispatch},
-    rounding::Rounded,
+    rounding::{Rounded, Rounding, Times},
 };
 
 /// Where a product goes.
@@ -35,24 +35,24 @@ impl Into {
 }
 
 /// `x` times the weights and a bias, row by row.
-pub(crate) fn multiply<B: Pod + Send + Sync, X: Rounded<B>>(
-    x: X,
+pub(crate) fn multiply<B: Pod + Send + Sync, R: Times<B>>(
+    x: Rounded<'_, R>,
     weights: &Packed<B>,
     bias: Option<&[f32]>,
     into: Into,
     out: &mut [f32],
 ) {
     let rows = x.rows();
-    assert_eq!(x.length(), weights.length());
+    assert_eq!(x.length, weights.length());
     assert_eq!(out.len(), rows * weights.rows());
     let threads = rayon::current_num_threads();
     let panels = weights.panels();
     if rows >= FEW_ROWS {
         // Of so many the values stay in the second cache while all weights pass by.
-        let part = rows.div_ceil(2 * threads).min((192 << 10) / x.length());
+        let part = rows.div_ceil(2 * threads).min((192 << 10) / x.length);
         let part = part
             .max(1)
-            .next_multiple_of(dispatch(AtOnce::<B, X>(x, PhantomData)));
+            .next_multiple_of(dispatch(AtOnce::<B, R>(rows, PhantomData)));
         let parts = out.par_chunks_mut(part * weights.rows()).enumerate();
         parts.for_each(|(i, out)| {
             dispatch(Product {
@@ -105,8 +105,8 @@ pub(crate) fn multiply<B: Pod + Send + Sync, X: Rounded<B>>(
 const FEW_ROWS: usize = 100;
 
 /// A product of some rows with some of the weights, into rows that are `stride` apart.
-pub(crate) struct Product<'a, B, X> {
-    pub(crate) x: X,
+pub(crate) struct Product<'a, B, R: Rounding> {
+    pub(crate) x: Rounded<'a, R>,
     pub(crate) weights: &'a Packed<B>,
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) panels: Range<usize>,
@@ -115,14 +115,14 @@ pub(crate) struct Product<'a, B, X> {
     pub(crate) stride: usize,
 }
 
-impl<B: Pod, X: Rounded<B>> Kernel for Product<'_, B, X> {
+impl<B: Pod, R: Times<B>> Kernel for Product<'_, B, R> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         let first = self.panels.start;
         let rows = self.x.rows();
-        let mut prepared = X::Prepared::default();
+        let mut prepared = R::Prepared::default();
         for panel in self.panels {
             let start = panel * LANES;
             let width = LANES.min(self.weights.rows() - start);
@@ -131,7 +131,7 @@ impl<B: Pod, X: Rounded<B>> Kernel for Product<'_, B, X> {
                 bias[..width].copy_from_slice(&all[start..][..width]);
             }
             let weights = self.weights.panel(panel);
-            self.x.prepare(l, weights, &mut prepared);
+            R::prepare(l, rows, weights, &mut prepared);
             let tile = Tile {
                 x: self.x,
                 weights,
@@ -141,13 +141,13 @@ impl<B: Pod, X: Rounded<B>> Kernel for Product<'_, B, X> {
                 into: self.into,
                 stride: self.stride,
             };
-            let at_once = self.x.at_once::<L>();
+            let at_once = R::at_once::<L>(rows);
             let mut row = 0;
             while row < rows {
                 let out = &mut self.out[row * self.stride + (panel - first) * LANES..];
                 row += match at_once.min(rows - row) {
                     MANY if L::MANY => tile.run::<L, MANY>(l, row, out),
-                    6.. if L::MANY || X::FEW >= 6 => tile.run::<L, 6>(l, row, out),
+                    6.. if L::MANY || R::FEW >= 6 => tile.run::<L, 6>(l, row, out),
                     5.. => tile.run::<L, 5>(l, row, out),
                     4 => tile.run::<L, 4>(l, row, out),
                     3 => tile.run::<L, 3>(l, row, out),
@@ -160,33 +160,33 @@ impl<B: Pod, X: Rounded<B>> Kernel for Product<'_, B, X> {
 }
 
 /// Asks how many rows are multiplied at once.
-struct AtOnce<B, X>(X, PhantomData<B>);
+struct AtOnce<B, R>(usize, PhantomData<(B, R)>);
 
-impl<B, X: Rounded<B>> Kernel for AtOnce<B, X> {
+impl<B, R: Times<B>> Kernel for AtOnce<B, R> {
     type Output = usize;
 
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) -> usize {
-        self.0.at_once::<L>()
+        R::at_once::<L>(self.0)
     }
 }
 
 /// Some rows, up to sixteen columns.
-struct Tile<'a, B, X: Rounded<B>> {
-    x: X,
+struct Tile<'a, B, R: Times<B>> {
+    x: Rounded<'a, R>,
     weights: &'a [B],
-    prepared: &'a X::Prepared,
+    prepared: &'a R::Prepared,
     bias: &'a [f32; LANES],
     width: usize,
     into: Into,
     stride: usize,
 }
 
-impl<B, X: Rounded<B>> Tile<'_, B, X> {
+impl<B, R: Times<B>> Tile<'_, B, R> {
     /// Returns how many.
     #[inline(always)]
     fn run<L: Lanes, const ROWS: usize>(&self, l: L, first: usize, out: &mut [f32]) -> usize {
-        let products: [_; ROWS] = self.x.multiply(l, first, self.weights, self.prepared);
+        let products: [_; ROWS] = R::multiply(l, self.x, first, self.weights, self.prepared);
         let bias = l.load(self.bias);
         for (row, y) in products.into_iter().enumerate() {
             let y = l.add(y, bias);
@@ -213,10 +213,7 @@ mod tests {
             blocks::{BLOCK, Block4, Block8, Block16, PAIRS, Stored},
             lanes::{PAIR, on_each},
             pointwise::Values,
-            rounding::{
-                Activations, Bytes, RoundToBytes, RoundToSignedBytes, RoundToWords, SignedBytes,
-                Words,
-            },
+            rounding::{Activations, Bytes, Room, Round, SignedBytes, Words},
         },
         *,
     };
@@ -256,136 +253,46 @@ mod tests {
         (0..len).map(|_| rng.f32() * 4.0 - 2.0).collect()
     }
 
-    /// What activations are rounded to, each by the blocks that it is multiplied with.
-    #[derive(Clone, Copy)]
-    enum To {
-        Words,
-        Bytes,
-    }
-
-    /// Rows of so many values, and what they are multiplied with.
-    struct Alone<'a, B> {
-        to: To,
-        length: usize,
+    /// What [`multiply`] gives, on one thread.
+    struct Alone<'a, B, R> {
         x: &'a [f32],
         weights: &'a Packed<B>,
-        bias: Option<&'a [f32]>,
+        bias: &'a [f32],
+        rounding: PhantomData<R>,
     }
 
-    impl<B> Clone for Alone<'_, B> {
+    impl<B, R> Clone for Alone<'_, B, R> {
         fn clone(&self) -> Self {
-            *self
+            Self { ..*self }
         }
     }
 
-    impl<B> Copy for Alone<'_, B> {}
-
-    /// Multiplies on all threads, or on one.
-    trait Multiply: Stored {
-        fn multiply(case: Alone<'_, Self>, rounded: &mut Activations, into: Into, out: &mut [f32]);
-
-        fn alone<L: Lanes>(case: Alone<'_, Self>, l: L) -> Vec<f32>;
-    }
-
-    impl Multiply for Block8 {
-        fn multiply(case: Alone<'_, Self>, rounded: &mut Activations, into: Into, out: &mut [f32]) {
-            let Alone {
-                to,
-                length,
-                x,
-                weights,
-                bias,
-            } = case;
-            let x = Values::new(x, length);
-            match to {
-                To::Words => multiply(rounded.words(&x), weights, bias, into, out),
-                To::Bytes => multiply(rounded.bytes(&x), weights, bias, into, out),
-            }
-        }
+    impl<B: Stored, R: Times<B>> Kernel for Alone<'_, B, R> {
+        type Output = Vec<f32>;
 
         #[inline(always)]
-        fn alone<L: Lanes>(case: Alone<'_, Self>, l: L) -> Vec<f32> {
-            let length = case.weights.length();
-            let source = &Values::new(case.x, length);
+        fn run<L: Lanes>(self, l: L) -> Vec<f32> {
+            let length = self.weights.length();
+            let source = &Values::new(self.x, length);
             let rows = source.rows();
-            match case.to {
-                To::Bytes => {
-                    let mut values = vec![0; rows * length];
-                    let mut ranges = vec![[0.0; 2]; rows * length / BLOCK];
-                    RoundToBytes {
-                        source,
-                        first: 0,
-                        values: &mut values,
-                        ranges: &mut ranges,
-                    }
-                    .run(l);
-                    let x = Bytes {
-                        values: &values,
-                        ranges: &ranges,
-                        length,
-                    };
-                    case.product(l, x)
-                }
-                To::Words => {
-                    let (mut values, mut scales) = (vec![0; rows * length], vec![0.0; rows]);
-                    RoundToWords {
-                        source,
-                        first: 0,
-                        values: &mut values,
-                        scales: &mut scales,
-                    }
-                    .run(l);
-                    let x = Words {
-                        values: &values,
-                        scales: &scales,
-                        length,
-                    };
-                    case.product(l, x)
-                }
-            }
-        }
-    }
-
-    impl Multiply for Block4 {
-        fn multiply(case: Alone<'_, Self>, rounded: &mut Activations, into: Into, out: &mut [f32]) {
-            let x = Values::new(case.x, case.length);
-            let x = rounded.signed_bytes(&x);
-            multiply(x, case.weights, case.bias, into, out);
-        }
-
-        #[inline(always)]
-        fn alone<L: Lanes>(case: Alone<'_, Self>, l: L) -> Vec<f32> {
-            let length = case.weights.length();
-            let source = &Values::new(case.x, length);
-            let (rows, blocks) = (source.rows(), length / BLOCK);
-            let mut values = vec![0; rows * length];
-            let (mut scales, mut totals) = (vec![0.0; rows * blocks], vec![0; rows * blocks]);
-            RoundToSignedBytes {
+            let mut values = vec![R::Value::default(); rows * length];
+            let mut marks = vec![R::Mark::default(); rows * R::marks(length / BLOCK)];
+            Round::<_, R> {
                 source,
                 first: 0,
                 values: &mut values,
-                scales: &mut scales,
-                totals: &mut totals,
+                marks: &mut marks,
             }
             .run(l);
-            let x = SignedBytes {
-                values: &values,
-                scales: &scales,
-                totals: &totals,
-                length,
-            };
-            case.product(l, x)
-        }
-    }
-
-    impl<B: Stored> Alone<'_, B> {
-        #[inline(always)]
-        fn product<L: Lanes, X: Rounded<B>>(&self, l: L, x: X) -> Vec<f32> {
-            let mut out = vec![0.0; x.rows() * self.weights.rows()];
+            let mut out = vec![0.0; rows * self.weights.rows()];
             Product {
-                x,
+                x: Rounded::<R> {
+                    values: &values,
+                    marks: &marks,
+                    length,
+                },
                 weights: self.weights,
-                bias: self.bias,
+                bias: Some(self.bias),
                 panels: 0..self.weights.panels(),
                 into: Into::Set,
                 stride: self.weights.rows(),
@@ -396,37 +303,26 @@ mod tests {
         }
     }
 
-    impl<B: Multiply> Kernel for Alone<'_, B> {
-        type Output = Vec<f32>;
-
-        #[inline(always)]
-        fn run<L: Lanes>(self, l: L) -> Vec<f32> {
-            B::alone(self, l)
-        }
-    }
-
     /// However many rows there are, each comes out as alone, with each kind of lanes, and off by so much of what
     /// doubles give.
-    fn check<B: Multiply>(to: To, rows: usize, length: usize, bound: f64) {
+    fn check<B: Stored, R: Times<B> + Default>(rows: usize, length: usize, bound: f64) {
         let (packed, numbers) = weights::<B>(rows, length);
         let bias = noise(rows);
         for tokens in [1, 2, 5, 6, 7, 13, 23, 99, 101] {
             let x = noise(tokens * length);
+            let mut rounded = Room::<R>::default();
+            let rounded = rounded.round(&Values::new(&x, length));
             let mut out = vec![1.0; tokens * rows];
+            multiply(rounded, &packed, Some(&bias), Into::Set, &mut out);
+            let mut more = out.clone();
+            multiply(rounded, &packed, Some(&bias), Into::Add, &mut more);
             let alone = |x| Alone {
-                to,
-                length,
                 x,
                 weights: &packed,
-                bias: Some(&bias),
+                bias: &bias,
+                rounding: PhantomData::<R>,
             };
-            let mut rounded = Activations::default();
-            B::multiply(alone(&x), &mut rounded, Into::Set, &mut out);
-            let mut more = out.clone();
-            B::multiply(alone(&x), &mut rounded, Into::Add, &mut more);
-            for all in on_each(alone(&x[..])) {
-                assert!(all == out, "{tokens} rows");
-            }
+            assert!(on_each(alone(&x[..])) == out, "{tokens} rows");
             for (i, (x, out)) in x.chunks(length).zip(out.chunks(rows)).enumerate() {
                 assert!(dispatch(alone(x)) == out, "row {i} of {tokens}");
                 let exact = numbers.chunks(length).zip(&bias).map(|(row, bias)| {
@@ -453,15 +349,15 @@ mod tests {
     #[test]
     fn products_with_8_bits() {
         for (rows, length) in [(16, 32), (49, 96), (130, 64)] {
-            check::<Block8>(To::Words, rows, length, 1e-4);
-            check::<Block8>(To::Bytes, rows, length, 4e-2);
+            check::<Block8, Words>(rows, length, 1e-4);
+            check::<Block8, Bytes>(rows, length, 4e-2);
         }
     }
 
     #[test]
     fn products_with_4_bits() {
         for (rows, length) in [(16, 32), (49, 96)] {
-            check::<Block4>(To::Bytes, rows, length, 1e-2);
+            check::<Block4, SignedBytes>(rows, length, 1e-2);
         }
     }
 
@@ -475,10 +371,9 @@ mod tests {
         }
         let mut rounded = Activations::default();
         let mut out = [0.0; 16];
-        let x = rounded.words(&Values::new(&[1.0; 32], 32)).values;
-        let x = Words {
-            values: x,
-            scales: &[1.0 / 32767.0],
+        let x = Rounded::<Words> {
+            values: rounded.words.round(&Values::new(&[1.0; 32], 32)).values,
+            marks: &[1.0 / 32767.0],
             length: 32,
         };
         multiply(x, &packed, None, Into::Set, &mut out);
@@ -492,7 +387,7 @@ mod tests {
             x[0] = 0.0;
             let mut out = [0.0];
             let x = Values::new(&x, 32);
-            multiply(rounded.bytes(&x), &packed, None, Into::Set, &mut out);
+            multiply(rounded.bytes.round(&x), &packed, None, Into::Set, &mut out);
             assert_eq!(out, [31.0 * 127.0 * f32::from(weight)]);
         }
         for (byte, weight) in [(0, -8.0), (0xff, 7.0)] {
@@ -502,7 +397,7 @@ mod tests {
                 let x = vec![value; 32 * rows];
                 let x = Values::new(&x, 32);
                 let mut out = vec![0.0; rows];
-                let x = rounded.signed_bytes(&x);
+                let x = rounded.signed_bytes.round(&x);
                 multiply(x, &packed, None, Into::Set, &mut out);
                 assert_eq!(out, vec![32.0 * value * weight; rows]);
             }
@@ -511,31 +406,25 @@ mod tests {
 
     #[test]
     fn rows_are_padded_to_blocks() {
-        fn check<B: Multiply>(to: To) {
+        fn check<B: Stored, R: Times<B> + Default>() {
             let (weights, _) = weights::<B>(16, 64);
-            let mut rounded = Activations::default();
-            let mut multiply = |x: &[f32], length| {
-                let case = Alone {
-                    to,
-                    length,
-                    x,
-                    weights: &weights,
-                    bias: None,
-                };
+            let mut room = Room::<R>::default();
+            let mut product = |x: &[f32], length| {
                 let mut out = vec![0.0; x.len() / length * 16];
-                B::multiply(case, &mut rounded, Into::Set, &mut out);
+                let x = room.round(&Values::new(x, length));
+                multiply(x, &weights, None, Into::Set, &mut out);
                 out
             };
             let mut x = noise(48);
             // What was there before is no padding.
-            multiply(&noise(3 * 64), 64);
-            let short = multiply(&x, 48);
+            product(&noise(3 * 64), 64);
+            let short = product(&x, 48);
             x.resize(64, 0.0);
-            assert_eq!(multiply(&x, 64), short);
+            assert_eq!(product(&x, 64), short);
         }
-        check::<Block8>(To::Words);
-        check::<Block8>(To::Bytes);
-        check::<Block4>(To::Bytes);
+        check::<Block8, Words>();
+        check::<Block8, Bytes>();
+        check::<Block4, SignedBytes>();
     }
 
     #[test]
@@ -554,9 +443,9 @@ mod tests {
         let mut rounded = Activations::default();
         let mut out = [[1.0; 16]; 3];
         let [a, b, c] = &mut out;
-        multiply(rounded.words(&x), &eight, None, Into::Set, a);
-        multiply(rounded.bytes(&x), &eight, None, Into::Set, b);
-        multiply(rounded.signed_bytes(&x), &four, None, Into::Set, c);
+        multiply(rounded.words.round(&x), &eight, None, Into::Set, a);
+        multiply(rounded.bytes.round(&x), &eight, None, Into::Set, b);
+        multiply(rounded.signed_bytes.round(&x), &four, None, Into::Set, c);
         assert_eq!(out, [[0.0; 16]; 3]);
     }
 }

@@ -142,13 +142,13 @@ impl Matrix {
         let bias = self.bias.as_deref();
         match (&self.weights, self.precision) {
             (Weights::Eight(weights), Precision::Bytes) => {
-                multiply(rounded.bytes(x), weights, bias, into, out)
+                multiply(rounded.bytes.round(x), weights, bias, into, out)
             }
             (Weights::Eight(weights), Precision::Words) => {
-                multiply(rounded.words(x), weights, bias, into, out)
+                multiply(rounded.words.round(x), weights, bias, into, out)
             }
             (Weights::Four(weights), _) => {
-                multiply(rounded.signed_bytes(x), weights, bias, into, out)
+                multiply(rounded.signed_bytes.round(x), weights, bias, into, out)
             }
         }
     }

@@ -62,6 +62,19 @@ impl<const VNNI: bool> Avx2<VNNI> {
         let pairs = self.0.avx2._mm256_maddubs_epi16(a, b);
         self.dot_words(sum, pairs, self.0.avx._mm256_set1_epi16(1))
     }
+
+    /// To 16 bits; what doesn't fit is the nearest that does.
+    #[inline(always)]
+    fn narrow(self, [low, high]: [__m256i; 2]) -> [__m128i; 2] {
+        let packed = self.0.avx2._mm256_packs_epi32(low, high);
+        cast(self.order(packed))
+    }
+
+    /// Of each half's low and high quarters, the other way round.
+    #[inline(always)]
+    fn order(self, x: __m256i) -> __m256i {
+        self.0.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(x)
+    }
 }
 
 /// Compiled for AVX-VNNI, with all that it inlines.
@@ -103,16 +116,6 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    fn pairs(self, values: &[[i16; PAIR]; LANES]) -> Self::Pairs {
-        cast(*values)
-    }
-
-    #[inline(always)]
-    fn store_pairs(self, pairs: Self::Pairs, to: &mut [[i16; PAIR]; LANES]) {
-        *to = cast(pairs);
-    }
-
-    #[inline(always)]
     fn pair(self, pair: [i16; PAIR]) -> Self::Pairs {
         [self.0.avx._mm256_set1_epi32(cast(pair)); 2]
     }
@@ -120,11 +123,6 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     #[inline(always)]
     fn dot_pairs(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int {
         three(sum, a, b, |sum, a, b| self.dot_words(sum, a, b))
-    }
-
-    #[inline(always)]
-    fn quads(self, values: &[[i8; QUAD]; LANES]) -> Self::Quads {
-        cast(*values)
     }
 
     #[inline(always)]
@@ -143,23 +141,13 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    fn signed_quad(self, quad: [i8; QUAD]) -> Self::Quads {
-        self.quad(cast(quad))
-    }
-
-    #[inline(always)]
     fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int {
         three(sum, a, b, |sum, a, b| self.dot_bytes(sum, a, b))
     }
 
     #[inline(always)]
-    fn store_quads(self, quads: Self::Quads, to: &mut [[i8; QUAD]; LANES]) {
-        *to = cast(quads);
-    }
-
-    #[inline(always)]
     fn no_narrow(self) -> Self::Narrow {
-        [self.0.avx._mm256_setzero_si256(); 2]
+        self.splat_int(0)
     }
 
     #[inline(always)]
@@ -189,16 +177,11 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     fn split(self, fours: Self::Fours) -> [Self::Pairs; 2] {
         let [a, b, c, d] = cast::<_, [__m256; 4]>(fours);
         let halves = [[a, b], [c, d]];
-        // Of each half's low and high quarters, the other way round.
-        let order = |x| {
-            let x = cast(x);
-            self.0.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(x)
-        };
         let first = |[a, b]: [__m256; 2]| self.0.avx._mm256_shuffle_ps::<0b10_00_10_00>(a, b);
         let last = |[a, b]: [__m256; 2]| self.0.avx._mm256_shuffle_ps::<0b11_01_11_01>(a, b);
         [
-            each(halves, |half| order(first(half))),
-            each(halves, |half| order(last(half))),
+            each(halves, |half| self.order(cast(first(half)))),
+            each(halves, |half| self.order(cast(last(half)))),
         ]
     }
 
@@ -222,12 +205,9 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
 
     #[inline(always)]
     fn whole(self, [p0, p1, p2, p3]: Self::Parts) -> Self::Int {
-        // Of each half's low and high quarters, the other way round.
-        let low = self.0.avx2._mm256_hadd_epi32(p0, p1);
-        let high = self.0.avx2._mm256_hadd_epi32(p2, p3);
         [
-            self.0.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(low),
-            self.0.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(high),
+            self.order(self.0.avx2._mm256_hadd_epi32(p0, p1)),
+            self.order(self.0.avx2._mm256_hadd_epi32(p2, p3)),
         ]
     }
 
@@ -252,29 +232,19 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    fn store_i16(self, [low, high]: Self::Int, to: &mut [i16; LANES]) {
-        // Of each half's low and high quarters, the other way round.
-        let packed = self.0.avx2._mm256_packs_epi32(low, high);
-        *to = cast(
-            self.0
-                .avx2
-                ._mm256_permute4x64_epi64::<0b11_01_10_00>(packed),
-        );
+    fn store_i16(self, x: Self::Int, to: &mut [i16; LANES]) {
+        *to = cast(self.narrow(x));
     }
 
     #[inline(always)]
     fn store_i8(self, x: Self::Int, to: &mut [i8; LANES]) {
-        let mut words = [0i16; LANES];
-        self.store_i16(x, &mut words);
-        let [low, high] = cast::<_, [__m128i; 2]>(words);
+        let [low, high] = self.narrow(x);
         *to = cast(self.0.sse2._mm_packs_epi16(low, high));
     }
 
     #[inline(always)]
     fn store_u8(self, x: Self::Int, to: &mut [u8; LANES]) {
-        let mut words = [0i16; LANES];
-        self.store_i16(x, &mut words);
-        let [low, high] = cast::<_, [__m128i; 2]>(words);
+        let [low, high] = self.narrow(x);
         *to = cast(self.0.sse2._mm_packus_epi16(low, high));
     }
 
@@ -290,16 +260,6 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     #[inline(always)]
     fn splat(self, x: f32) -> Self::Float {
         [self.0.avx._mm256_set1_ps(x); 2]
-    }
-
-    #[inline(always)]
-    fn load(self, from: &[f32; LANES]) -> Self::Float {
-        cast(*from)
-    }
-
-    #[inline(always)]
-    fn store(self, x: Self::Float, to: &mut [f32; LANES]) {
-        *to = cast(x);
     }
 
     #[inline(always)]

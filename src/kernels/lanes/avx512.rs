@@ -73,16 +73,6 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn pairs(self, values: &[[i16; PAIR]; LANES]) -> Self::Pairs {
-        cast(*values)
-    }
-
-    #[inline(always)]
-    fn store_pairs(self, pairs: Self::Pairs, to: &mut [[i16; PAIR]; LANES]) {
-        *to = cast(pairs);
-    }
-
-    #[inline(always)]
     fn pair(self, pair: [i16; PAIR]) -> Self::Pairs {
         self.0.avx512f._mm512_set1_epi32(cast(pair))
     }
@@ -90,11 +80,6 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn dot_pairs(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int {
         self.dot_words(sum, a, b)
-    }
-
-    #[inline(always)]
-    fn quads(self, values: &[[i8; QUAD]; LANES]) -> Self::Quads {
-        cast(*values)
     }
 
     #[inline(always)]
@@ -111,19 +96,9 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn signed_quad(self, quad: [i8; QUAD]) -> Self::Quads {
-        self.quad(cast(quad))
-    }
-
-    #[inline(always)]
     fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int {
         // SAFETY: `detect` has found AVX-512 VNNI.
         unsafe { _mm512_dpbusd_epi32(sum, a, b) }
-    }
-
-    #[inline(always)]
-    fn store_quads(self, quads: Self::Quads, to: &mut [[i8; QUAD]; LANES]) {
-        *to = cast(quads);
     }
 
     #[inline(always)]
@@ -220,16 +195,6 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn splat(self, x: f32) -> Self::Float {
         self.0.avx512f._mm512_set1_ps(x)
-    }
-
-    #[inline(always)]
-    fn load(self, from: &[f32; LANES]) -> Self::Float {
-        cast(*from)
-    }
-
-    #[inline(always)]
-    fn store(self, x: Self::Float, to: &mut [f32; LANES]) {
-        *to = cast(x);
     }
 
     #[inline(always)]

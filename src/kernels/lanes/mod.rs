@@ -11,7 +11,9 @@ mod avx512;
 mod neon;
 mod plain;
 
-pub(crate) use plain::Plain;
+use bytemuck::{Pod, cast};
+
+use plain::Plain;
 
 pub(crate) const LANES: usize = 16;
 /// Neighbours of the inner dimension that come together in each lane: as 16 bits, and as 8.
@@ -23,9 +25,9 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     const MANY: bool;
 
     /// `[i16; 2]` in each lane.
-    type Pairs: Copy;
+    type Pairs: Pod;
     /// `[i8; 4]`, or `[u8; 4]`, in each lane.
-    type Quads: Copy;
+    type Quads: Pod;
     /// Four numbers of 16 bits.
     type Four: Copy;
     /// `[i16; 4]` in each lane.
@@ -37,27 +39,47 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     /// `i32` in each lane.
     type Int: Copy;
     /// `f32` in each lane.
-    type Float: Copy;
+    type Float: Pod;
 
     /// Runs `f` compiled for this processor, with all that it inlines.
     fn run<T>(self, f: impl FnOnce() -> T) -> T;
 
-    fn pairs(self, values: &[[i16; PAIR]; LANES]) -> Self::Pairs;
-    fn store_pairs(self, pairs: Self::Pairs, to: &mut [[i16; PAIR]; LANES]);
+    #[inline(always)]
+    fn pairs(self, values: &[[i16; PAIR]; LANES]) -> Self::Pairs {
+        cast(*values)
+    }
+
+    #[inline(always)]
+    fn store_pairs(self, pairs: Self::Pairs, to: &mut [[i16; PAIR]; LANES]) {
+        *to = cast(pairs);
+    }
+
     /// The same in each lane.
     fn pair(self, pair: [i16; PAIR]) -> Self::Pairs;
     /// `sum + a[0] * b[0] + a[1] * b[1]`
     fn dot_pairs(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int;
 
-    fn quads(self, values: &[[i8; QUAD]; LANES]) -> Self::Quads;
+    #[inline(always)]
+    fn quads(self, values: &[[i8; QUAD]; LANES]) -> Self::Quads {
+        cast(*values)
+    }
+
+    #[inline(always)]
+    fn store_quads(self, quads: Self::Quads, to: &mut [[i8; QUAD]; LANES]) {
+        *to = cast(quads);
+    }
+
     /// The same in each lane, each up to 127.
     fn quad(self, quad: [u8; QUAD]) -> Self::Quads;
-    fn signed_quad(self, quad: [i8; QUAD]) -> Self::Quads;
+    #[inline(always)]
+    fn signed_quad(self, quad: [i8; QUAD]) -> Self::Quads {
+        self.quad(cast(quad))
+    }
+
     /// `sum` and the four products of 7 with 8 bits.
     fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int;
     /// From 4 bits: the low halves of the bytes and the high ones.
     fn nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::Quads; 2];
-    fn store_quads(self, quads: Self::Quads, to: &mut [[i8; QUAD]; LANES]);
     fn no_narrow(self) -> Self::Narrow;
     /// The same of 4 with signed 8 bits, up to eight times: half of the sum fits 16 bits.
     fn dot_narrow(self, sum: Self::Narrow, a: Self::Quads, b: Self::Quads) -> Self::Narrow;
@@ -86,8 +108,16 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn exp2(self, x: Self::Int) -> Self::Float;
 
     fn splat(self, x: f32) -> Self::Float;
-    fn load(self, from: &[f32; LANES]) -> Self::Float;
-    fn store(self, x: Self::Float, to: &mut [f32; LANES]);
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::Float {
+        cast(*from)
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::Float, to: &mut [f32; LANES]) {
+        *to = cast(x);
+    }
+
     /// Of finite half-precision floats.
     fn load_f16(self, from: &[u16; LANES]) -> Self::Float;
     fn add(self, a: Self::Float, b: Self::Float) -> Self::Float;
@@ -158,13 +188,15 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     run(Plain, kernel)
 }
 
-/// What it gives with each kind of lanes that there is, with those of any processor last.
+/// What it gives: the same with each kind of lanes that there is.
 #[cfg(test)]
-pub(crate) fn on_each<K: Kernel + Clone>(kernel: K) -> Vec<K::Output> {
-    let mut all = Vec::new();
-    best_first!(lanes => all.push(run(lanes, kernel.clone())));
-    all.push(run(Plain, kernel));
-    all
+pub(crate) fn on_each<K: Kernel<Output: PartialEq> + Clone>(kernel: K) -> K::Output {
+    let plain = run(Plain, kernel.clone());
+    best_first!(lanes => {
+        let name = std::any::type_name_of_val(&lanes);
+        assert!(run(lanes, kernel.clone()) == plain, "{name} gives something else");
+    });
+    plain
 }
 
 #[inline(always)]
@@ -183,13 +215,13 @@ mod tests {
     struct Half<'a>(&'a [u16; LANES]);
 
     impl Kernel for Half<'_> {
-        type Output = [f32; LANES];
+        type Output = [u32; LANES];
 
         #[inline(always)]
         fn run<L: Lanes>(self, l: L) -> Self::Output {
             let mut lanes = [0.0; LANES];
             l.store(l.load_f16(self.0), &mut lanes);
-            lanes
+            lanes.map(f32::to_bits)
         }
     }
 
@@ -200,9 +232,7 @@ mod tests {
             .collect();
         for bits in all.as_chunks().0 {
             let expected = bits.map(|bits| half::f16::from_bits(bits).to_f32().to_bits());
-            for halves in on_each(Half(bits)) {
-                assert_eq!(halves.map(f32::to_bits), expected);
-            }
+            assert_eq!(on_each(Half(bits)), expected);
         }
     }
 
@@ -278,11 +308,7 @@ mod tests {
 
     #[test]
     fn integers_are_exact() {
-        let mut all = on_each(Ends);
-        let plain = all.pop().unwrap();
-        for other in all {
-            assert_eq!(other, plain);
-        }
+        on_each(Ends);
     }
 
     #[derive(Clone)]
@@ -323,19 +349,13 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(5);
         for _ in 0..1000 {
             let mut lanes = || std::array::from_fn(|_| (rng.f32() - 0.5) * 300.0);
-            let (a, b) = (lanes(), lanes());
-            let mut all = on_each(Floats(a, b));
-            let plain = all.pop().unwrap();
-            for other in all {
-                assert_eq!(other, plain);
-            }
+            on_each(Floats(lanes(), lanes()));
         }
         // Not a number, where one of them is: the second.
         for (a, b) in [(f32::NAN, 1.0), (1.0, f32::NAN)] {
-            for all in on_each(Floats([a; LANES], [b; LANES])) {
-                for i in [5, 6] {
-                    assert_eq!(all[i], [b.to_bits(); LANES]);
-                }
+            let all = on_each(Floats([a; LANES], [b; LANES]));
+            for i in [5, 6] {
+                assert_eq!(all[i], [b.to_bits(); LANES]);
             }
         }
     }

@@ -96,16 +96,6 @@ impl<const DOT: bool> Lanes for Arm<DOT> {
     }
 
     #[inline(always)]
-    fn pairs(self, values: &[[i16; PAIR]; LANES]) -> Self::Pairs {
-        cast(*values)
-    }
-
-    #[inline(always)]
-    fn store_pairs(self, pairs: Self::Pairs, to: &mut [[i16; PAIR]; LANES]) {
-        *to = cast(pairs);
-    }
-
-    #[inline(always)]
     fn pair(self, pair: [i16; PAIR]) -> Self::Pairs {
         [cast(self.0.neon.vdupq_n_s32(cast(pair))); 4]
     }
@@ -115,11 +105,6 @@ impl<const DOT: bool> Lanes for Arm<DOT> {
         three(sum, a, b, |sum, a, b| {
             self.0.neon.vaddq_s32(sum, self.products(a, b))
         })
-    }
-
-    #[inline(always)]
-    fn quads(self, values: &[[i8; QUAD]; LANES]) -> Self::Quads {
-        cast(*values)
     }
 
     #[inline(always)]
@@ -138,18 +123,8 @@ impl<const DOT: bool> Lanes for Arm<DOT> {
     }
 
     #[inline(always)]
-    fn signed_quad(self, quad: [i8; QUAD]) -> Self::Quads {
-        [cast(self.0.neon.vdupq_n_s32(cast(quad))); 4]
-    }
-
-    #[inline(always)]
     fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int {
         three(sum, a, b, |sum, a, b| self.dot_bytes(sum, a, b))
-    }
-
-    #[inline(always)]
-    fn store_quads(self, quads: Self::Quads, to: &mut [[i8; QUAD]; LANES]) {
-        *to = cast(quads);
     }
 
     #[inline(always)]
@@ -263,16 +238,6 @@ impl<const DOT: bool> Lanes for Arm<DOT> {
     #[inline(always)]
     fn splat(self, x: f32) -> Self::Float {
         [self.0.neon.vdupq_n_f32(x); 4]
-    }
-
-    #[inline(always)]
-    fn load(self, from: &[f32; LANES]) -> Self::Float {
-        cast(*from)
-    }
-
-    #[inline(always)]
-    fn store(self, x: Self::Float, to: &mut [f32; LANES]) {
-        *to = cast(x);
     }
 
     #[inline(always)]

@@ -30,16 +30,6 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    fn pairs(self, values: &[[i16; PAIR]; LANES]) -> Self::Pairs {
-        *values
-    }
-
-    #[inline(always)]
-    fn store_pairs(self, pairs: Self::Pairs, to: &mut [[i16; PAIR]; LANES]) {
-        *to = pairs;
-    }
-
-    #[inline(always)]
     fn pair(self, pair: [i16; PAIR]) -> Self::Pairs {
         [pair; LANES]
     }
@@ -173,16 +163,6 @@ impl Lanes for Plain {
     #[inline(always)]
     fn splat(self, x: f32) -> Self::Float {
         [x; LANES]
-    }
-
-    #[inline(always)]
-    fn load(self, from: &[f32; LANES]) -> Self::Float {
-        *from
-    }
-
-    #[inline(always)]
-    fn store(self, x: Self::Float, to: &mut [f32; LANES]) {
-        *to = x;
     }
 
     #[inline(always)]
