@@ -50,7 +50,7 @@ fn stages(model: &Model, picture: &Picture) -> Result<[Vec<f32>; 2], Box<dyn Err
         &question(None, vec![Content::Image], PROMPT),
         &[model.span(picture, (0, 0))],
     )?;
-    let features = model.vision().forward(&model.pixels(picture)?, go_on)?;
+    let features = model.features(picture, go_on)?;
     let seen = features.flatten_all()?.to_vec1()?;
     let logits = model.prefill(&mut model.session(), &prompt, &[features], 0, go_on)?;
     Ok([seen, logits.to_vec1()?])

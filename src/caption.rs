@@ -94,7 +94,10 @@ pub struct Caption {
     pub prompt: String,
     pub model: String,
     pub revision: String,
+    /// `cpu`, `cuda` or `metal`; with the name and the bytes of it.
     pub device: String,
+    pub device_name: String,
+    pub device_memory: u64,
     /// Captions before this one, since the element started.
     pub sequence: u64,
     /// Tokens generated.

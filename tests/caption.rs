@@ -30,7 +30,9 @@ fn caption() -> Caption {
         prompt: "What?".into(),
         model: "a model".into(),
         revision: "8".into(),
-        device: "cpu".into(),
+        device: "cuda".into(),
+        device_name: "NVIDIA H100, \"80GB\"".into(),
+        device_memory: 80 << 30,
         sequence: u64::MAX,
         tokens: 9,
         probability: 0.75,
@@ -48,7 +50,7 @@ fn caption() -> Caption {
 }
 
 /// The contract: name and type of each field.
-const FIELDS: [(&str, &str); 26] = [
+const FIELDS: [(&str, &str); 28] = [
     ("timestamp", "guint64"),
     ("stream-time", "guint64"),
     ("running-time", "guint64"),
@@ -61,6 +63,8 @@ const FIELDS: [(&str, &str); 26] = [
     ("model", "gchararray"),
     ("revision", "gchararray"),
     ("device", "gchararray"),
+    ("device-name", "gchararray"),
+    ("device-memory", "guint64"),
     ("sequence", "guint64"),
     ("frame", "guint64"),
     ("tokens", "guint"),
@@ -225,6 +229,8 @@ fn message_and_meta_say_the_same() {
     assert_eq!(first.model, "fake");
     assert_eq!(first.revision, "r1");
     assert_eq!(first.device, "none");
+    assert_eq!(first.device_name, "a device");
+    assert_eq!(first.device_memory, 1 << 40);
     assert_eq!(first.sequence, 0);
     assert_eq!(first.tokens, 3);
     assert!(first.truncated && !first.partial);

@@ -38,7 +38,12 @@ fn a_worker_that_fails_says_so_once_and_ready_mends_it() {
     let cannot_load: Break = |fake| {
         fake.plan().load = Some(Error::new(ErrorKind::OpenRead, "torn"));
     };
-    for (break_it, says) in [(panics, "panicked"), (cannot_load, "torn")] {
+    let device_fails: Break = |fake| fake.plan().dead = Some(1);
+    for (break_it, says) in [
+        (panics, "panicked"),
+        (cannot_load, "torn"),
+        (device_fails, "the device failed"),
+    ] {
         for live in [true, false] {
             let fake = Fake::new();
             break_it(&fake);
@@ -65,6 +70,7 @@ fn a_worker_that_fails_says_so_once_and_ready_mends_it() {
             pipeline.reach(gst::State::Ready);
             fake.plan().panic = None;
             fake.plan().load = None;
+            fake.plan().dead = None;
             pipeline.log.heard();
             pipeline.play();
             let heard = pipeline

@@ -46,6 +46,7 @@ fn f32(quantization: Quantization) -> LoadOptions {
         dtype: DType::F32,
         quantization,
         threads: 1,
+        ..LoadOptions::default()
     }
 }
 
@@ -79,10 +80,7 @@ fn answer(model: &Model, given: Option<&[u32]>) -> Answer {
     let wave = |i: u32| (128.0 + 100.0 * (f64::from(i * i) / 900.0).sin()) as u8;
     let rgb = (0..side * side).flat_map(|i| [i % side, i / side, i % side + i / side].map(wave));
     let picture = Picture::new(side, side, rgb.collect()).unwrap();
-    let features = model
-        .vision()
-        .forward(&model.pixels(&picture).unwrap(), &mut go_on)
-        .unwrap();
+    let features = model.features(&picture, &mut go_on).unwrap();
     let messages = question(None, vec![Content::Image], "Can you describe this image?");
     let spans = [model.span(&picture, (0, 0))];
     let prompt = model.prompter().encode(&messages, &spans).unwrap();

@@ -105,6 +105,7 @@ fn a_caption_takes_no_more_than_it_asked_for() {
                 dtype,
                 quantization,
                 threads: 2,
+                ..LoadOptions::default()
             };
             let go_on = &mut |_, _| ControlFlow::Continue(());
             let model = Model::load(&checkpoint, &options, go_on).unwrap();

@@ -13,7 +13,10 @@ use common::{Fake, Heard, Pipeline};
 use gst::prelude::*;
 use gstvlmnarrate::{
     narrator::SmolVlmLoader,
-    smolvlm::{Checkpoint, Event, LoadOptions, Model, Picture, Request, Sampling, Source},
+    smolvlm::{
+        Checkpoint, DType, DeviceKind, Event, LoadOptions, Model, Picture, Quantization, Request,
+        Sampling, Source,
+    },
 };
 
 const LINE: &str = "videotestsrc num-buffers=3 ! video/x-raw,width=64,height=48,framerate=1/1
@@ -48,12 +51,77 @@ fn the_demo_model_says_once_what_it_is() {
         "{info}"
     );
     let caption = &heard.captions[0];
-    assert_eq!(
-        (caption.model.as_str(), caption.device.as_str()),
-        ("demo", "cpu")
-    );
+    assert_eq!(caption.model, "demo");
     assert!(!caption.text.is_empty());
     assert!(caption.cost.vision.as_nanos() > 0 && caption.cost.decode.as_nanos() > 0);
+}
+
+#[test]
+fn a_launch_line_may_name_the_device() {
+    let line = LINE.replace("name=n", "name=n device=cpu");
+    let pipeline = Pipeline::new(&line, &Fake::new());
+    pipeline.narrator.set_engine_loader(SmolVlmLoader);
+    let heard = pipeline.run();
+    assert!(heard.eos, "{heard:#?}");
+    let caption = &heard.captions[0];
+    assert_eq!(caption.device, "cpu");
+    assert!(!caption.device_name.is_empty());
+    #[cfg(target_os = "linux")]
+    assert!(caption.device_memory > 64 << 20, "{caption:?}");
+}
+
+#[test]
+fn a_device_that_is_not_built_in_is_one_error_in_ready() {
+    let devices = [
+        ("cuda", DeviceKind::Cuda, "CUDA"),
+        ("metal", DeviceKind::Metal, "Metal"),
+    ];
+    for (nick, kind, name) in devices {
+        if kind.check().is_ok() {
+            continue;
+        }
+        let element = common::narrator(&Fake::new());
+        element.set_engine_loader(SmolVlmLoader);
+        element.set_property_from_str("device", nick);
+        let log = common::Log::of(&element);
+        assert!(element.set_state(gst::State::Ready).is_err());
+        let heard = log.heard();
+        let [(error, _)] = &heard.errors[..] else {
+            panic!("{heard:#?}");
+        };
+        assert!(error.matches(gst::ResourceError::Settings));
+        let says = error.message();
+        let begins = format!("device: this build has no {name}; build it with ");
+        assert!(says.starts_with(&begins), "{says}");
+        assert!(says.contains(&format!("--features {nick}`")), "{says}");
+        assert!(says.ends_with(", or take device=auto"), "{says}");
+        element.set_state(gst::State::Null).unwrap();
+    }
+}
+
+#[test]
+fn what_is_left_to_the_machine_is_the_same_as_what_it_comes_to() {
+    let options = |device, dtype, quantization| {
+        let options = LoadOptions {
+            device,
+            dtype,
+            quantization,
+            threads: 0,
+        };
+        options.resolve().unwrap()
+    };
+    let (cpu, auto) = (DeviceKind::Cpu, Quantization::Auto);
+    for (dtype, quantization) in [
+        (DType::Auto, Quantization::Q8_0),
+        (DType::F32, Quantization::None),
+    ] {
+        let named = options(cpu, dtype, quantization);
+        assert_eq!(options(cpu, dtype, auto), named);
+        assert_eq!(named.resolve().unwrap(), named);
+    }
+    let found = options(DeviceKind::Auto, DType::Auto, auto);
+    assert_ne!(found.device, DeviceKind::Auto);
+    assert_ne!(found.quantization, auto);
 }
 
 #[test]

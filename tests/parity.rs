@@ -11,8 +11,8 @@ use std::{collections::HashMap, fs, ops::ControlFlow, path::Path};
 
 use candle_core::{DType as Type, Device, Tensor};
 use gstvlmnarrate::smolvlm::{
-    Checkpoint, Content, DType, Event, LoadOptions, Model, Picture, Processed, Processor, Prompt,
-    Request, Sampling, Source, Span, question,
+    Checkpoint, Content, DType, DeviceKind, Event, LoadOptions, Model, Picture, Processed,
+    Processor, Prompt, Request, Sampling, Source, Span, question,
 };
 use reference::{Video, messages};
 use serde::Deserialize;
@@ -82,6 +82,7 @@ impl Member {
     fn load(folder: &Path, dtype: DType) -> Self {
         let checkpoint = Checkpoint::open(&Source::Folder(folder.into())).unwrap();
         let options = LoadOptions {
+            device: device(),
             dtype,
             ..LoadOptions::default()
         };
@@ -149,10 +150,7 @@ impl Member {
     fn features(&self, pictures: &[Picture]) -> Vec<Tensor> {
         pictures
             .iter()
-            .map(|p| {
-                let pixels = self.model.pixels(p).unwrap();
-                self.model.vision().forward(&pixels, &mut go_on).unwrap()
-            })
+            .map(|p| self.model.features(p, &mut go_on).unwrap())
             .collect()
     }
 }
@@ -223,8 +221,7 @@ fn check_vision(member: &Member, case: &Case, picture: &Picture, features: &Tens
     let mut worst = member.error(case, "connector", features);
     if let Some(rows) = member.tensor(case, "vision.rows") {
         let rows = rows.to_dtype(Type::U32).unwrap();
-        let pixels = member.model.pixels(picture).unwrap();
-        let states = member.model.vision().hidden_states(&pixels).unwrap();
+        let states = member.model.vision_states(picture).unwrap();
         let layers = (0..states.len() - 2).map(|i| format!("vision.layer.{i}"));
         let names = ["vision.embeddings".to_owned()]
             .into_iter()
@@ -336,10 +333,19 @@ fn check_bf16(folder: &Path) {
     assert!(worst <= BF16_TOLERANCE, "{}: {worst:e}", folder.display());
 }
 
+/// Where to hold the model against the reference: `VLMNARRATE_DEVICE` may say `cuda`.
+fn device() -> DeviceKind {
+    match std::env::var("VLMNARRATE_DEVICE").as_deref() {
+        Ok("cuda") => DeviceKind::Cuda,
+        _ => DeviceKind::Cpu,
+    }
+}
+
+/// `VLMNARRATE_TEST_DATA` is for programs that run where they weren't built.
 fn data(member: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data/reference")
-        .join(member)
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let folder = std::env::var_os("VLMNARRATE_TEST_DATA").map_or_else(here, Into::into);
+    folder.join("reference").join(member)
 }
 
 macro_rules! members {
@@ -394,7 +400,10 @@ fn a_grid_that_does_not_divide_is_padded_by_its_edges() {
     let member = Member::load(&data("smolvlm-256m"), DType::F32);
     let spec = &member.golden.cases[0].pictures[0];
     let picture = spec.draw().resize(224, 224);
-    let vision = member.model.vision();
+    // A GPU's engine folds patches in its own way, which the members of 384 pixels test.
+    let Some(vision) = member.model.vision() else {
+        return;
+    };
     let pixels = member.model.pixels(&picture).unwrap();
 
     let states = vision.hidden_states(&pixels).unwrap();

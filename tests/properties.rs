@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use common::{Fake, Pipeline, harness, ms};
 use gst::{glib, prelude::*};
+use gstvlmnarrate::narrator::DeviceKind;
 
 const READY: [&str; 9] = [
     "model",
@@ -128,7 +129,11 @@ fn enums_have_the_names_that_bindings_see() {
             "GstVlmNarrateMode",
             &["auto", "live", "recorded"][..],
         ),
-        ("device", "GstVlmNarrateDevice", &["auto", "cpu"]),
+        (
+            "device",
+            "GstVlmNarrateDevice",
+            &["auto", "cpu", "cuda", "metal"],
+        ),
         (
             "dtype",
             "GstVlmNarrateDType",
@@ -201,6 +206,42 @@ fn stats_count_and_measure() {
     let stats = pipeline.narrator.property::<gst::Structure>("stats");
     assert_eq!(stats.get::<u64>("frames"), Ok(50));
     assert_eq!(stats.get::<u64>("errors"), Ok(0));
+}
+
+#[test]
+fn stats_know_the_device_while_a_model_is_loaded() {
+    let element = common::narrator(&Fake::new());
+    let is_on = |device: &str, name: &str, memory: u64| {
+        let stats = element.property::<gst::Structure>("stats");
+        stats.get::<&str>("device") == Ok(device)
+            && stats.get::<&str>("device-name") == Ok(name)
+            && stats.get::<u64>("device-memory") == Ok(memory)
+    };
+    assert!(is_on("", "", 0));
+    element.set_state(gst::State::Ready).unwrap();
+    common::engine::wait_for(|| is_on("none", "a device", 1 << 40));
+    element.set_state(gst::State::Null).unwrap();
+    assert!(is_on("", "", 0));
+}
+
+#[test]
+fn the_device_goes_to_the_engine() {
+    let fake = Fake::new();
+    let element = common::narrator(&fake);
+    for (nick, kind) in [
+        ("metal", DeviceKind::Metal),
+        ("cuda", DeviceKind::Cuda),
+        ("cpu", DeviceKind::Cpu),
+        ("auto", DeviceKind::Auto),
+    ] {
+        element.set_property_from_str("device", nick);
+        let device = element.property_value("device");
+        let (_, value) = glib::EnumValue::from_value(&device).unwrap();
+        assert_eq!(value.nick(), nick);
+        element.set_state(gst::State::Ready).unwrap();
+        element.set_state(gst::State::Null).unwrap();
+        assert_eq!(fake.loads().last().unwrap().device, kind);
+    }
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 pub(crate) mod attention;
 pub(crate) mod blocks;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod lanes;
 pub(crate) mod pointwise;
 pub(crate) mod products;

@@ -6,8 +6,8 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 pub use crate::smolvlm::{
-    Clip, DType, Description, ErrorKind, Event, Picture, Quantization, Request, Sampling, Timings,
-    Transfer,
+    Clip, DType, Description, DeviceKind, ErrorKind, Event, Picture, Quantization, Request,
+    Sampling, Timings, Transfer,
 };
 
 /// Which model, and how to hold it.
@@ -17,6 +17,7 @@ pub struct ModelSettings {
     pub model: Option<String>,
     /// Branch, tag or commit on the hub; `None` is `main`.
     pub revision: Option<String>,
+    pub device: DeviceKind,
     pub dtype: DType,
     pub quantization: Quantization,
     /// 0 = all cores.
@@ -108,7 +109,12 @@ pub trait Checkpoint: Send + Sync {
 pub struct EngineInfo {
     pub model: String,
     pub revision: String,
+    /// `cpu`, `cuda`, `metal` or the like.
     pub device: String,
+    /// Of the processor or the GPU.
+    pub device_name: String,
+    /// Bytes that the device has in all; 0 where nobody knows.
+    pub device_memory: u64,
 }
 
 /// A loaded model.

@@ -17,9 +17,9 @@ mod smolvlm;
 mod worker;
 
 pub use engine::{
-    Checkpoint, Clip, DType, Description, DownloadWatch, Engine, EngineInfo, EngineLoader, Error,
-    ErrorKind, Event, Found, LoadWatch, ModelSettings, Picture, Quantization, Remote, Request,
-    Sampling, Timings, Transfer, Watch,
+    Checkpoint, Clip, DType, Description, DeviceKind, DownloadWatch, Engine, EngineInfo,
+    EngineLoader, Error, ErrorKind, Event, Found, LoadWatch, ModelSettings, Picture, Quantization,
+    Remote, Request, Sampling, Timings, Transfer, Watch,
 };
 pub use smolvlm::SmolVlmLoader;
 

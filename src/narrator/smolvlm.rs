@@ -28,10 +28,12 @@ impl EngineLoader for SmolVlmLoader {
     fn open(&self, settings: &ModelSettings) -> Result<Found, Error> {
         let source = Source::parse(settings.model.as_deref(), settings.revision.as_deref())?;
         let options = LoadOptions {
+            device: settings.device,
             dtype: settings.dtype,
             quantization: settings.quantization,
             threads: settings.threads,
         };
+        options.device.check()?;
         match source {
             #[cfg(feature = "hub")]
             Source::Hub(repository) => Ok(Found::Remote(Arc::new(OnHub {
@@ -92,14 +94,15 @@ impl Checkpoint for SmolVlmCheckpoint {
     }
 
     fn load(&self, watch: &mut LoadWatch<'_>) -> Result<Box<dyn Engine>, Error> {
-        let key = (self.checkpoint.fingerprint().clone(), self.options);
+        let options = self.options.resolve()?;
+        let key = (self.checkpoint.fingerprint().clone(), options);
         let waiting = |watch: &mut LoadWatch<'_>| match watch(0, 1) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(smolvlm::Error::Cancelled),
         };
         let load = |watch: &mut LoadWatch<'_>| {
             let mut progress = |done, total| watch(done, total);
-            Model::load(&self.checkpoint, &self.options, &mut progress)
+            Model::load(&self.checkpoint, &options, &mut progress)
         };
         let model = LOADED.get(key, watch, waiting, load)?;
         let session = model.session();
@@ -114,10 +117,13 @@ struct SmolVlm {
 
 impl Engine for SmolVlm {
     fn info(&self) -> EngineInfo {
+        let device = self.model.device();
         EngineInfo {
             model: self.model.name().to_owned(),
             revision: self.model.revision().to_owned(),
-            device: self.model.device().to_owned(),
+            device: device.kind.to_owned(),
+            device_name: device.name.clone(),
+            device_memory: device.memory,
         }
     }
 

@@ -22,15 +22,16 @@ use super::{
 };
 use crate::caption::{Caption, Cost, FrameStamp};
 
-/// Name of the worker's thread. Those that work for it are called `vlmnarrate-cpu0` and so on by the
-/// model, `candle-bp-0` and so on by candle.
+/// Name of the worker's thread. Those that work for it are called `vlmnarrate-cpu0` and so on or
+/// `vlmnarrate-gpu` by the model, `candle-bp-0` and so on by candle.
 const THREAD: &str = "vlmnarrate";
 
 /// Whether a worker, or a model for it, runs in this thread.
 pub fn is_own_thread() -> bool {
     let thread = thread::current();
     let name = thread.name().unwrap_or_default();
-    name == THREAD || name.starts_with("vlmnarrate-cpu") || name.starts_with("candle-bp-")
+    let helpers = ["vlmnarrate-cpu", "vlmnarrate-gpu", "candle-bp-"];
+    name == THREAD || helpers.iter().any(|helper| name.starts_with(helper))
 }
 
 /// What to say about a frame.
@@ -99,7 +100,7 @@ pub enum Download<'a> {
 /// Why there won't be another caption.
 #[derive(Debug)]
 pub enum Death {
-    NotLoaded(Error),
+    Failed(Error),
     Panicked(String),
 }
 
@@ -127,6 +128,8 @@ struct Shared {
     events: Box<dyn Events>,
     /// From the start, or from when it is downloaded.
     checkpoint: OnceLock<Arc<dyn Checkpoint>>,
+    /// Of the engine, from when it is loaded, set before that is told.
+    info: OnceLock<EngineInfo>,
     phase: Mutex<Phase>,
     /// Set before it is told, so that whoever hears of it finds it so.
     failed: AtomicBool,
@@ -157,6 +160,7 @@ impl Narrator {
             mailbox: Mailbox::new(),
             events,
             checkpoint,
+            info: OnceLock::new(),
             phase: Mutex::new(phase),
             failed: AtomicBool::new(false),
             spare: Mutex::default(),
@@ -185,6 +189,11 @@ impl Narrator {
     /// `None` while it is being downloaded.
     pub fn checkpoint(&self) -> Option<&dyn Checkpoint> {
         self.0.checkpoint.get().map(AsRef::as_ref)
+    }
+
+    /// `None` while it is being loaded.
+    pub fn info(&self) -> Option<&EngineInfo> {
+        self.0.info.get()
     }
 
     /// Waits until the model is loaded.
@@ -277,23 +286,22 @@ impl Shared {
                 Found::Here(checkpoint) => checkpoint,
                 Found::Remote(remote) => self.download(remote)?,
             };
-            let mut engine = self.load(checkpoint)?;
-            let info = engine.info();
+            let (mut engine, info) = self.load(checkpoint)?;
             while let Some((epoch, job)) = self.mailbox.take() {
-                self.narrate(engine.as_mut(), &info, epoch, job);
+                self.narrate(engine.as_mut(), info, epoch, job)?;
             }
             Ok(())
         }));
         give_back_memory();
         let death = match result {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(Death::NotLoaded(error)),
+            Ok(Err(error)) => Some(Death::Failed(error)),
             Err(panic) => Some(Death::Panicked(panic_text(panic.as_ref()))),
         };
         if let Some(death) = death {
             self.say(|events| {
                 let error = match &death {
-                    Death::NotLoaded(error) => error,
+                    Death::Failed(error) => error,
                     Death::Panicked(text) => &Error::new(ErrorKind::Failed, text.as_str()),
                 };
                 self.failed.store(true, Ordering::Release);
@@ -345,7 +353,10 @@ impl Shared {
         Ok(checkpoint)
     }
 
-    fn load(&self, checkpoint: Arc<dyn Checkpoint>) -> Result<Box<dyn Engine>, Error> {
+    fn load(
+        &self,
+        checkpoint: Arc<dyn Checkpoint>,
+    ) -> Result<(Box<dyn Engine>, &EngineInfo), Error> {
         let mut throttle = Throttle::default();
         let engine = checkpoint.load(&mut |done, total| {
             if self.mailbox.is_closed() {
@@ -356,12 +367,13 @@ impl Shared {
             }
             ControlFlow::Continue(())
         })?;
+        let info = self.info.get_or_init(|| engine.info());
         self.say(|events| {
             if self.pass(Phase::Loading, Phase::Over) {
                 events.load(Load::Completed);
             }
         });
-        Ok(engine)
+        Ok((engine, info))
     }
 
     /// Moves on, unless somebody else has.
@@ -386,7 +398,14 @@ impl Shared {
         }
     }
 
-    fn narrate(&self, engine: &mut dyn Engine, info: &EngineInfo, epoch: Epoch, job: Job) {
+    /// Fails where no other caption can be made either.
+    fn narrate(
+        &self,
+        engine: &mut dyn Engine,
+        info: &EngineInfo,
+        epoch: Epoch,
+        job: Job,
+    ) -> Result<(), Error> {
         let queue = job.sampled_at.elapsed().saturating_sub(job.scaling);
         let pictures: Vec<&Picture> = job.pictures.iter().map(AsRef::as_ref).collect();
         let request = Request {
@@ -427,6 +446,12 @@ impl Shared {
             }
             ControlFlow::Continue(())
         });
+        // Told when the worker ends of it.
+        if let Err(error) = &result
+            && error.kind == ErrorKind::Device
+        {
+            return Err(error.clone());
+        }
         // What nobody waits for any more is nobody's failure either.
         if self.mailbox.epoch() == epoch {
             self.say(|events| match result {
@@ -439,6 +464,7 @@ impl Shared {
             });
         }
         self.recycle(job);
+        Ok(())
     }
 
     /// Keeps the memory of as many pictures as a job has.
@@ -461,6 +487,8 @@ fn caption(job: &Job, info: &EngineInfo, description: Description, partial: bool
         model: info.model.clone(),
         revision: info.revision.clone(),
         device: info.device.clone(),
+        device_name: info.device_name.clone(),
+        device_memory: info.device_memory,
         sequence: 0,
         tokens: description.tokens.try_into().unwrap_or(u32::MAX),
         probability: description.probability,

@@ -56,7 +56,7 @@ impl Decoder {
                 Some(head) => Head::Packed(head),
                 None => Head::Tensors(norm, lm_head),
             },
-            rope: Rope::new(c, vb.device())?,
+            rope: Rope::new(c),
             kv_heads: c.num_key_value_heads(),
         })
     }
@@ -78,7 +78,8 @@ impl Decoder {
     }
 
     /// Runs `[n, hidden]` embeddings, which make way, behind what `cache` holds, in room that the caller has
-    /// reserved, and returns the logits (`[last, vocab]`, f32) of the last positions.
+    /// reserved, and returns the logits (`[last, vocab]`, f32) of the last positions. They are on the CPU, where
+    /// the choice is made.
     pub(super) fn forward(
         &self,
         embeds: Tensor,
@@ -87,7 +88,7 @@ impl Decoder {
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
         let n = embeds.dim(0)?;
-        let turn = self.rope.at(cache.len(), n, embeds.dtype())?;
+        let turn = self.rope.at(cache.len(), n, &embeds)?;
         let mask = (n > 1 && !self.is_exact())
             .then(|| causal_mask(n, cache.len(), embeds.dtype(), embeds.device()))
             .transpose()?;
@@ -113,13 +114,13 @@ impl Decoder {
         match &self.head {
             Head::Tensors(norm, lm_head) => {
                 let logits = lm_head.forward(&norm.forward(&states)?)?;
-                Ok(logits.to_dtype(DType::F32)?)
+                Ok(logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)
             }
             Head::Packed(head) => {
                 let states = states.flatten_all()?.to_vec1()?;
                 let logits = head.forward(&states, &mut workspace);
                 let shape = (last, logits.len() / last);
-                Ok(Tensor::from_vec(logits, shape, x.device())?)
+                Ok(Tensor::from_vec(logits, shape, &Device::Cpu)?)
             }
         }
     }
@@ -148,35 +149,44 @@ fn causal_mask(n: usize, seen: usize, dtype: DType, device: &Device) -> CandleRe
     Tensor::from_vec(mask, (n, seen + n), device)?.to_dtype(dtype)
 }
 
+/// Of each pair of a head's values.
+pub(super) fn inverse_frequencies(c: &TextConfig) -> Vec<f32> {
+    let head_dim = c.head_dim();
+    let theta = c.rope_theta() as f32;
+    let exponents = (0..head_dim).step_by(2).map(|i| i as f32 / head_dim as f32);
+    exponents
+        .map(|exponent| 1.0 / theta.powf(exponent))
+        .collect()
+}
+
 /// Rotary position embedding; angles in f32 from the inverse frequencies, as the reference makes them.
 #[derive(Debug)]
 struct Rope {
-    inv_freq: Tensor,
+    inv_freq: Vec<f32>,
     head_dim: usize,
 }
 
 impl Rope {
-    fn new(c: &TextConfig, device: &Device) -> CandleResult<Self> {
-        let head_dim = c.head_dim();
-        let inv_freq = (0..head_dim)
-            .step_by(2)
-            .map(|i| 1.0 / (c.rope_theta() as f32).powf(i as f32 / head_dim as f32))
-            .collect::<Vec<_>>();
-        Ok(Self {
-            inv_freq: Tensor::new(inv_freq, device)?.unsqueeze(0)?,
-            head_dim,
-        })
+    fn new(c: &TextConfig) -> Self {
+        Self {
+            inv_freq: inverse_frequencies(c),
+            head_dim: c.head_dim(),
+        }
     }
 
-    fn at(&self, start: usize, n: usize, dtype: DType) -> CandleResult<Turn> {
-        let positions = Tensor::arange(start as f32, (start + n) as f32, self.inv_freq.device())?
-            .unsqueeze(1)?;
-        let angles = positions.matmul(&self.inv_freq)?;
-        let (cos, sin) = (angles.cos()?, angles.sin()?);
+    /// For `n` positions from `start` on, in the type and on the device of `like`.
+    fn at(&self, start: usize, n: usize, like: &Tensor) -> CandleResult<Turn> {
+        let positions = (start..start + n).map(|position| position as f32);
+        let angles = positions.flat_map(|p| self.inv_freq.iter().map(move |f| p * f));
+        let (sin, cos): (Vec<_>, Vec<_>) = angles.map(|angle| (angle.sin(), angle.cos())).unzip();
+        let tensor = |values: &[f32]| {
+            let shape = (n, self.inv_freq.len());
+            Tensor::from_slice(values, shape, like.device())?.to_dtype(like.dtype())
+        };
         Ok(Turn {
-            values: [cos.flatten_all()?.to_vec1()?, sin.flatten_all()?.to_vec1()?],
-            cos: cos.to_dtype(dtype)?,
-            sin: sin.to_dtype(dtype)?,
+            cos: tensor(&cos)?,
+            sin: tensor(&sin)?,
+            values: [cos, sin],
         })
     }
 }

@@ -45,6 +45,9 @@ pub enum Error {
         pictures: usize,
         tokens: usize,
     },
+    /// The GPU can't go on, and won't for the next caption either.
+    #[error("device: {0}")]
+    Device(String),
     #[error("inference failed: {}", plain(.0))]
     Inference(#[from] candle_core::Error),
 }
@@ -68,6 +71,8 @@ pub enum ErrorKind {
     Cancelled,
     /// One caption failed; the next may not.
     Failed,
+    /// What the model runs on failed, for good.
+    Device,
 }
 
 impl Error {
@@ -76,6 +81,7 @@ impl Error {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::File { .. } => ErrorKind::OpenRead,
             Self::Setting { .. } => ErrorKind::Settings,
+            Self::Device(_) => ErrorKind::Device,
             Self::Hub { kind, .. } => *kind,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Prompt(_) | Self::Memory { .. } | Self::Inference(_) => ErrorKind::Failed,

@@ -12,9 +12,11 @@ use candle_transformers::{
 };
 
 use super::{
-    Content, Error, KvCache, Model, Observer, Picture, Processor, Prompt, Result, Span,
-    choices::Walk,
+    Content, Error, Model, Observer, Picture, Processed, Processor, Prompt, Result, Span,
+    choices::{Choices, Walk},
+    device::pooled,
     memory::{Work, has_room},
+    network::{Cache, Network, Tensors},
     question, video,
 };
 
@@ -144,8 +146,16 @@ pub struct Timings {
 /// the last.
 #[derive(Debug)]
 pub struct Session {
-    pub(super) cache: KvCache,
+    pub(super) cache: Cache,
     pub(super) last: Option<Last>,
+}
+
+impl Session {
+    /// Makes the next caption as if it were the first, in the same memory.
+    pub fn forget(&mut self) {
+        self.last = None;
+        self.cache.truncate(0);
+    }
 }
 
 /// A caption that was made, with all that it was made of.
@@ -154,9 +164,10 @@ pub(super) struct Last {
     /// Of the prompt, which the cache holds still.
     prompt: Prompt,
     squares: Vec<Picture>,
+    /// None where the cache holds them.
     features: Vec<Tensor>,
     /// Tokens of the caption.
-    ids: Vec<u32>,
+    pub(super) ids: Vec<u32>,
 }
 
 impl Last {
@@ -165,9 +176,16 @@ impl Last {
         (self.squares.get(place)? == square).then(|| self.features[place].clone())
     }
 
+    /// Whether this picture stood in this place of this prompt.
+    #[cfg(feature = "cuda")]
+    pub(super) fn has(&self, place: usize, square: &Picture, prompt: &Prompt) -> bool {
+        self.squares.get(place) == Some(square)
+            && self.prompt.images[..=place] == prompt.images[..=place]
+    }
+
     /// Tokens from the first on that the prompt has in common with this one, whose first `same` pictures are
     /// those of then.
-    fn in_common(&self, prompt: &Prompt, same: usize) -> usize {
+    pub(super) fn in_common(&self, prompt: &Prompt, same: usize) -> usize {
         let tokens = self.prompt.ids.iter().zip(&prompt.ids);
         let tokens = tokens.take_while(|(a, b)| a == b).count();
         let places = self.prompt.images.iter().zip(&prompt.images);
@@ -239,7 +257,8 @@ impl Model {
         request: &Request<'_>,
         observer: &mut Observer<'_>,
     ) -> Result<Description> {
-        self.pool.install(|| self.run(session, request, observer))
+        self.pool
+            .install(|| pooled(|| self.run(session, request, observer)))
     }
 
     fn run(
@@ -250,7 +269,68 @@ impl Model {
     ) -> Result<Description> {
         let mut watch = Stopwatch(Instant::now());
         let mut timings = Timings::default();
+        let Posed {
+            choices,
+            prompt,
+            tiled,
+            room,
+        } = self.pose(request)?;
+        let squares: Vec<&Picture> = match &tiled {
+            Some(tiled) => tiled.iter().flat_map(|p| &p.pictures).collect(),
+            None => request.pictures.to_vec(),
+        };
+        // Put back once there is another: of one that isn't finished the cache holds parts.
+        let last = session.last.take();
+        let asked = Asked {
+            request,
+            choices: &choices,
+            prompt: &prompt,
+            squares: &squares,
+            room,
+            last: last.as_ref(),
+        };
+        timings.preprocess = watch.lap();
+        let (decoded, features) = match &self.network {
+            Network::Tensors(tensors) => {
+                self.run_tensors(tensors, session, &asked, &mut timings, observer)?
+            }
+            #[cfg(feature = "cuda")]
+            Network::Cuda(network) => {
+                let decoded = self.run_cuda(network, session, &asked, &mut timings, observer)?;
+                (decoded, Vec::new())
+            }
+        };
+        let Decoded {
+            ids,
+            stopped,
+            probability,
+        } = decoded;
 
+        let text = self.prompter.decode(&ids)?;
+        let tokens = ids.len();
+        session.last = Some(Last {
+            prompt,
+            squares: match tiled {
+                Some(tiled) => tiled.into_iter().flat_map(|p| p.pictures).collect(),
+                None => request.pictures.iter().copied().cloned().collect(),
+            },
+            features,
+            ids,
+        });
+        let text = before_stop(&text, request.stop_strings).unwrap_or(&text);
+        // max-tokens may have come between two bytes of a character.
+        let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+        Ok(Description {
+            text: text.trim().to_owned(),
+            tokens,
+            truncated: !stopped,
+            probability,
+            timings,
+        })
+    }
+
+    /// The request as tokens, and its pictures as squares.
+    fn pose(&self, request: &Request<'_>) -> Result<Posed> {
         let choices = self.choices(request.choices)?;
         let places = match request.clip {
             Some(clip) => {
@@ -292,84 +372,94 @@ impl Model {
             side: pictures.clone().map(side).max().unwrap_or(0) as usize,
             tokens: prompt.ids.len(),
             capacity: self.capacity(prompt.ids.len(), room)?,
-            packed: self.vision.is_packed() && self.decoder.is_exact(),
+            packed: matches!(&self.network, Network::Tensors(t) if t.vision.is_packed() && t.decoder.is_exact()),
         })?;
-        let tiled: Option<Vec<_>> =
-            processor.map(|processor| pictures.clone().map(|p| processor.split(p)).collect());
-        let squares: Vec<&Picture> = match &tiled {
-            Some(tiled) => tiled.iter().flat_map(|p| &p.pictures).collect(),
-            None => pictures.collect(),
-        };
-        // Put back once there is another: of one that isn't finished the cache holds parts.
-        let last = session.last.take();
-        let sights = squares.iter().enumerate().map(|(i, square)| {
-            let known = last.as_ref().and_then(|last| last.features(i, square));
+        let tiled = processor.map(|processor| pictures.map(|p| processor.split(p)).collect());
+        Ok(Posed {
+            choices,
+            prompt,
+            tiled,
+            room,
+        })
+    }
+
+    /// With candle's tensors. Returns the features too.
+    fn run_tensors(
+        &self,
+        tensors: &Tensors,
+        session: &mut Session,
+        asked: &Asked<'_>,
+        timings: &mut Timings,
+        observer: &mut Observer<'_>,
+    ) -> Result<(Decoded, Vec<Tensor>)> {
+        let Asked {
+            prompt, last, room, ..
+        } = *asked;
+        let mut watch = Stopwatch(Instant::now());
+        let sights = asked.squares.iter().enumerate().map(|(i, square)| {
+            let known = last.and_then(|last| last.features(i, square));
             Ok(match known {
                 Some(features) => Sight::Known(features),
                 None => Sight::New(self.pixels(square)?),
             })
         });
         let sights = sights.collect::<Result<Vec<_>>>()?;
-        timings.preprocess = watch.lap();
+        timings.preprocess += watch.lap();
 
         let known = |sight: &&Sight| matches!(sight, Sight::Known(_));
         let same = sights.iter().take_while(known).count();
         let features = sights.into_iter().map(|sight| match sight {
             Sight::Known(features) => Ok(features),
-            Sight::New(pixels) => self.vision.forward(&pixels, observer),
+            Sight::New(pixels) => tensors.vision.forward(&pixels, observer),
         });
         let features = features.collect::<Result<Vec<_>>>()?;
+        // A GPU has only been told so far.
+        tensors.device.synchronize()?;
         timings.vision = watch.lap();
 
-        let in_common = match &last {
-            Some(last) if self.decoder.is_exact() => last.in_common(&prompt, same),
-            _ => 0,
-        };
-        let logits = self.run_prompt(session, in_common, &prompt, &features, room, observer)?;
+        let last = last.filter(|_| tensors.decoder.is_exact());
+        let in_common = last.map_or(0, |last| last.in_common(prompt, same));
+        let logits = self.run_prompt(
+            tensors,
+            session,
+            in_common,
+            prompt,
+            (&features, room),
+            observer,
+        )?;
         timings.prefill = watch.lap();
 
-        let Decoded {
-            ids,
-            stopped,
-            probability,
-        } = match choices.walk() {
-            Some(walk) => self.choose(session, walk, logits, request, observer)?,
-            None => {
-                let guess = match &last {
-                    Some(last) if self.decoder.is_exact() => last.ids.as_slice(),
-                    _ => &[],
-                };
-                let ahead = Ahead::new(guess, in_common == prompt.ids.len());
-                self.decode(session, &prompt, logits, request, ahead, observer)?
-            }
-        };
+        let is_same = in_common == prompt.ids.len();
+        let decoded = self.continue_from(session, asked, logits, is_same, observer)?;
         timings.decode = watch.lap();
+        Ok((decoded, features))
+    }
 
-        let text = self.prompter.decode(&ids)?;
-        let tokens = ids.len();
-        session.last = Some(Last {
-            prompt,
-            squares: match tiled {
-                Some(tiled) => tiled.into_iter().flat_map(|p| p.pictures).collect(),
-                None => request.pictures.iter().copied().cloned().collect(),
-            },
-            features,
-            ids,
-        });
-        let text = before_stop(&text, request.stop_strings).unwrap_or(&text);
-        // max-tokens may have come between two bytes of a character.
-        let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
-        Ok(Description {
-            text: text.trim().to_owned(),
-            tokens,
-            truncated: !stopped,
-            probability,
-            timings,
-        })
+    /// Chooses tokens by the logits, which have come to the CPU.
+    pub(super) fn continue_from(
+        &self,
+        session: &mut Session,
+        asked: &Asked<'_>,
+        logits: Tensor,
+        is_same: bool,
+        observer: &mut Observer<'_>,
+    ) -> Result<Decoded> {
+        let Asked {
+            request, prompt, ..
+        } = *asked;
+        match asked.choices.walk() {
+            Some(walk) => self.choose(session, walk, logits, request, observer),
+            None => {
+                let last = asked.last.filter(|_| self.network.is_exact());
+                let guess = last.map_or(&[][..], |last| &last.ids);
+                let ahead = Ahead::new(guess, is_same);
+                self.decode(session, prompt, logits, request, ahead, observer)
+            }
+        }
     }
 
     /// `tokens` of a prompt and `room` more, if the model has so many positions.
-    fn capacity(&self, tokens: usize, room: usize) -> Result<usize> {
+    pub(super) fn capacity(&self, tokens: usize, room: usize) -> Result<usize> {
         let limit = self.config.text_config.max_position_embeddings;
         match tokens.checked_add(room) {
             Some(capacity) if capacity <= limit => Ok(capacity),
@@ -381,7 +471,13 @@ impl Model {
     }
 
     fn has_room(&self, work: &Work) -> Result<()> {
-        let bytes = work.bytes(&self.config, self.dtype);
+        let bytes = match &self.network {
+            Network::Tensors(tensors) if tensors.device.is_cpu() => {
+                work.bytes(&self.config, tensors.dtype)
+            }
+            // An allocation that fails on a GPU is an error and no more.
+            _ => return Ok(()),
+        };
         match has_room(bytes) {
             true => Ok(()),
             false => Err(Error::Memory {
@@ -403,21 +499,29 @@ impl Model {
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
         session.last = None;
-        self.run_prompt(session, 0, prompt, features, room, observer)
+        match &self.network {
+            Network::Tensors(tensors) => {
+                self.run_prompt(tensors, session, 0, prompt, (features, room), observer)
+            }
+            #[cfg(feature = "cuda")]
+            Network::Cuda(network) => self.prefill_cuda(network, session, prompt, (features, room)),
+        }
     }
 
     /// As [`prefill`](Self::prefill), with so many of the first tokens in the cache from the last time.
     fn run_prompt(
         &self,
+        tensors: &Tensors,
         session: &mut Session,
         in_common: usize,
         prompt: &Prompt,
-        features: &[Tensor],
-        room: usize,
+        (features, room): (&[Tensor], usize),
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
         let capacity = self.capacity(prompt.ids.len(), room)?;
-        let embeds = self.decoder.embed(&prompt.ids)?;
+        let decoder = &tensors.decoder;
+        let cache = session.cache.tensors();
+        let embeds = decoder.embed(&prompt.ids)?;
         for (&(start, len), features) in prompt.images.iter().zip(features) {
             if features.dim(0)? != len {
                 return Err(Error::Prompt(format!(
@@ -428,16 +532,12 @@ impl Model {
             embeds.slice_set(&features.contiguous()?, 0, start)?;
         }
         // The last is run in any case, for what follows it.
-        session.cache.truncate(in_common.min(prompt.ids.len() - 1));
-        session
-            .cache
-            .reserve(capacity, embeds.dtype(), embeds.device())?;
+        cache.truncate(in_common.min(prompt.ids.len() - 1));
+        cache.reserve(capacity, embeds.dtype(), embeds.device())?;
         // Nothing is held where there was no room.
-        let held = session.cache.len();
+        let held = cache.len();
         let embeds = embeds.narrow(0, held, prompt.ids.len() - held)?;
-        let logits = self
-            .decoder
-            .forward(embeds, 1, &mut session.cache, observer)?;
+        let logits = decoder.forward(embeds, 1, cache, observer)?;
         Ok(logits.squeeze(0)?)
     }
 
@@ -448,11 +548,8 @@ impl Model {
         token: u32,
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
-        let embeds = self.decoder.embed(&[token])?;
-        let logits = self
-            .decoder
-            .forward(embeds, 1, &mut session.cache, observer)?;
-        Ok(logits.squeeze(0)?)
+        let mut logits = self.network.run(&mut session.cache, &[token], observer)?;
+        Ok(logits.remove(0))
     }
 
     /// Logits that choose the token behind `ids`, the caption so far, of at most `most`. The prompt has
@@ -485,13 +582,8 @@ impl Model {
         };
         let guess = &guess[..guess.len().min(ahead.pace).min(most - ids.len())];
         ahead.run = [ids, guess].concat();
-        let embeds = self.decoder.embed(&ahead.run[seen..])?;
-        let count = ahead.run.len() - seen;
-        let logits = self
-            .decoder
-            .forward(embeds, count, &mut session.cache, observer)?;
-        let rows = (0..count).map(|row| Ok(logits.get(row)?));
-        ahead.logits = rows.collect::<Result<_>>()?;
+        let tokens = &ahead.run[seen..];
+        ahead.logits = self.network.run(&mut session.cache, tokens, observer)?;
         Ok(ahead.logits[0].clone())
     }
 
@@ -588,7 +680,7 @@ impl Model {
 
     /// Shows the text so far, unless its last character is still missing bytes. Says whether one of
     /// the strings that end it has come.
-    fn report(
+    pub(super) fn report(
         &self,
         ids: &[u32],
         stop_strings: &[String],
@@ -607,11 +699,32 @@ impl Model {
 }
 
 /// What was generated, and how it ended.
-struct Decoded {
-    ids: Vec<u32>,
+pub(super) struct Decoded {
+    pub(super) ids: Vec<u32>,
     /// Not by `max_tokens`.
-    stopped: bool,
-    probability: f64,
+    pub(super) stopped: bool,
+    pub(super) probability: f64,
+}
+
+/// A request as the model takes it.
+struct Posed {
+    choices: Choices,
+    prompt: Prompt,
+    /// Pictures that were cut.
+    tiled: Option<Vec<Processed>>,
+    /// Tokens that the caption may have.
+    room: usize,
+}
+
+/// The same with what is known from before.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) request: &'a Request<'a>,
+    pub(super) choices: &'a Choices,
+    pub(super) prompt: &'a Prompt,
+    pub(super) squares: &'a [&'a Picture],
+    pub(super) room: usize,
+    pub(super) last: Option<&'a Last>,
 }
 
 /// Logits as numbers.
@@ -660,7 +773,7 @@ mod tests {
     #[test]
     fn what_was_said_before_changes_nothing() {
         let mut model = demo(Quantization::Q8_0);
-        assert!(model.decoder.is_exact());
+        assert!(model.network.is_exact());
         // To go on behind the end, where it isn't sure of anything.
         model.stop.clear();
         let side = model.config.vision_config.image_size as u32;

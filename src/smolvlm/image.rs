@@ -99,13 +99,7 @@ impl Picture {
 
     /// Normalised values, one plane a channel: `(value · rescale − mean) / std`.
     pub(super) fn normalise(&self, config: &PreprocessorConfig) -> Vec<f32> {
-        // 256 values a channel: a table spares the arithmetic. Rescaled in f64 and rounded, as numpy does.
-        let tables = std::array::from_fn::<_, 3, _>(|c| {
-            std::array::from_fn::<_, 256, _>(|value| {
-                let rescaled = (value as f64 * config.rescale_factor) as f32;
-                (rescaled - config.image_mean[c]) / config.image_std[c]
-            })
-        });
+        let tables = values(config);
         let mut planes = Vec::with_capacity(self.rgb.len());
         for (channel, table) in tables.iter().enumerate() {
             planes.extend(
@@ -117,6 +111,16 @@ impl Picture {
         }
         planes
     }
+}
+
+/// What each byte of each channel is to the model. Rescaled in f64 and rounded, as numpy does.
+pub(super) fn values(config: &PreprocessorConfig) -> [[f32; 256]; 3] {
+    std::array::from_fn(|c| {
+        std::array::from_fn(|value| {
+            let rescaled = (value as f64 * config.rescale_factor) as f32;
+            (rescaled - config.image_mean[c]) / config.image_std[c]
+        })
+    })
 }
 
 /// Bits behind the point in Pillow's fixed-point weights (`PRECISION_BITS` in `Resample.c`).

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{
-    DType, Module, Result as CandleResult, Tensor,
+    DType, Device, Module, Result as CandleResult, Tensor,
     quantized::{GgmlDType, QMatMul, QStorage, QTensor},
 };
 use candle_nn::VarBuilder;
@@ -47,7 +47,7 @@ impl Linear {
         let bias = bias.then(|| vb.get(to, "bias")).transpose()?;
         match weight {
             Stored::Dense(weight) => Self::new(weight, bias, matrices.blocks),
-            Stored::Blocks(weight) => Ok(Self::Quantized(products(weight.into())?, bias)),
+            Stored::Blocks(weight) => Ok(Self::Quantized(products(weight)?, bias)),
         }
     }
 
@@ -74,9 +74,12 @@ impl Linear {
     }
 }
 
-/// A part at a time: candle takes as much memory as the weights once more, in f32.
+/// On the CPU, as candle does in any case, and a part at a time: it takes as much memory as the weights once
+/// more, in f32.
 fn quantize(weight: &Tensor, blocks: GgmlDType) -> CandleResult<QTensor> {
     const ROWS: usize = 4096;
+    let device = weight.device();
+    let weight = weight.to_device(&Device::Cpu)?;
     let rows = weight.dim(0)?;
     let mut bytes = Vec::new();
     for start in (0..rows).step_by(ROWS) {
@@ -84,7 +87,7 @@ fn quantize(weight: &Tensor, blocks: GgmlDType) -> CandleResult<QTensor> {
         let part = QTensor::quantize(&part.to_dtype(DType::F32)?.contiguous()?, blocks)?;
         bytes.extend_from_slice(&part.data()?);
     }
-    let storage = QStorage::from_data(bytes.into(), weight.device(), blocks)?;
+    let storage = QStorage::from_data(bytes.into(), device, blocks)?;
     QTensor::new(storage, weight.shape())
 }
 
@@ -108,7 +111,7 @@ impl Module for Linear {
             Self::Dense(linear) => linear.forward(x),
             Self::Quantized(weight, bias) => {
                 let y = match weight {
-                    QMatMul::QTensor(blocks) if x.dim(0)? >= MANY_ROWS && !has_vnni() => {
+                    QMatMul::QTensor(blocks) if widens(x)? => {
                         x.matmul(&blocks.dequantize(x.device())?.t()?)?
                     }
                     _ => weight.forward(x)?,
@@ -122,9 +125,12 @@ impl Module for Linear {
     }
 }
 
-/// From so many rows on it takes less time to widen the blocks and multiply in f32, where candle multiplies
-/// blocks by one row at a time.
-const MANY_ROWS: usize = 8;
+/// Whether it takes less time to widen the blocks and multiply in f32: on a CPU where candle multiplies blocks by
+/// one row at a time.
+fn widens(x: &Tensor) -> CandleResult<bool> {
+    const MANY_ROWS: usize = 8;
+    Ok(x.dim(0)? >= MANY_ROWS && x.device().is_cpu() && !has_vnni())
+}
 
 /// Whether the processor has the instructions that candle multiplies blocks by many rows with.
 fn has_vnni() -> bool {
@@ -152,7 +158,7 @@ impl Embedding {
     ) -> CandleResult<Self> {
         Ok(match matrices.weight(shape, &vb)? {
             Stored::Dense(rows) => Self::Dense(rows, vb.dtype()),
-            Stored::Blocks(rows) => Self::Quantized(rows.into()),
+            Stored::Blocks(rows) => Self::Quantized(rows),
         })
     }
 
@@ -177,8 +183,6 @@ impl Embedding {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
 
     fn layer(row: usize, blocks: Option<GgmlDType>) -> Linear {

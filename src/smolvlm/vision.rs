@@ -179,25 +179,45 @@ impl Connector {
 }
 
 /// Position ids of a `rows` × `cols` grid in a table learned for `side` × `side` patches.
-fn position_ids(rows: usize, cols: usize, side: usize) -> Vec<u32> {
+pub(super) fn position_ids(rows: usize, cols: usize, side: usize) -> Vec<u32> {
     let bucket = |i: usize, n: usize| i * side / n;
     (0..rows)
         .flat_map(|i| (0..cols).map(move |j| (bucket(i, rows) * side + bucket(j, cols)) as u32))
         .collect()
 }
 
+/// `n` places grown to a multiple of `multiple` by repeating the first and the last.
+fn repeated(n: usize, multiple: usize) -> Vec<u32> {
+    let missing = n.next_multiple_of(multiple) - n;
+    let before = missing / 2;
+    let places = 0..n + missing;
+    places
+        .map(|i| i.saturating_sub(before).min(n - 1) as u32)
+        .collect()
+}
+
+/// The patches of a square grid in the order that [`Vision::connect`] folds squares of `fold`² of them.
+#[cfg(feature = "cuda")]
+pub(super) fn folded(grid: usize, fold: usize) -> Vec<u32> {
+    let places = repeated(grid, fold);
+    let squares = places.chunks_exact(fold);
+    let tokens = squares
+        .clone()
+        .flat_map(|rows| squares.clone().map(move |cols| (rows, cols)));
+    let patches = tokens.flat_map(|(rows, cols)| {
+        rows.iter()
+            .flat_map(move |row| cols.iter().map(move |col| (row, col)))
+    });
+    patches.map(|(row, col)| row * grid as u32 + col).collect()
+}
+
 /// Grows `dim` to a multiple of `multiple` by repeating its first and last entries.
 fn repeat_edges(x: &Tensor, dim: usize, multiple: usize) -> CandleResult<Tensor> {
     let n = x.dim(dim)?;
-    let missing = n.next_multiple_of(multiple) - n;
-    if missing == 0 {
+    if n.is_multiple_of(multiple) {
         return Ok(x.clone());
     }
-    let before = missing / 2;
-    let ids = (0..n + missing)
-        .map(|i| i.saturating_sub(before).min(n - 1) as u32)
-        .collect::<Vec<_>>();
-    x.index_select(&Tensor::new(ids, x.device())?, dim)
+    x.index_select(&Tensor::new(repeated(n, multiple), x.device())?, dim)
 }
 
 #[derive(Debug)]

@@ -1,14 +1,14 @@
 //! Tensors of a checkpoint's files, found by one set of names and read one at a time.
 //!
-//! Files are read, not mapped: each tensor is converted to the compute type once, and a file that is
-//! cut or replaced while we load gives an error where a mapping would give SIGBUS.
+//! Files are read, not mapped: each tensor is converted to the compute type once and moved to the device, and a
+//! file that is cut or replaced while we load gives an error where a mapping would give SIGBUS.
 
 use std::{
     collections::HashMap,
     io::{self, Read, Seek, SeekFrom},
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use candle_core::{
@@ -18,7 +18,7 @@ use candle_core::{
 use candle_nn::{Init, var_builder::SimpleBackend};
 use safetensors::{Dtype, tensor::Metadata};
 
-use super::{Error, Result, memory::has_room};
+use super::{Error, Result};
 
 pub(super) trait Bytes: Read + Seek + Send {}
 impl<T: Read + Seek + Send> Bytes for T {}
@@ -76,7 +76,7 @@ impl Entry {
 /// A tensor as its file has it.
 pub(super) enum Stored {
     Dense(Tensor),
-    Blocks(QTensor),
+    Blocks(Arc<QTensor>),
 }
 
 /// What a checkpoint holds, known from the headers alone.
@@ -136,8 +136,21 @@ impl Weights {
         sizes.fold(0, u64::saturating_add)
     }
 
-    /// Whether there can be memory for all of them.
-    pub(super) fn check_memory(&self, dtype: DType, blocks: Option<GgmlDType>) -> Result<()> {
+    /// How many there are.
+    #[cfg(feature = "cuda")]
+    pub(super) fn values(&self) -> u64 {
+        let sizes = self.entries.values();
+        let sizes = sizes.map(|entry| entry.shape.iter().map(|side| *side as u64).product::<u64>());
+        sizes.fold(0, u64::saturating_add)
+    }
+
+    /// Whether there can be memory for all of them, where `has_room` knows of memory.
+    pub(super) fn check_memory(
+        &self,
+        dtype: DType,
+        blocks: Option<GgmlDType>,
+        has_room: impl Fn(u64) -> bool,
+    ) -> Result<()> {
         let size = self.size(dtype, blocks);
         if has_room(size) {
             return Ok(());
@@ -164,7 +177,8 @@ impl Weights {
         })
     }
 
-    fn read(&self, name: &str, entry: &Entry) -> CandleResult<Stored> {
+    /// Dense ones into memory, blocks onto the device.
+    fn read(&self, name: &str, entry: &Entry, device: &Device) -> CandleResult<Stored> {
         Ok(Stored::Dense(match entry.dtype {
             GgmlDType::F32 => self.read_as::<f32>(name, entry)?,
             GgmlDType::F16 => self.read_as::<half::f16>(name, entry)?,
@@ -174,8 +188,9 @@ impl Weights {
                 let mut data = vec![0u64; entry.len.div_ceil(size_of::<u64>())];
                 let bytes = &mut bytemuck::cast_slice_mut(&mut data)[..entry.len];
                 self.read_bytes(name, entry, bytes)?;
-                let blocks = QStorage::from_data((&*bytes).into(), &Device::Cpu, blocks)?;
-                return QTensor::new(blocks, entry.shape.as_slice()).map(Stored::Blocks);
+                let blocks = QStorage::from_data((&*bytes).into(), device, blocks)?;
+                let blocks = QTensor::new(blocks, entry.shape.as_slice())?;
+                return Ok(Stored::Blocks(blocks.into()));
             }
         }))
     }
@@ -289,22 +304,34 @@ pub type Progress<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + Send + 'a;
 #[derive(Clone, Copy)]
 pub(super) struct Loader<'a> {
     pub(super) weights: &'a Weights,
-    pub(super) progress: &'a Mutex<LoadProgress<'a>>,
+    /// Where to.
+    pub(super) device: &'a Device,
+    /// Told of bytes that were read; `false` ends the load.
+    pub(super) progress: &'a (dyn Fn(u64) -> bool + Sync),
 }
 
 pub(super) struct LoadProgress<'a> {
     read: u64,
+    total: u64,
     pub(super) cancelled: bool,
     report: &'a mut Progress<'a>,
 }
 
 impl<'a> LoadProgress<'a> {
-    pub(super) fn new(report: &'a mut Progress<'a>) -> Self {
+    pub(super) fn new(weights: &Weights, report: &'a mut Progress<'a>) -> Self {
         Self {
             read: 0,
+            total: weights.total,
             cancelled: false,
             report,
         }
+    }
+
+    /// Says whether to go on.
+    pub(super) fn add(&mut self, bytes: u64) -> bool {
+        self.read += bytes;
+        self.cancelled |= (self.report)(self.read, self.total).is_break();
+        !self.cancelled
     }
 }
 
@@ -331,27 +358,26 @@ impl Loader<'_> {
     }
 
     fn load(&self, entry: &Entry, name: &str, dtype: Option<DType>) -> CandleResult<Stored> {
-        let stored = match (self.weights.read(name, entry)?, dtype) {
-            (Stored::Dense(tensor), Some(dtype)) => Stored::Dense(tensor.to_dtype(dtype)?),
-            (stored, _) => stored,
+        let stored = match self.weights.read(name, entry, self.device)? {
+            Stored::Dense(tensor) => {
+                let tensor = tensor.to_dtype(dtype.unwrap_or(tensor.dtype()))?;
+                Stored::Dense(tensor.to_device(self.device)?)
+            }
+            blocks => blocks,
         };
-        let mut progress = self.progress.lock().unwrap_or_else(|e| e.into_inner());
-        progress.read += entry.len as u64;
-        let read = progress.read;
-        if (progress.report)(read, self.weights.total).is_break() {
-            progress.cancelled = true;
-            return Err(CandleError::msg("loading was cancelled"));
+        match (self.progress)(entry.len as u64) {
+            true => Ok(stored),
+            false => Err(CandleError::msg("loading was cancelled")),
         }
-        Ok(stored)
     }
 }
 
 impl Stored {
     /// For what is more than a product.
-    fn dense(self, dtype: DType, device: &Device) -> CandleResult<Tensor> {
+    pub(super) fn dense(self, dtype: DType) -> CandleResult<Tensor> {
         match self {
-            Self::Dense(tensor) => tensor.to_device(device),
-            Self::Blocks(blocks) => blocks.dequantize(device)?.to_dtype(dtype),
+            Self::Dense(tensor) => Ok(tensor),
+            Self::Blocks(blocks) => blocks.dequantize(&blocks.device())?.to_dtype(dtype),
         }
     }
 }
@@ -363,14 +389,14 @@ impl SimpleBackend for Loader<'_> {
         name: &str,
         _: Init,
         dtype: DType,
-        device: &Device,
+        _: &Device,
     ) -> CandleResult<Tensor> {
-        self.stored(&shape, name, Some(dtype))?.dense(dtype, device)
+        self.stored(&shape, name, Some(dtype))?.dense(dtype)
     }
 
-    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> CandleResult<Tensor> {
+    fn get_unchecked(&self, name: &str, dtype: DType, _: &Device) -> CandleResult<Tensor> {
         let entry = self.weights.find(name)?;
-        self.load(entry, name, Some(dtype))?.dense(dtype, device)
+        self.load(entry, name, Some(dtype))?.dense(dtype)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
@@ -380,7 +406,7 @@ impl SimpleBackend for Loader<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::memory::has_room, *};
 
     #[test]
     fn every_way_of_naming_is_one() {
@@ -483,12 +509,12 @@ mod tests {
             Weights::open(vec![("m.safetensors".into(), Box::new(sparse))]).unwrap()
         };
         let small = weights(64);
-        assert!(small.check_memory(DType::F32, None).is_ok());
+        let check = |weights: Weights| weights.check_memory(DType::F32, None, has_room);
         assert_eq!(small.size(DType::F32, None), 64 * 64 * 4);
         assert_eq!(small.size(DType::BF16, None), 64 * 64 * 2);
         assert_eq!(small.size(DType::F32, Some(GgmlDType::Q8_0)), 64 * 2 * 34);
-        let error = weights(1 << 26).check_memory(DType::F32, None).unwrap_err();
-        let error = error.to_string();
+        assert!(check(small).is_ok());
+        let error = check(weights(1 << 26)).unwrap_err().to_string();
         assert!(error.contains("18014398.5 GB"), "{error}");
     }
 

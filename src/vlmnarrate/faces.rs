@@ -72,6 +72,8 @@ fn write(caption: &Caption, s: &mut gst::StructureRef) {
     s.set("model", &caption.model);
     s.set("revision", &caption.revision);
     s.set("device", &caption.device);
+    s.set("device-name", &caption.device_name);
+    s.set("device-memory", caption.device_memory);
     s.set("sequence", caption.sequence);
     s.set("frame", stamp.frame);
     s.set("tokens", caption.tokens);
@@ -113,6 +115,8 @@ fn read(s: &gst::StructureRef) -> Result<Caption, NotACaption> {
         model: field(s, "model")?,
         revision: field(s, "revision")?,
         device: field(s, "device")?,
+        device_name: field(s, "device-name")?,
+        device_memory: field(s, "device-memory")?,
         sequence: field(s, "sequence")?,
         tokens: field(s, "tokens")?,
         probability: field(s, "probability")?,

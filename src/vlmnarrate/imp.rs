@@ -82,7 +82,12 @@ impl ObjectImpl for VlmNarrate {
     fn property(&self, _id: usize, spec: &glib::ParamSpec) -> glib::Value {
         match Property::find(&PROPERTIES, spec.name()) {
             Some(property) => property.get(&mut self.settings.lock().unwrap()),
-            None if spec.name() == "stats" => self.stats.structure().to_value(),
+            None if spec.name() == "stats" => {
+                let loaded = self.loaded();
+                let engine = loaded.as_ref().and_then(|loaded| loaded.narrator.info());
+                let engine = engine.cloned().unwrap_or_default();
+                self.stats.structure(&engine).to_value()
+            }
             None => self
                 .current()
                 .map(|caption| caption.text.clone())

@@ -159,6 +159,8 @@ mod tests {
             model: String::new(),
             revision: String::new(),
             device: String::new(),
+            device_name: String::new(),
+            device_memory: 0,
             sequence: 0,
             tokens: 0,
             probability: 1.0,

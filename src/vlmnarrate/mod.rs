@@ -62,7 +62,8 @@ glib::wrapper! {
     ///   (#guint) their number, 1 where there is no clip.
     /// - `arrival-time` (#guint64, nanoseconds): the running time at which the caption was ready.
     /// - `text`, `prompt` (string).
-    /// - `model`, `revision`, `device` (string): what made it.
+    /// - `model`, `revision`, `device` (string): what made it; `device-name` (string) and `device-memory`
+    ///   (#guint64, bytes): of that device.
     /// - `sequence` (#guint64): number of the caption since the element started, from 0.
     /// - `frame` (#guint64): number of the frame since the element started, from 0.
     /// - `tokens` (#guint): length of the caption; `probability` (#gdouble): of this one of the
@@ -162,8 +163,8 @@ glib::wrapper! {
 impl VlmNarrate {
     /// Describes frames with another engine than SmolVLM, from the next change to READY on.
     ///
-    /// The loader gets the `model`, `dtype` and `threads` properties and makes of them what it
-    /// likes.
+    /// The loader gets the properties that are in [`ModelSettings`](crate::narrator::ModelSettings)
+    /// and makes of them what it likes.
     pub fn set_engine_loader(&self, loader: impl EngineLoader + 'static) {
         self.imp().loader.lock().unwrap().0 = Arc::new(loader);
     }

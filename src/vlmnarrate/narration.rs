@@ -222,7 +222,9 @@ impl VlmNarrate {
             ErrorKind::Write => gst::ResourceError::Write,
             ErrorKind::NoSpaceLeft => gst::ResourceError::NoSpaceLeft,
             ErrorKind::Settings => gst::ResourceError::Settings,
-            ErrorKind::Cancelled | ErrorKind::Failed => gst::ResourceError::Failed,
+            ErrorKind::Cancelled | ErrorKind::Failed | ErrorKind::Device => {
+                gst::ResourceError::Failed
+            }
         };
         gst::element_imp_error!(self, class, ("{error}"));
     }
@@ -474,7 +476,7 @@ impl Events for Bridge {
             return;
         };
         match death {
-            Death::NotLoaded(error) => element.imp().post_error(&error),
+            Death::Failed(error) => element.imp().post_error(&error),
             Death::Panicked(text) => gst::element_error!(
                 element,
                 gst::StreamError::Failed,

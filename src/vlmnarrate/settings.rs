@@ -46,6 +46,10 @@ pub enum Device {
     Auto,
     #[enum_value(name = "CPU", nick = "cpu")]
     Cpu,
+    #[enum_value(name = "CUDA: a GPU of NVIDIA", nick = "cuda")]
+    Cuda,
+    #[enum_value(name = "Metal: the GPU of a Mac", nick = "metal")]
+    Metal,
 }
 
 /// Number format of the weights.
@@ -68,7 +72,10 @@ pub enum DType {
 #[enum_type(name = "GstVlmNarrateQuantization")]
 pub enum Quantization {
     #[default]
-    #[enum_value(name = "Auto: q8-0 on a CPU unless dtype is set", nick = "auto")]
+    #[enum_value(
+        name = "Auto: q8-0 on a CPU unless dtype is set, else none",
+        nick = "auto"
+    )]
     Auto,
     #[enum_value(name = "None: as dtype says", nick = "none")]
     None,
@@ -78,22 +85,32 @@ pub enum Quantization {
     Q4_0,
 }
 
-impl Quantization {
-    /// Automatic is what `benches/quantization.rs` finds best on a CPU: 8 bits, at half the time and
-    /// a third of the memory of f32. Who names a number format gets that.
-    fn resolve(self, dtype: DType) -> narrator::Quantization {
-        match (self, dtype) {
-            (Self::Auto, DType::Auto) | (Self::Q8_0, _) => narrator::Quantization::Q8_0,
-            (Self::Auto | Self::None, _) => narrator::Quantization::None,
-            (Self::Q4_0, _) => narrator::Quantization::Q4_0,
-        }
-    }
-}
-
 impl Choice for Mode {}
 impl Choice for Quantization {}
 impl Choice for Device {}
 impl Choice for DType {}
+
+impl From<Device> for narrator::DeviceKind {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => Self::Auto,
+            Device::Cpu => Self::Cpu,
+            Device::Cuda => Self::Cuda,
+            Device::Metal => Self::Metal,
+        }
+    }
+}
+
+impl From<Quantization> for narrator::Quantization {
+    fn from(quantization: Quantization) -> Self {
+        match quantization {
+            Quantization::Auto => Self::Auto,
+            Quantization::None => Self::None,
+            Quantization::Q8_0 => Self::Q8_0,
+            Quantization::Q4_0 => Self::Q4_0,
+        }
+    }
+}
 
 impl From<DType> for narrator::DType {
     fn from(dtype: DType) -> Self {
@@ -235,8 +252,9 @@ impl Settings {
         ModelSettings {
             model: self.model.clone(),
             revision: self.revision.clone(),
+            device: self.device.into(),
             dtype: self.dtype.into(),
-            quantization: self.quantization.resolve(self.dtype),
+            quantization: self.quantization.into(),
             threads: self.threads as usize,
             nice: self.nice as u8,
         }
@@ -316,13 +334,14 @@ pub fn properties() -> Vec<Property<Settings>> {
             "Branch, tag or commit of a model on the hub. If the cache has it, it is used as it is \
              there, and the hub is not asked whether a branch has moved on"),
         row(Ready, ("device", "Device"), (), |s| &mut s.device,
-            "Where the model runs"),
+            "Where the model runs: cuda and metal are there in builds with the feature of that name \
+             (auto = the first of cuda, metal and cpu that build and machine have)"),
         row(Ready, ("dtype", "Data type"), (), |s| &mut s.dtype,
             "Number format of weights that are not quantized, and of what is computed with them"),
         row(Ready, ("quantization", "Quantization"), (), |s| &mut s.quantization,
             "Number format to which the weights are quantized when they are loaded; those that a GGUF \
              file has quantized stay as they are \
-             (auto = q8-0 on a CPU, none if dtype says otherwise)"),
+             (auto = q8-0 on a CPU, none on a GPU or if dtype says otherwise)"),
         row(Ready, ("threads", "Threads"), 0..=1024, |s| &mut s.threads,
             "CPU threads for the model (0 = all cores)"),
         row(Ready, ("nice", "Nice value"), 0..=19, |s| &mut s.nice,
@@ -423,8 +442,9 @@ pub fn specs() -> Vec<glib::ParamSpec> {
     let stats = glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
         .nick("Statistics")
         .blurb(
-            "Counts since the element started: frames, sampled, unchanged, dropped, \
-             captions, errors; of the last 256 captions, the 50th and 95th percentile in \
+            "The device that the model runs on, its device-name and its device-memory in bytes \
+             (empty and 0 while none is loaded); counts since the element started: frames, \
+             sampled, unchanged, dropped, captions, errors; of the last 256 captions, the 50th and 95th percentile in \
              nanoseconds of each stage, as in queue-p50, for queue, preprocess, vision, \
              prefill, decode and total; tokens-per-second while decoding",
         )

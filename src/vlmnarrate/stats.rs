@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{caption::Caption, narrator::Narrated};
+use crate::{
+    caption::Caption,
+    narrator::{EngineInfo, Narrated},
+};
 
 /// Captions that the percentiles look back on.
 const WINDOW: usize = 256;
@@ -102,10 +105,13 @@ impl Stats {
         window.push_back(sample);
     }
 
-    /// What the `stats` property shows.
-    pub(super) fn structure(&self) -> gst::Structure {
+    /// What the `stats` property shows, of the engine too.
+    pub(super) fn structure(&self, engine: &EngineInfo) -> gst::Structure {
         let window = self.window.lock().unwrap().clone();
         let mut stats = gst::Structure::builder("vlmnarrate-stats")
+            .field("device", &engine.device)
+            .field("device-name", &engine.device_name)
+            .field("device-memory", engine.device_memory)
             .field("frames", self.frames.get())
             .field("sampled", self.sampled.get())
             .field("unchanged", self.unchanged.get())

@@ -32,6 +32,8 @@ pub struct Plan {
     pub fail: Option<usize>,
     /// Each caption fails.
     pub broken: bool,
+    /// Number of the caption at which the device fails.
+    pub dead: Option<usize>,
     /// Number of the caption that panics.
     pub panic: Option<usize>,
     /// What it says; by default something that tells pictures apart.
@@ -80,6 +82,7 @@ impl Fake {
                 deaf: false,
                 fail: None,
                 broken: false,
+                dead: None,
                 panic: None,
                 say: None,
             }),
@@ -202,6 +205,8 @@ impl Engine for FakeEngine {
             model: "fake".into(),
             revision: "r1".into(),
             device: "none".into(),
+            device_name: "a device".into(),
+            device_memory: 1 << 40,
         }
     }
 
@@ -242,6 +247,12 @@ impl Engine for FakeEngine {
             if !plan.deaf && watch(Event::Layer) == ControlFlow::Break(()) {
                 return Err(cancelled());
             }
+        }
+        if plan.dead == Some(number) {
+            return Err(Error::new(
+                ErrorKind::Device,
+                "the device failed as planned",
+            ));
         }
         if plan.broken || plan.fail == Some(number) {
             return Err(Error::new(ErrorKind::Failed, "failed as planned"));

@@ -492,7 +492,7 @@ impl Vocabulary {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Cursor, ops::ControlFlow, sync::Mutex};
+    use std::io::Cursor;
 
     use candle_core::{
         DType, Device, Tensor,
@@ -500,7 +500,7 @@ mod tests {
     };
 
     use super::{
-        super::weights::{LoadProgress, Loader, Stored},
+        super::weights::{Loader, Stored},
         *,
     };
 
@@ -582,11 +582,10 @@ mod tests {
             let mut entries = half.entries(0, |name| Some(name.into())).unwrap();
             entries.get_mut("t").unwrap().paired_heads = Some(2);
             let weights = Weights::new(vec![half.file()], entries);
-            let report = &mut |_, _| ControlFlow::Continue(());
-            let progress = Mutex::new(LoadProgress::new(report));
             let loader = Loader {
+                device: &Device::Cpu,
                 weights: &weights,
-                progress: &progress,
+                progress: &|_| true,
             };
             let read = match loader
                 .stored(&(8, 256).into(), "t", Some(DType::F32))

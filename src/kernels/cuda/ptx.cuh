@@ -1,0 +1,128 @@
+// What the kernels ask of the hardware: number types, matrix units, asynchronous copies, and the words that
+// threads exchange. The emulator in `tools/cuda/emulator` has a file of the same name and content for the CPU.
+
+#pragma once
+
+#include <cstdint>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+struct bf16 {
+    unsigned short bits;
+};
+
+struct f16 {
+    unsigned short bits;
+};
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+__device__ __forceinline__ float to_float(f16 x) { return __half2float(__ushort_as_half(x.bits)); }
+
+template <class T> __device__ T from_float(float x);
+template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) {
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+template <> __device__ __forceinline__ f16 from_float<f16>(float x) {
+    return {__half_as_ushort(__float2half_rn(x))};
+}
+
+__device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
+__device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
+
+// Two neighbours in memory, the first in the low half.
+template <class T> __device__ __forceinline__ uint32_t pack(float low, float high) {
+    return from_float<T>(low).bits | uint32_t(from_float<T>(high).bits) << 16;
+}
+
+template <class T> __device__ __forceinline__ float2 unpack(uint32_t x) {
+    return make_float2(to_float(T{(unsigned short)(x & 0xffff)}), to_float(T{(unsigned short)(x >> 16)}));
+}
+
+// d += a · b of a warp: a is 16 × 16 in rows, b 16 × 8 in columns.
+template <class T> __device__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+template <> __device__ __forceinline__ void mma<bf16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+template <> __device__ __forceinline__ void mma<f16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ unsigned shared_address(const void* shared) {
+    return unsigned(__cvta_generic_to_shared(shared));
+}
+
+// Four 8 × 8 matrices; lanes 0 to 7 name the rows of the first, and so on.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* shared) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(shared))
+                 : "memory");
+}
+
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(shared))
+                 : "memory");
+}
+
+__device__ __forceinline__ void cp_async16(void* shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+
+// 16 bytes, or zeros where there are none. Takes several times the instructions.
+__device__ __forceinline__ void cp_async16(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most N groups are under way.
+template <int N> __device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+template <class V> __device__ __forceinline__ V shuffle_xor(V x, int mask) {
+    return __shfl_xor_sync(0xffffffff, x, mask);
+}
+template <class V> __device__ __forceinline__ V shuffle(V x, int lane) { return __shfl_sync(0xffffffff, x, lane); }
+
+__device__ __forceinline__ void sync_block() { __syncthreads(); }
+__device__ __forceinline__ void sync_warp() { __syncwarp(); }
+
+// Whole words that blocks give each other: at once or not at all, and past the L1 caches.
+__device__ __forceinline__ void store_relaxed(uint64_t* to, uint64_t value) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
+}
+
+__device__ __forceinline__ uint64_t load_relaxed(const uint64_t* from) {
+    uint64_t value;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void fence() { __threadfence(); }
+__device__ __forceinline__ void fence_system() { __threadfence_system(); }
+// Between two looks at what another block will write.
+__device__ __forceinline__ void pause() {}
+
+__device__ __forceinline__ int load_volatile(const int* x) { return *(const volatile int*)x; }
+__device__ __forceinline__ void store_volatile(int* x, int value) { *(volatile int*)x = value; }
+
+#define SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
+
+// Every kernel takes one struct by value.
+#define KERNEL(name, threads, Args, body)                                                                              \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args args) { body; }

@@ -1,0 +1,211 @@
+//! The Llama decoder on the GPU: prompts by products of many rows, captions by one kernel that stays.
+
+use candle_core::Result as CandleResult;
+
+use super::{super::Config, scratch::Scratch, weights::Uploader};
+use crate::kernels::cuda::{
+    Attended, Decode, Gpu, Heads, Kernels, MOST_STOPS, Memory, Norm, Plan, Result, Rows, Stack,
+    Then, Weights,
+};
+
+pub(super) struct Decoder {
+    embed_tokens: Weights,
+    layers: Vec<Layer>,
+    /// Of all layers, and the last.
+    norms: Memory,
+    /// None where the embeddings are the head.
+    lm_head: Option<Weights>,
+    frequencies: Memory,
+    stack: Stack,
+}
+
+struct Layer {
+    input_layernorm: Norm,
+    qkv: Weights,
+    o_proj: Weights,
+    post_attention_layernorm: Norm,
+    gate_up: Weights,
+    down_proj: Weights,
+}
+
+impl Decoder {
+    pub(super) fn load(
+        config: &Config,
+        frequencies: &[f32],
+        from: &Uploader<'_>,
+    ) -> CandleResult<Self> {
+        let c = &config.text_config;
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let heads = Heads {
+            heads: c.num_attention_heads,
+            kv_heads: c.num_key_value_heads(),
+            size: c.head_dim(),
+        };
+        let model = "model.text_model";
+        let linear = |name: String, rows, columns| from.linear(&[(rows, name)], columns, false);
+        let (queries, keys) = (heads.heads * heads.size, heads.kv_heads * heads.size);
+        let mut norms = Vec::new();
+        let mut norm = |name: &str| {
+            norms.extend(from.floats(&[hidden], &format!("{name}.weight"))?);
+            from.norm(hidden, c.rms_norm_eps, name, false)
+        };
+        let embed_tokens = linear(format!("{model}.embed_tokens"), c.vocab_size, hidden)?;
+        let mut layers = Vec::new();
+        for i in 0..c.num_hidden_layers {
+            let name = format!("{model}.layers.{i}");
+            let parts = [("q", queries), ("k", keys), ("v", keys)];
+            let parts = parts.map(|(part, rows)| (rows, format!("{name}.self_attn.{part}_proj")));
+            let [gate, up] = ["gate", "up"].map(|part| format!("{name}.mlp.{part}_proj"));
+            layers.push(Layer {
+                input_layernorm: norm(&format!("{name}.input_layernorm"))?,
+                qkv: from.linear(&parts, hidden, false)?,
+                o_proj: linear(format!("{name}.self_attn.o_proj"), hidden, queries)?,
+                post_attention_layernorm: norm(&format!("{name}.post_attention_layernorm"))?,
+                gate_up: from.paired(inner, hidden, [&gate, &up])?,
+                down_proj: linear(format!("{name}.mlp.down_proj"), hidden, inner)?,
+            });
+        }
+        norms.extend(from.floats(&[hidden], &format!("{model}.norm.weight"))?);
+        let is_tied = config.tie_word_embeddings && !from.contains("lm_head.weight");
+        let lm_head = (!is_tied).then(|| linear("lm_head".into(), c.vocab_size, hidden));
+        Ok(Self {
+            embed_tokens,
+            layers,
+            norms: from.upload(&norms)?,
+            lm_head: lm_head.transpose()?,
+            frequencies: from.upload(frequencies)?,
+            stack: Stack {
+                layers: c.num_hidden_layers,
+                hidden,
+                heads,
+                inner,
+                vocabulary: c.vocab_size,
+                epsilon: c.rms_norm_eps,
+            },
+        })
+    }
+
+    pub(super) fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
+    /// Bytes that keys and values of a token take, all layers', for numbers of so many bytes.
+    pub(super) fn cached(&self, bytes: usize) -> usize {
+        let heads = self.stack.heads;
+        2 * self.stack.layers * heads.kv_heads * heads.size * bytes
+    }
+
+    pub(super) fn plan(&self, gpu: &Gpu, kernels: &Kernels) -> Result<Plan> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            let Layer {
+                qkv,
+                o_proj,
+                gate_up,
+                down_proj,
+                ..
+            } = layer;
+            [qkv, o_proj, gate_up, down_proj]
+        });
+        let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
+        Plan::new(gpu, kernels.number(), self.stack, layers.chain([head]))
+    }
+
+    pub(super) fn reserve(&self, gpu: &Gpu, scratch: &mut Scratch, rows: usize) -> Result<bool> {
+        let Stack {
+            hidden,
+            heads,
+            inner,
+            ..
+        } = self.stack;
+        scratch.reserve(
+            gpu,
+            rows,
+            [hidden, heads.width(), heads.heads * heads.size, inner],
+        )
+    }
+
+    /// Puts keys and values of the prompts in `scratch.rows` into their caches. The longest has so many rows.
+    pub(super) fn prefill(
+        &self,
+        gpu: &Gpu,
+        kernels: &Kernels,
+        scratch: &mut Scratch,
+        (count, sequence_count, longest): (usize, usize, usize),
+    ) -> Result<()> {
+        let Scratch {
+            x,
+            normed,
+            qkv,
+            attended,
+            inner,
+            rows,
+            sequences,
+            ..
+        } = scratch;
+        let heads = self.stack.heads;
+        let rows = Rows {
+            rows,
+            count,
+            sequences,
+            sequence_count,
+        };
+        kernels.embed(gpu, rows, &self.embed_tokens, x)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            kernels.norm(gpu, (x, count), &layer.input_layernorm, normed, None)?;
+            kernels.gemm(gpu, (normed, count), &layer.qkv, Then::Store, qkv, None)?;
+            kernels.turn(gpu, qkv, rows, &self.frequencies, heads, i)?;
+            // Nobody reads what comes out of the last layer.
+            if i + 1 == self.layers.len() {
+                break;
+            }
+            let attention = Attended::Prompts {
+                sequences,
+                count: sequence_count,
+                longest,
+                rows: count,
+                layer: i,
+            };
+            kernels.attention(gpu, qkv, heads, attention, attended)?;
+            kernels.gemm(gpu, (attended, count), &layer.o_proj, Then::Add, x, None)?;
+            kernels.norm(
+                gpu,
+                (x, count),
+                &layer.post_attention_layernorm,
+                normed,
+                None,
+            )?;
+            kernels.gemm(
+                gpu,
+                (normed, count),
+                &layer.gate_up,
+                Then::GatedSilu,
+                inner,
+                None,
+            )?;
+            kernels.gemm(gpu, (inner, count), &layer.down_proj, Then::Add, x, None)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the captions of `scratch.sequences`, or with `scores` runs their rows once.
+    pub(super) fn decode(
+        &self,
+        gpu: &Gpu,
+        kernels: &Kernels,
+        plan: &Plan,
+        (sequences, count): (&Memory, usize),
+        scores: Option<&Memory>,
+        stops: [i32; MOST_STOPS],
+    ) -> Result<()> {
+        let decode = Decode {
+            sequences,
+            count,
+            scores,
+            table: &self.embed_tokens,
+            norms: &self.norms,
+            frequencies: &self.frequencies,
+            stops,
+        };
+        kernels.decode(gpu, plan, decode)
+    }
+}

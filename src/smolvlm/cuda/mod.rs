@@ -1,0 +1,229 @@
+//! The model on NVIDIA's GPUs, by kernels of our own.
+//!
+//! candle's operations would do, at several hundred launches a token and a copy to the host for each: a caption of
+//! the smallest model would take as long on the fastest GPU as on two cores of a CPU. Here a caption is a graph for
+//! the encoder, one for the prompt, and a single launch for all of its tokens.
+//!
+//! All work of a model is done by one thread, which takes what several callers ask for at once.
+
+mod captions;
+mod decoder;
+mod encoder;
+mod engine;
+mod scratch;
+mod seat;
+mod weights;
+
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc, Mutex,
+        mpsc::{self, RecvTimeoutError, Sender},
+    },
+    thread,
+    time::Duration,
+};
+
+use super::{Checkpoint, DType, Error, Result, decoder::inverse_frequencies, weights::Loader};
+use crate::kernels::cuda::{self, Gpu, Kernels, MOST_ROWS, MOST_STOPS, Number, Words};
+use decoder::Decoder;
+use encoder::Encoder;
+use engine::{Engine, Job};
+
+use engine::{Ask, Outcome, Shown};
+pub(super) use seat::Seat;
+
+/// Captions that are made at once.
+const MOST_CAPTIONS: usize = 8;
+/// Name of the thread that works for the GPU.
+pub(crate) const THREAD: &str = "vlmnarrate-gpu";
+/// How often somebody who waits looks whether there is another token.
+const PERIOD: Duration = Duration::from_micros(200);
+
+/// A model on the GPU. Dropped, its thread ends once it has nothing to do.
+#[derive(Debug)]
+pub(super) struct Network {
+    gpu: Arc<Gpu>,
+    jobs: Sender<Job>,
+    /// Bytes that a token takes in the cache, and values of a feature.
+    cached: usize,
+    hidden: usize,
+    vocabulary: usize,
+    most_rows: usize,
+}
+
+impl From<cuda::Error> for Error {
+    fn from(error: cuda::Error) -> Self {
+        match error {
+            cuda::Error::Failed(_) => Self::Device(error.to_string()),
+            _ => Self::Setting {
+                property: "device",
+                reason: error.to_string(),
+            },
+        }
+    }
+}
+
+impl Network {
+    /// Loads a checkpoint's weights, as bf16 unless another type is named.
+    pub(super) fn load(
+        gpu: Gpu,
+        checkpoint: &Checkpoint,
+        dtype: DType,
+        loader: Loader<'_>,
+        stops: &[u32],
+        failed: impl Fn(fn(&Checkpoint, String) -> Error, candle_core::Error) -> Error,
+    ) -> Result<Self> {
+        let config = &checkpoint.config;
+        let c = &config.text_config;
+        fits(checkpoint).map_err(|reason| Error::Setting {
+            property: "device",
+            reason: format!("the GPU's kernels don't know {reason}; take device=cpu"),
+        })?;
+        let number = match dtype {
+            DType::Auto | DType::Bf16 => Number::Bf16,
+            DType::F16 => Number::F16,
+            DType::F32 => Number::F32,
+        };
+        let kernels = Kernels::new(&gpu, number)?;
+        gpu.check_room(checkpoint.weights.values() * number.bytes() as u64)?;
+        let said = Mutex::default();
+        let from = weights::Uploader::new(&gpu, number, loader, &said);
+        let why = |report, error| match said.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            Some(error) => cuda::Error::into(error),
+            None => failed(report, error),
+        };
+        let encoder = Encoder::load(config, &checkpoint.preprocessor, &from)
+            .map_err(|error| why(Checkpoint::encoder_error, error))?;
+        let decoder = Decoder::load(config, &inverse_frequencies(c), &from)
+            .map_err(|error| why(Checkpoint::decoder_error, error))?;
+        let plan = decoder.plan(&gpu, &kernels)?;
+        let mut stop_tokens = [-1; MOST_STOPS];
+        for (place, stop) in stop_tokens.iter_mut().zip(stops) {
+            *place = *stop as i32;
+        }
+        let gpu = Arc::new(gpu);
+        let (jobs, asked) = mpsc::channel();
+        let network = Self {
+            gpu: gpu.clone(),
+            jobs,
+            cached: decoder.cached(number.bytes()),
+            hidden: c.hidden_size,
+            vocabulary: c.vocab_size,
+            most_rows: plan.most_rows(),
+        };
+        let most_tokens = c.max_position_embeddings;
+        let engine = Engine::new(
+            gpu,
+            kernels,
+            encoder,
+            decoder,
+            plan,
+            stop_tokens,
+            most_tokens,
+        )?;
+        thread::Builder::new()
+            .name(THREAD.into())
+            .spawn(move || engine.serve(&asked))
+            .map_err(|error| Error::Device(format!("no thread: {error}")))?;
+        Ok(network)
+    }
+
+    /// Tokens that can be run at once for their scores.
+    pub(super) fn most_rows(&self) -> usize {
+        self.most_rows.min(MOST_ROWS)
+    }
+
+    pub(super) fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    pub(super) fn seat(&self) -> Seat {
+        Seat::new(self.gpu.clone(), self.cached, self.hidden)
+    }
+
+    /// Asks for something and waits. `said` hears of the caption's tokens as they come and may end it.
+    pub(super) fn ask(
+        &self,
+        seat: &mut Seat,
+        ask: Ask,
+        said: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+    ) -> Result<Outcome> {
+        let inner = seat.take()?;
+        let words = inner.words();
+        let (reply, answer) = mpsc::channel();
+        let job = Job {
+            seat: inner,
+            ask,
+            reply,
+        };
+        let gone = || Error::Device("the thread that works for the GPU is gone".into());
+        self.jobs.send(job).map_err(|_| gone())?;
+        let (mut heard, mut ended) = (Vec::new(), false);
+        let mut listen = |words: &Words| {
+            if !ended && take_new(words, &mut heard) && said(&heard).is_break() {
+                words.set(CANCELLED, 1);
+                ended = true;
+            }
+        };
+        loop {
+            match answer.recv_timeout(PERIOD) {
+                Ok((inner, outcome)) => {
+                    listen(&words);
+                    seat.put_back(inner);
+                    return outcome;
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    listen(&words);
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(gone()),
+            }
+        }
+    }
+}
+
+/// Whether the kernels know all that a model has; else what they don't.
+fn fits(checkpoint: &Checkpoint) -> Result<(), String> {
+    let (t, v) = (
+        &checkpoint.config.text_config,
+        &checkpoint.config.vision_config,
+    );
+    if t.attention_bias || t.mlp_bias {
+        return Err("biases in the decoder".into());
+    }
+    if !matches!(t.head_dim(), 8 | 16 | 32 | 64 | 128) {
+        return Err(format!("heads of {} values in the decoder", t.head_dim()));
+    }
+    if t.hidden_size > 2048 {
+        return Err(format!("states of {} values in the decoder", t.hidden_size));
+    }
+    let head = v.hidden_size / v.num_attention_heads;
+    if head > 128 || !head.is_multiple_of(8) {
+        return Err(format!("heads of {head} values in the encoder"));
+    }
+    let sides = [
+        t.hidden_size,
+        t.intermediate_size,
+        v.hidden_size,
+        v.intermediate_size,
+    ];
+    match sides.iter().find(|side| !side.is_multiple_of(8)) {
+        Some(side) => Err(format!("rows of {side} values, which is no multiple of 8")),
+        None => Ok(()),
+    }
+}
+
+/// Places of the words that host and device share.
+const CANCELLED: usize = 0;
+const COUNT: usize = 1;
+const SAID: usize = 2;
+/// Where the count's word says how the caption ended.
+const END: u32 = 24;
+
+/// Adds tokens that have come since; says whether there were any.
+fn take_new(words: &Words, heard: &mut Vec<u32>) -> bool {
+    let before = heard.len();
+    let count = (words.get(COUNT) & ((1 << END) - 1)) as usize;
+    heard.extend((before..count).map(|i| words.get(SAID + i) as u32));
+    heard.len() > before
+}

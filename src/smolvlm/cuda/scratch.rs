@@ -1,0 +1,72 @@
+//! Memory that every run writes anew.
+
+use super::MOST_CAPTIONS;
+use crate::kernels::cuda::{Gpu, Memory, Number, Result, Row, Sequence};
+
+pub(super) struct Scratch {
+    number: Number,
+    pub(super) rgb: Memory,
+    pub(super) features: Memory,
+    /// States, f32.
+    pub(super) x: Memory,
+    pub(super) normed: Memory,
+    pub(super) qkv: Memory,
+    pub(super) attended: Memory,
+    pub(super) inner: Memory,
+    pub(super) rows: Memory,
+    pub(super) sequences: Memory,
+    pub(super) guesses: Memory,
+}
+
+/// Grows memory to so many bytes; what it held is lost. Says whether it moved.
+fn grow(gpu: &Gpu, memory: &mut Memory, bytes: usize) -> Result<bool> {
+    if memory.bytes() >= bytes {
+        return Ok(false);
+    }
+    // Freed first, so that both need not fit.
+    *memory = gpu.memory(0)?;
+    *memory = gpu.memory(bytes)?;
+    Ok(true)
+}
+
+impl Scratch {
+    pub(super) fn new(gpu: &Gpu, number: Number, most_tokens: usize) -> Result<Self> {
+        let empty = || gpu.memory(0);
+        Ok(Self {
+            number,
+            rgb: empty()?,
+            features: empty()?,
+            x: empty()?,
+            normed: empty()?,
+            qkv: empty()?,
+            attended: empty()?,
+            inner: empty()?,
+            rows: empty()?,
+            sequences: gpu.memory(MOST_CAPTIONS * size_of::<Sequence>())?,
+            guesses: gpu.memory(MOST_CAPTIONS * most_tokens * size_of::<i32>())?,
+        })
+    }
+
+    /// For rows of so many values: states, queries with keys and values, attention's, and the widest.
+    pub(super) fn reserve(&mut self, gpu: &Gpu, rows: usize, widths: [usize; 4]) -> Result<bool> {
+        let size = self.number.bytes();
+        let [hidden, qkv, attended, inner] = widths.map(|width| rows * width);
+        let grown = [
+            grow(gpu, &mut self.x, hidden * size_of::<f32>())?,
+            grow(gpu, &mut self.normed, hidden * size)?,
+            grow(gpu, &mut self.qkv, qkv * size)?,
+            grow(gpu, &mut self.attended, attended * size)?,
+            grow(gpu, &mut self.inner, inner * size)?,
+            grow(gpu, &mut self.rows, rows * size_of::<Row>())?,
+        ];
+        Ok(grown.contains(&true))
+    }
+
+    pub(super) fn features(&mut self, gpu: &Gpu, floats: usize) -> Result<bool> {
+        grow(gpu, &mut self.features, floats * size_of::<f32>())
+    }
+
+    pub(super) fn pictures(&mut self, gpu: &Gpu, bytes: usize) -> Result<bool> {
+        grow(gpu, &mut self.rgb, bytes)
+    }
+}

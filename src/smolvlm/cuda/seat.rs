@@ -1,0 +1,138 @@
+//! What one caller keeps on the GPU from caption to caption.
+
+use std::sync::Arc;
+
+use super::{CANCELLED, COUNT, SAID};
+use crate::{
+    kernels::cuda::{Gpu, Memory, Pinned, Result, Words},
+    smolvlm::Error,
+};
+
+/// The cache of keys and values, features of pictures, and room for the tokens of a caption.
+#[derive(Debug)]
+pub(in crate::smolvlm) struct Seat {
+    gpu: Arc<Gpu>,
+    /// Away while somebody works with it.
+    inner: Option<Inner>,
+    /// Tokens that the cache holds.
+    len: usize,
+    cached: usize,
+    hidden: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) cache: Memory,
+    /// Tokens that there is room for.
+    pub(super) capacity: usize,
+    /// Rows of f32 values.
+    pub(super) features: Memory,
+    /// Pictures on their way to the GPU.
+    pub(super) pixels: Pinned,
+    words: Arc<Words>,
+}
+
+impl Inner {
+    pub(super) fn words(&self) -> Arc<Words> {
+        self.words.clone()
+    }
+}
+
+impl Seat {
+    pub(super) fn new(gpu: Arc<Gpu>, cached: usize, hidden: usize) -> Self {
+        Self {
+            gpu,
+            inner: None,
+            len: 0,
+            cached,
+            hidden,
+        }
+    }
+
+    pub(in crate::smolvlm) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(in crate::smolvlm) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    pub(in crate::smolvlm) fn set_len(&mut self, len: usize) {
+        self.len = len;
+    }
+
+    /// Makes room: for tokens in all and of a caption, rows of features, bytes of pictures. What the cache held is
+    /// forgotten if it must move, and so are features.
+    pub(in crate::smolvlm) fn reserve(
+        &mut self,
+        capacity: usize,
+        most: usize,
+        features: usize,
+        bytes: usize,
+    ) -> Result<()> {
+        let gpu = &self.gpu;
+        let inner = match &mut self.inner {
+            Some(inner) => inner,
+            none => none.insert(Inner {
+                cache: gpu.memory(0)?,
+                capacity: 0,
+                features: gpu.memory(0)?,
+                pixels: gpu.pinned(0)?,
+                words: Arc::new(gpu.words(SAID + most)?),
+            }),
+        };
+        if inner.capacity < capacity {
+            (self.len, inner.capacity) = (0, 0);
+            inner.cache = gpu.memory(0)?;
+            inner.cache = gpu.memory(capacity * self.cached)?;
+            inner.capacity = capacity;
+        }
+        let features = features * self.hidden * size_of::<f32>();
+        if inner.features.bytes() < features {
+            inner.features = gpu.memory(features)?;
+        }
+        if inner.pixels.bytes() < bytes {
+            inner.pixels = gpu.pinned(bytes)?;
+        }
+        if inner.words.len() < SAID + most {
+            inner.words = Arc::new(gpu.words(SAID + most)?);
+        }
+        Ok(())
+    }
+
+    /// Rows of features that there is room for.
+    pub(in crate::smolvlm) fn features(&self) -> usize {
+        let bytes = self
+            .inner
+            .as_ref()
+            .map_or(0, |inner| inner.features.bytes());
+        bytes / (self.hidden * size_of::<f32>())
+    }
+
+    /// Features of all pictures, made before.
+    pub(in crate::smolvlm) fn set_features(&mut self, values: &[f32]) -> Result<()> {
+        match &mut self.inner {
+            Some(inner) => self.gpu.write(values, &mut inner.features, 0),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a picture behind so many bytes of others.
+    pub(in crate::smolvlm) fn stage(&mut self, at: usize, rgb: &[u8]) {
+        if let Some(inner) = &mut self.inner {
+            inner.pixels.write(at, rgb);
+        }
+    }
+
+    pub(super) fn take(&mut self) -> Result<Inner, Error> {
+        let lost = || Error::Device("its memory is lost with an earlier error".into());
+        let inner = self.inner.take().ok_or_else(lost)?;
+        inner.words.set(CANCELLED, 0);
+        inner.words.set(COUNT, 0);
+        Ok(inner)
+    }
+
+    pub(super) fn put_back(&mut self, inner: Inner) {
+        self.inner = Some(inner);
+    }
+}

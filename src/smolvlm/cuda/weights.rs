@@ -1,0 +1,172 @@
+//! A checkpoint's tensors on their way to the GPU.
+
+use std::sync::Mutex;
+
+use candle_core::{DType, Error as CandleError, Result as CandleResult, Tensor};
+
+use candle_nn::var_builder::SimpleBackend;
+
+use super::super::weights::Loader;
+use crate::kernels::cuda::{Gpu, Memory, Norm, Number, Weights};
+
+/// Reads tensors and puts them on the GPU, blocks of quantized files widened.
+pub(super) struct Uploader<'a> {
+    pub(super) gpu: &'a Gpu,
+    pub(super) number: Number,
+    loader: Loader<'a>,
+    /// What the GPU said, which is more than candle's error can carry.
+    failed: &'a Mutex<Option<crate::kernels::cuda::Error>>,
+}
+
+impl<'a> Uploader<'a> {
+    pub(super) fn new(
+        gpu: &'a Gpu,
+        number: Number,
+        loader: Loader<'a>,
+        failed: &'a Mutex<Option<crate::kernels::cuda::Error>>,
+    ) -> Self {
+        Self {
+            gpu,
+            number,
+            loader,
+            failed,
+        }
+    }
+
+    /// Keeps an error of the GPU for whoever asks why the load failed.
+    fn on_gpu<T>(&self, result: crate::kernels::cuda::Result<T>) -> CandleResult<T> {
+        result.map_err(|error| {
+            let shown = CandleError::msg(error.to_string());
+            *self.failed.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
+            shown
+        })
+    }
+
+    fn dtype(&self) -> DType {
+        match self.number {
+            Number::F32 => DType::F32,
+            Number::Bf16 => DType::BF16,
+            Number::F16 => DType::F16,
+        }
+    }
+
+    fn tensor(&self, shape: &[usize], name: &str, dtype: DType) -> CandleResult<Tensor> {
+        let stored = self.loader.stored(&shape.into(), name, Some(dtype))?;
+        stored.dense(dtype)
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.loader.contains_tensor(name)
+    }
+
+    /// Values in f32: biases, norms and positions.
+    pub(super) fn floats(&self, shape: &[usize], name: &str) -> CandleResult<Vec<f32>> {
+        self.tensor(shape, name, DType::F32)?
+            .flatten_all()?
+            .to_vec1()
+    }
+
+    pub(super) fn upload<T: bytemuck::Pod>(&self, values: &[T]) -> CandleResult<Memory> {
+        self.on_gpu(self.gpu.upload(values))
+    }
+
+    pub(super) fn norm(
+        &self,
+        length: usize,
+        epsilon: f64,
+        name: &str,
+        has_bias: bool,
+    ) -> CandleResult<Norm> {
+        let part = |part: &str| self.upload(&self.floats(&[length], &format!("{name}.{part}"))?);
+        Ok(Norm {
+            weight: part("weight")?,
+            bias: has_bias.then(|| part("bias")).transpose()?,
+            epsilon,
+            length,
+        })
+    }
+
+    /// Bytes of a matrix' rows.
+    fn rows(&self, rows: usize, columns: usize, name: &str) -> CandleResult<Vec<u8>> {
+        let tensor = self.tensor(&[rows, columns], &format!("{name}.weight"), self.dtype())?;
+        self.bytes(&tensor)
+    }
+
+    fn bytes(&self, tensor: &Tensor) -> CandleResult<Vec<u8>> {
+        let tensor = tensor.flatten_all()?;
+        Ok(match self.number {
+            Number::F32 => bytemuck::cast_slice(&tensor.to_vec1::<f32>()?).to_vec(),
+            Number::Bf16 => bytemuck::cast_slice(&tensor.to_vec1::<half::bf16>()?).to_vec(),
+            Number::F16 => bytemuck::cast_slice(&tensor.to_vec1::<half::f16>()?).to_vec(),
+        })
+    }
+
+    /// Layers with the same input as one: `(rows, name)` each.
+    pub(super) fn linear(
+        &self,
+        layers: &[(usize, String)],
+        columns: usize,
+        has_bias: bool,
+    ) -> CandleResult<Weights> {
+        let rows = layers.iter().map(|(rows, _)| rows).sum();
+        let row = columns * self.number.bytes();
+        let mut memory = self.on_gpu(self.gpu.memory(rows * row))?;
+        let (mut at, mut biases) = (0, Vec::new());
+        for (rows, name) in layers {
+            let bytes = self.rows(*rows, columns, name)?;
+            self.on_gpu(self.gpu.write(&bytes, &mut memory, at))?;
+            at += bytes.len();
+            if has_bias {
+                biases.extend(self.floats(&[*rows], &format!("{name}.bias"))?);
+            }
+        }
+        Ok(Weights {
+            memory,
+            rows,
+            columns,
+            bias: has_bias.then(|| self.upload(&biases)).transpose()?,
+        })
+    }
+
+    /// Two layers of the same shape, their rows in turn.
+    pub(super) fn paired(
+        &self,
+        rows: usize,
+        columns: usize,
+        names: [&str; 2],
+    ) -> CandleResult<Weights> {
+        let row = columns * self.number.bytes();
+        let [first, second] = names.map(|name| self.rows(rows, columns, name));
+        let (first, second) = (first?, second?);
+        let pairs = first.chunks_exact(row).zip(second.chunks_exact(row));
+        let mut bytes = Vec::with_capacity(first.len() + second.len());
+        for (first, second) in pairs {
+            bytes.extend_from_slice(first);
+            bytes.extend_from_slice(second);
+        }
+        Ok(Weights {
+            memory: self.upload(&bytes)?,
+            rows: 2 * rows,
+            columns,
+            bias: None,
+        })
+    }
+
+    /// A convolution whose steps are as long as its kernel: a row for each channel, zeros up to whole vectors.
+    pub(super) fn patches(&self, hidden: usize, patch: usize, name: &str) -> CandleResult<Weights> {
+        let shape = [hidden, 3, patch, patch];
+        let tensor = self.tensor(&shape, &format!("{name}.weight"), self.dtype())?;
+        let length = 3 * patch * patch;
+        let columns = length.next_multiple_of(8);
+        let tensor = tensor
+            .reshape((hidden, length))?
+            .pad_with_zeros(1, 0, columns - length)?
+            .contiguous()?;
+        Ok(Weights {
+            memory: self.upload(&self.bytes(&tensor)?)?,
+            rows: hidden,
+            columns,
+            bias: Some(self.upload(&self.floats(&[hidden], &format!("{name}.bias"))?)?),
+        })
+    }
+}

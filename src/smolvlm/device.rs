@@ -1,0 +1,206 @@
+//! Where a model runs.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+};
+
+use candle_core::{DType, Device};
+
+#[cfg(feature = "metal")]
+use super::metal;
+use super::{Error, Result, memory};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
+
+/// Where to run a model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum DeviceKind {
+    /// The first of CUDA, Metal and the CPU that is built in and there.
+    #[default]
+    Auto,
+    Cpu,
+    Cuda,
+    Metal,
+}
+
+impl DeviceKind {
+    /// Whether this build can run models there. Whether the machine can is seen when one is loaded.
+    pub fn check(self) -> Result<()> {
+        let (name, features) = match self {
+            Self::Cuda if !cfg!(feature = "cuda") => ("CUDA", "cuda`"),
+            Self::Metal if !cfg!(feature = "metal") => ("Metal", "metal` on a Mac"),
+            _ => return Ok(()),
+        };
+        Err(refused(format!(
+            "this build has no {name}; build it with `cargo build --release --features {features}, or take \
+             device=auto"
+        )))
+    }
+
+    /// What `Auto` comes to on this machine.
+    pub(super) fn resolve(self) -> Self {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Auto if cuda::is_there() => Self::Cuda,
+            #[cfg(feature = "metal")]
+            Self::Auto if metal::is_there() => Self::Metal,
+            Self::Auto => Self::Cpu,
+            kind => kind,
+        }
+    }
+}
+
+/// An error that concerns the property.
+pub(super) fn refused(reason: impl Into<String>) -> Error {
+    Error::Setting {
+        property: "device",
+        reason: reason.into(),
+    }
+}
+
+/// What a model runs on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// `cpu`, `cuda` or `metal`.
+    pub kind: &'static str,
+    pub name: String,
+    /// Bytes that it has in all, of a CPU those of the machine; 0 where nobody says.
+    pub memory: u64,
+}
+
+impl DeviceInfo {
+    fn cpu() -> Self {
+        let memory = described("/proc/meminfo", "MemTotal");
+        let kibibytes = memory.and_then(|memory| memory.trim_end_matches(" kB").parse().ok());
+        Self {
+            kind: "cpu",
+            name: described("/proc/cpuinfo", "model name")
+                .unwrap_or_else(|| std::env::consts::ARCH.into()),
+            memory: kibibytes.map_or(0, |kibibytes: u64| kibibytes << 10),
+        }
+    }
+}
+
+/// What stands behind a key in one of Linux' descriptions of the machine.
+fn described(path: &str, key: &str) -> Option<String> {
+    let lines = BufReader::new(File::open(path).ok()?).lines();
+    lines.map_while(|line| line.ok()).find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        (name.trim() == key).then(|| value.trim().to_owned())
+    })
+}
+
+/// A device that is open, for one model.
+pub(super) enum Chosen {
+    Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda(Box<cuda::Gpu>),
+    #[cfg(feature = "metal")]
+    Metal(candle_core::MetalDevice),
+}
+
+impl Chosen {
+    pub(super) fn open(kind: DeviceKind) -> Result<Self> {
+        kind.check()?;
+        match kind.resolve() {
+            #[cfg(feature = "cuda")]
+            DeviceKind::Cuda => Ok(Self::Cuda(cuda::Gpu::open()?.into())),
+            #[cfg(feature = "metal")]
+            DeviceKind::Metal => metal::open().map(Self::Metal),
+            _ => Ok(Self::Cpu),
+        }
+    }
+
+    pub(super) fn info(&self) -> DeviceInfo {
+        match self {
+            Self::Cpu => DeviceInfo::cpu(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => DeviceInfo {
+                kind: "cuda",
+                name: gpu.info.name.clone(),
+                memory: gpu.info.memory,
+            },
+            #[cfg(feature = "metal")]
+            Self::Metal(device) => metal::info(device),
+        }
+    }
+
+    /// Where candle's tensors lie.
+    pub(super) fn tensors(&self) -> Device {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => Device::Cpu,
+            Self::Cpu => Device::Cpu,
+            #[cfg(feature = "metal")]
+            Self::Metal(device) => Device::Metal(device.clone()),
+        }
+    }
+
+    /// The type that weights are held in where nobody says otherwise.
+    pub(super) fn dtype(&self) -> DType {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => DType::BF16,
+            Self::Cpu => DType::F32,
+            #[cfg(feature = "metal")]
+            Self::Metal(_) => metal::DTYPE,
+        }
+    }
+
+    /// Whether so many bytes can be had for weights.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.check_room(bytes).is_ok(),
+            Self::Cpu => memory::has_room(bytes),
+            #[cfg(feature = "metal")]
+            Self::Metal(device) => bytes <= metal::info(device).memory,
+        }
+    }
+}
+
+/// Around each caption, on the thread that it is made on.
+pub(super) fn pooled<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "metal")]
+    return metal::pooled(work);
+    #[cfg(not(feature = "metal"))]
+    work()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_built_in_names_the_build_that_has_it() {
+        let says = |kind: DeviceKind| kind.check().map_err(|error| error.to_string());
+        assert_eq!(says(DeviceKind::Auto), Ok(()));
+        assert_eq!(says(DeviceKind::Cpu), Ok(()));
+        if let Err(error) = says(DeviceKind::Cuda) {
+            assert_eq!(
+                error,
+                "device: this build has no CUDA; build it with `cargo build --release --features \
+                 cuda`, or take device=auto"
+            );
+        }
+        if let Err(error) = says(DeviceKind::Metal) {
+            assert_eq!(
+                error,
+                "device: this build has no Metal; build it with `cargo build --release --features \
+                 metal` on a Mac, or take device=auto"
+            );
+        }
+    }
+
+    #[test]
+    fn there_is_always_a_cpu() {
+        assert_ne!(DeviceKind::Auto.resolve(), DeviceKind::Auto);
+        assert_eq!(DeviceKind::Cpu.resolve(), DeviceKind::Cpu);
+        let info = DeviceInfo::cpu();
+        assert_eq!(info.kind, "cpu");
+        assert!(!info.name.is_empty());
+        #[cfg(target_os = "linux")]
+        assert!(info.memory > 64 << 20, "{info:?}");
+    }
+}

@@ -1,0 +1,130 @@
+//! What computes: candle's tensors, on the CPU with kernels of our own in their place, or the engine of a GPU.
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::{
+    Checkpoint, Chosen, Decoder, Error, KvCache, Loader, Matrices, Observer, Quantization, Result,
+    Vision,
+};
+
+#[derive(Debug)]
+pub(super) enum Network {
+    Tensors(Box<Tensors>),
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Network),
+}
+
+#[derive(Debug)]
+pub(super) struct Tensors {
+    pub(super) vision: Vision,
+    pub(super) decoder: Decoder,
+    pub(super) dtype: DType,
+    /// Where they lie.
+    pub(super) device: Device,
+}
+
+impl Tensors {
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        chosen: &Chosen,
+        (dtype, quantization, progress): (DType, Quantization, &(dyn Fn(u64) -> bool + Sync)),
+        failed: impl Fn(fn(&Checkpoint, String) -> Error, candle_core::Error) -> Error,
+    ) -> Result<Self> {
+        let device = chosen.tensors();
+        let has_room = |bytes| chosen.has_room(bytes);
+        checkpoint
+            .weights
+            .check_memory(dtype, quantization.decoder(), has_room)?;
+        let loader = Loader {
+            weights: &checkpoint.weights,
+            device: &device,
+            progress,
+        };
+        let vb = VarBuilder::from_backend(Box::new(loader), dtype, device.clone());
+        let matrices = |blocks| Matrices { loader, blocks };
+        let config = &checkpoint.config;
+        let vision = Vision::load(config, matrices(quantization.vision()), vb.pp("model"))
+            .map_err(|error| failed(Checkpoint::encoder_error, error))?;
+        let (layers, head) = (quantization.decoder(), quantization.head());
+        let decoder = Decoder::load(config, matrices(layers), matrices(head), vb)
+            .map_err(|error| failed(Checkpoint::decoder_error, error))?;
+        Ok(Self {
+            vision,
+            decoder,
+            dtype,
+            device,
+        })
+    }
+}
+
+/// What a network keeps of the tokens that it has seen.
+#[derive(Debug)]
+pub(super) enum Cache {
+    Tensors(KvCache),
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Seat),
+}
+
+impl Cache {
+    /// That of candle's tensors, for who has them.
+    pub(super) fn tensors(&mut self) -> &mut KvCache {
+        match self {
+            Self::Tensors(cache) => cache,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => unreachable!("a cache of another network"),
+        }
+    }
+
+    /// Forgets every token but the first `len`.
+    pub(super) fn truncate(&mut self, len: usize) {
+        match self {
+            Self::Tensors(cache) => cache.truncate(len),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(seat) => seat.truncate(len),
+        }
+    }
+}
+
+impl Network {
+    pub(super) fn cache(&self) -> Cache {
+        match self {
+            Self::Tensors(tensors) => Cache::Tensors(tensors.decoder.cache()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(network) => Cache::Cuda(network.seat()),
+        }
+    }
+
+    /// Whether each position comes out the same to the bit however many are run at once.
+    pub(super) fn is_exact(&self) -> bool {
+        match self {
+            Self::Tensors(tensors) => tensors.decoder.is_exact(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => true,
+        }
+    }
+
+    /// Runs tokens behind those in the cache, which has room for them, and returns the logits behind each.
+    pub(super) fn run(
+        &self,
+        cache: &mut Cache,
+        tokens: &[u32],
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<Tensor>> {
+        match (self, cache) {
+            (Self::Tensors(tensors), Cache::Tensors(cache)) => {
+                let embeds = tensors.decoder.embed(tokens)?;
+                let logits = tensors
+                    .decoder
+                    .forward(embeds, tokens.len(), cache, observer)?;
+                (0..tokens.len()).map(|row| Ok(logits.get(row)?)).collect()
+            }
+            #[cfg(feature = "cuda")]
+            (Self::Cuda(network), Cache::Cuda(seat)) => network.run(seat, tokens, observer),
+            #[cfg(feature = "cuda")]
+            _ => unreachable!("a cache of another network"),
+        }
+    }
+}
