@@ -1,0 +1,240 @@
+//! What only the GPU's engine does. Needs a GPU, or the emulator of `tools/cuda`, and `VLMNARRATE_DEVICE=cuda`.
+#![cfg(feature = "cuda")]
+
+use std::{env, ops::ControlFlow, path::Path, process::Command, thread};
+
+use gstvlmnarrate::smolvlm::{
+    Checkpoint, DType, DeviceKind, Event, LoadOptions, Model, Picture, Request, Sampling, Session,
+    Source,
+};
+
+const TOKENS: usize = 20;
+const SIDE: u32 = 64;
+
+/// A model of random weights, which is never sure of anything: a bit that differs shows in the words.
+fn model(dtype: DType) -> Option<Model> {
+    if env::var("VLMNARRATE_DEVICE").as_deref() != Ok("cuda") {
+        eprintln!("not tested: VLMNARRATE_DEVICE is not cuda");
+        return None;
+    }
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let data = env::var_os("VLMNARRATE_TEST_DATA").map_or_else(here, Into::into);
+    let folder = data.join("reference/smolvlm2-256m");
+    let options = LoadOptions {
+        device: DeviceKind::Cuda,
+        dtype,
+        ..LoadOptions::default()
+    };
+    let checkpoint = Checkpoint::open(&Source::Folder(folder)).unwrap();
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    Some(Model::load(&checkpoint, &options, go_on).unwrap())
+}
+
+fn noise(rng: &mut fastrand::Rng) -> Picture {
+    let rgb = (0..3 * SIDE * SIDE).map(|_| rng.u8(..)).collect();
+    Picture::new(SIDE, SIDE, rgb).unwrap()
+}
+
+fn request<'a>(pictures: &'a [&'a Picture], prompt: &'a str) -> Request<'a> {
+    Request {
+        pictures,
+        clip: None,
+        splitting: false,
+        system: None,
+        prompt,
+        max_tokens: TOKENS,
+        sampling: Sampling::default(),
+        stop_strings: &[],
+        choices: &[],
+    }
+}
+
+/// The text as it grows.
+fn describe(model: &Model, session: &mut Session, request: &Request<'_>) -> Vec<String> {
+    let mut said = Vec::new();
+    let observer = &mut |event: Event<'_>| {
+        if let Event::Text(text) = event {
+            said.push(text.to_owned());
+        }
+        ControlFlow::Continue(())
+    };
+    model.describe(session, request, observer).unwrap();
+    said
+}
+
+/// Guesses that come true, in part or not at all, pictures that are known, and prompts in part: nothing shows but in
+/// the time.
+#[test]
+fn what_was_said_before_changes_nothing() {
+    for dtype in [DType::Bf16, DType::F16, DType::F32] {
+        let Some(model) = model(dtype) else { return };
+        let mut rng = fastrand::Rng::with_seed(5);
+        let mut pictures = [noise(&mut rng), noise(&mut rng)];
+        let mut prompt = "Describe this frame in one sentence.";
+        let mut session = model.session();
+        let mut sampling = Sampling::default();
+        for i in 0..12 {
+            match i % 6 {
+                0 => pictures[1] = noise(&mut rng),
+                2 => pictures[1].rgb[7] ^= 1,
+                3 => prompt = ["What?", "Describe this frame in one sentence."][rng.usize(..2)],
+                4 => sampling.temperature = [0.0, 1.5][rng.usize(..2)],
+                5 => sampling.repetition_penalty = [1.0, 1.1][rng.usize(..2)],
+                _ => (),
+            }
+            let [first, second] = &pictures;
+            let shown = &[first, second][1 - i % 2..];
+            let request = Request {
+                sampling,
+                ..request(shown, prompt)
+            };
+            let known = describe(&model, &mut session, &request);
+            let fresh = describe(&model, &mut model.session(), &request);
+            assert_eq!(known, fresh, "{dtype:?} caption {i}");
+        }
+    }
+}
+
+/// Whoever asks at the same time gets what he would have got alone.
+#[test]
+fn callers_do_not_meet() {
+    let Some(model) = model(DType::Bf16) else {
+        return;
+    };
+    let captions = &|caller: u64| {
+        let mut rng = fastrand::Rng::with_seed(caller);
+        let mut session = model.session();
+        let pictures: Vec<_> = (0..3).map(|_| noise(&mut rng)).collect();
+        let prompts = ["Describe this frame in one sentence.", "What?"];
+        let captions = pictures.iter().map(|picture| {
+            let shown = [picture];
+            describe(
+                &model,
+                &mut session,
+                &request(&shown, prompts[caller as usize % 2]),
+            )
+        });
+        captions.collect::<Vec<_>>()
+    };
+    let alone: Vec<_> = (0..5).map(captions).collect();
+    let together = thread::scope(|scope| {
+        let threads: Vec<_> = (0..5)
+            .map(|caller| scope.spawn(move || captions(caller)))
+            .collect();
+        let captions = threads.into_iter().map(|thread| thread.join().unwrap());
+        captions.collect::<Vec<_>>()
+    });
+    assert_eq!(alone, together);
+}
+
+#[test]
+fn a_caption_can_be_ended() {
+    let Some(model) = model(DType::Bf16) else {
+        return;
+    };
+    let picture = noise(&mut fastrand::Rng::with_seed(1));
+    let shown = [&picture];
+    let mut session = model.session();
+    let request = request(&shown, "What?");
+    let whole = describe(&model, &mut session, &request);
+    let mut heard = 0;
+    let stop = &mut |event: Event<'_>| {
+        heard += usize::from(matches!(event, Event::Text(_)));
+        match heard {
+            3.. => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    };
+    let error = model.describe(&mut session, &request, stop).unwrap_err();
+    assert_eq!(error.to_string(), "cancelled");
+    assert_eq!(describe(&model, &mut session, &request), whole);
+
+    // A string that ends it is no part of it.
+    let text = whole.last().unwrap();
+    let end: String = text
+        .chars()
+        .skip(text.chars().count() / 2)
+        .take(2)
+        .collect();
+    let stop_strings = [end];
+    let stopping = Request {
+        stop_strings: &stop_strings,
+        ..request
+    };
+    let made = model.describe(&mut session, &stopping, &mut |_| ControlFlow::Continue(()));
+    let made = made.unwrap();
+    assert!(
+        text.starts_with(&made.text) && made.text.len() < text.len(),
+        "{made:?} of {text}"
+    );
+    assert!(!made.truncated);
+}
+
+/// What a process says that makes two captions, with these variables of the emulator set.
+fn says(variables: &[(&str, &str)]) -> Option<String> {
+    model(DType::Bf16).filter(|model| model.device().name == "Emulated GPU")?;
+    let output = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "two_captions", "--ignored", "--nocapture"])
+        .envs(variables.iter().copied())
+        .output();
+    Some(String::from_utf8_lossy(&output.unwrap().stdout).into_owned())
+}
+
+#[test]
+#[ignore = "run by the tests of errors"]
+fn two_captions() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/reference/smolvlm2-256m");
+    let checkpoint = Checkpoint::open(&Source::Folder(folder)).unwrap();
+    let options = LoadOptions {
+        device: DeviceKind::Cuda,
+        ..LoadOptions::default()
+    };
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    let model = match Model::load(&checkpoint, &options, go_on) {
+        Ok(model) => model,
+        Err(error) => return println!("not loaded: {:?}: {error}", error.kind()),
+    };
+    let picture = noise(&mut fastrand::Rng::with_seed(1));
+    for _ in 0..2 {
+        let shown = [&picture];
+        let request = request(&shown, "What?");
+        let made = model.describe(&mut model.session(), &request, &mut |_| {
+            ControlFlow::Continue(())
+        });
+        match made {
+            Ok(made) => println!("made: {} tokens", made.tokens),
+            Err(error) => println!("not made: {:?}: {error}", error.kind()),
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_with_the_remedy() {
+    for (variables, expected) in [
+        (&[][..], "made: 20 tokens"),
+        (
+            &[("LD_LIBRARY_PATH", "")],
+            "not loaded: Settings: device: there is no NVIDIA driver",
+        ),
+        (
+            &[("VLMNARRATE_EMULATED_DEVICES", "0")],
+            "not loaded: Settings: device: the NVIDIA driver finds no GPU",
+        ),
+        (
+            &[("VLMNARRATE_EMULATED_DRIVER", "12040")],
+            "not loaded: Settings: device: the NVIDIA driver is for CUDA 12.4 and this build for 13.0; update",
+        ),
+        (
+            &[("VLMNARRATE_EMULATED_MEMORY", "500000")],
+            "not loaded: Settings: device: the GPU has no memory for 1 MB more, 0 of its 0 MB are free",
+        ),
+        (
+            &[("VLMNARRATE_EMULATED_FAIL_LAUNCH", "20")],
+            "not made: Device: device: the GPU failed: ",
+        ),
+    ] {
+        let Some(said) = says(variables) else { return };
+        assert!(said.contains(expected), "{variables:?}: {said}");
+        assert!(!said.contains("panicked"), "{variables:?}: {said}");
+    }
+}
