@@ -7,6 +7,7 @@ of medians, their ratio to the best peer's and peak memory, and leaves the raw t
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -39,13 +40,18 @@ def program(name, folder, side, threads):
     return [sys.executable, str(HERE / "engines.py"), name, str(folder), str(side), str(threads)]
 
 
+class Ended(SystemExit):
+    """An engine is no more."""
+
+
 class Engine:
-    def __init__(self, name, program, threads):
+    def __init__(self, name, program, threads, log=subprocess.DEVNULL):
         self.name, self.times, self.peak = name, [], 0
-        threads = str(threads)
-        limits = dict.fromkeys(["OMP_NUM_THREADS", "CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"], threads)
-        pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        limits = dict.fromkeys(["OMP_NUM_THREADS", "CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"], str(threads))
+        pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
         self.process = subprocess.Popen(program, env=os.environ | limits, start_new_session=True, **pipe)
+
+    def load(self):
         self.read()
         self.rest()
 
@@ -53,7 +59,7 @@ class Engine:
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise SystemExit(f"{self.name} ended: run it alone to see why")
+        raise Ended(f"{self.name} ended: run it alone to see why")
 
     def rest(self):
         os.killpg(self.process.pid, signal.SIGSTOP)
@@ -68,7 +74,8 @@ class Engine:
         return said
 
     def end(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
@@ -111,6 +118,7 @@ def take_turns(programs, rounds):
         for name, (program, threads) in programs.items():
             print(f"{name} loads", file=sys.stderr, flush=True)
             running.append(Engine(name, program, threads))
+            running[-1].load()
         for engine in running:
             print(f"{engine.name} makes its first caption", file=sys.stderr, flush=True)
             engine.run()
@@ -124,12 +132,14 @@ def take_turns(programs, rounds):
     return running
 
 
+def medians(times):
+    """Of each stage, and of all together."""
+    stages = [statistics.median(t[stage] for t in times) for stage in STAGES]
+    return stages, statistics.median(sum(t[stage] for stage in STAGES) for t in times)
+
+
 def report(running, options):
-    rows = []
-    for engine in running:
-        medians = [statistics.median(t[stage] for t in engine.times) for stage in STAGES]
-        total = statistics.median(sum(t[stage] for stage in STAGES) for t in engine.times)
-        rows.append((engine.name, medians, total, engine.peak))
+    rows = [(engine.name, *medians(engine.times), engine.peak) for engine in running]
     peers = [row for row in rows if row[0] not in OURS]
     best = min(row[2] for row in peers) if peers else float("nan")
     machine = f"{platform.machine()} with {' '.join(features())}"

@@ -1,9 +1,9 @@
 """One engine of compare.py, in a process of its own.
 
-    python engines.py KIND FOLDER SIDE THREADS
+    python engines.py KIND FOLDER SIDE THREADS [DEVICE]
 
 Loads, says so in one line of JSON, and for each line that it reads makes a caption of 20 tokens and says in one line
-how long each stage took, in ms.
+how long each stage took, in ms. With a device, as torch names it, it is one of those of ../gpu.
 """
 
 import json
@@ -22,6 +22,11 @@ def peak():
     with open("/proc/self/status") as status:
         line = next(line for line in status if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024
+
+
+def tokens_of_a_picture(folder, side):
+    config = json.loads((folder / "checkpoint" / "config.json").read_text())
+    return (side // config["vision_config"]["patch_size"] // config["scale_factor"]) ** 2
 
 
 def prompt_ids(folder, tokens):
@@ -56,8 +61,7 @@ class Graphs:
     def __init__(self, folder, side):
         self.config = json.loads((folder / "checkpoint" / "config.json").read_text())["text_config"]
         self.table = np.load(folder / "onnx" / "embed_tokens.npy", mmap_mode="r")
-        grid = side // 16 // 4
-        self.ids, self.places = prompt_ids(folder, grid * grid)
+        self.ids, self.places = prompt_ids(folder, tokens_of_a_picture(folder, side))
         self.pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, side, side)).astype(np.float32)
 
     def caption(self):
@@ -130,18 +134,20 @@ class OpenVino(Graphs):
 class Transformers:
     """The model's own modules, as `generate` runs them, without what it does besides."""
 
-    def __init__(self, folder, side, threads, dtype, compiled):
+    def __init__(self, folder, side, threads, dtype, compiled, device="cpu"):
         import torch
         from transformers import AutoModelForImageTextToText, DynamicCache, StaticCache
 
         torch.set_num_threads(threads)
         self.torch = torch
         model = AutoModelForImageTextToText.from_pretrained(folder / "checkpoint", dtype=getattr(torch, dtype)).eval()
-        grid = side // 16 // 4
-        ids, places = prompt_ids(folder, grid * grid)
-        self.ids, self.places = torch.tensor(ids)[None], torch.tensor(places)
+        model = model.to(device)
+        ids, places = prompt_ids(folder, tokens_of_a_picture(folder, side))
+        self.ids, self.places = torch.tensor(ids, device=device)[None], torch.tensor(places, device=device)
+        # In the memory of the host, as a picture comes.
         self.pixels = torch.rand(1, 1, 3, side, side, dtype=model.dtype) * 2 - 1
-        self.whole = torch.ones(1, 1, side, side, dtype=torch.bool)
+        self.whole = torch.ones(1, 1, side, side, dtype=torch.bool, device=device)
+        self.positions = torch.arange(len(ids) + TOKENS, device=device)[None]
         self.table = model.model.text_model.embed_tokens
         text, head = model.model.text_model, model.lm_head
         config = model.config.text_config
@@ -150,26 +156,120 @@ class Transformers:
             made = text(inputs_embeds=x, position_ids=positions, past_key_values=cache, use_cache=True)
             return head(made.last_hidden_state[:, -1]).argmax(-1)
 
-        self.model, self.step = model.model, step
+        self.whole_model, self.model, self.step = model, model.model, step
         self.cache = lambda: DynamicCache(config=config)
         if compiled:
             self.model.vision_model = torch.compile(self.model.vision_model)
             self.step = torch.compile(step)
             self.cache = lambda: StaticCache(config=config, max_cache_len=len(ids) + TOKENS)
 
+    def now(self):
+        """The time, when all is done that a GPU was told to do."""
+        if self.ids.is_cuda:
+            self.torch.cuda.synchronize()
+        return time.perf_counter()
+
     def caption(self):
         with self.torch.inference_mode():
-            times = [time.perf_counter()]
-            features = self.model.get_image_features(self.pixels, self.whole).pooler_output[0]
-            times.append(time.perf_counter())
+            times = [self.now()]
+            pixels = self.pixels.to(self.ids.device)
+            features = self.model.get_image_features(pixels, self.whole).pooler_output[0]
+            times.append(self.now())
             cache, n = self.cache(), self.ids.shape[1]
             x = self.table(self.ids)
             x[0, self.places] = features
-            token = self.step(x, self.torch.arange(n)[None], cache)
-            times.append(time.perf_counter())
-            for i in range(TOKENS - 1):
-                token = self.step(self.table(token)[None], self.torch.tensor([[n + i]]), cache)
-            times.append(time.perf_counter())
+            said = [self.step(x, self.positions[:, :n], cache)]
+            times.append(self.now())
+            for at in range(n, n + TOKENS - 1):
+                said.append(self.step(self.table(said[-1])[None], self.positions[:, at : at + 1], cache))
+            self.said = self.torch.cat(said).tolist()
+            times.append(self.now())
+        return times
+
+
+class Captured(Transformers):
+    """Its modules as in graphs.py, with a cache of fixed size and no Python in between: a CUDA graph each of the
+    picture, the prompt and a token. Transformers' own code can't be captured: it asks the GPU for numbers on the way.
+
+    Compiled layer by layer, since they are alike: as a whole it would take minutes. Off a GPU the same functions run
+    as they are, so that they can be tried.
+    """
+
+    def __init__(self, folder, side, threads, dtype, compiled, device):
+        import graphs
+        import torch
+
+        super().__init__(folder, side, threads, dtype, False, device)
+        model, config, n = self.whole_model, self.whole_model.config.text_config, self.ids.shape[1]
+        vision = graphs.Vision(model, side).eval()
+        reader, talker = graphs.Decoder(model).eval(), graphs.Decoder(model).eval()
+        if compiled:
+            vision.layer = torch.compile(vision.layer, dynamic=False)
+            reader.layer = torch.compile(reader.layer, dynamic=False)
+            # A product with one token only reads weights, for which code made to measure is better than a library's.
+            tuned = {"coordinate_descent_tuning": True} if self.ids.is_cuda else None
+            talker.layer = torch.compile(talker.layer, dynamic=False, options=tuned)
+            talker.logits = torch.compile(talker.logits, dynamic=False, options=tuned)
+        self.picture = self.pixels[0].pin_memory() if self.ids.is_cuda else self.pixels[0]
+        # Rows of a mask must be of a multiple of 8 for the fast kernels.
+        room = -(-(n + TOKENS) // 8) * 8
+        with torch.inference_mode():
+            self.on_device = self.picture.to(device)
+            self.made = torch.zeros(TOKENS, dtype=torch.long, device=device)
+            places = torch.arange(room, device=device)
+            shape = (config.num_hidden_layers, config.num_key_value_heads, room, config.head_dim)
+            keys, values = (torch.zeros(shape, dtype=model.dtype, device=device) for _ in range(2))
+            at = torch.zeros(1, dtype=torch.long, device=device)
+            cos, sin = (table[0] for table in model.model.text_model.rotary_emb(keys, places[None]))
+            seen = torch.zeros(room, dtype=model.dtype, device=device)
+            features = vision(self.on_device)
+
+            def see():
+                features.copy_(vision(self.on_device))
+
+            def read():
+                x = self.table(self.ids)
+                x[0, self.places] = features
+                self.made[:1] = reader(x, cos[:n], sin[:n], None, keys, values, places[:n]).argmax(-1)
+                at.fill_(n)
+
+            def say():
+                x = self.table(self.made[at - n])[None]
+                mask = seen.masked_fill(places > at[:, None], -torch.inf)
+                logits = talker(x, cos[at], sin[at], mask, keys, values, at)
+                self.made[at - n + 1] = logits.argmax(-1)
+                at.add_(1)
+
+            self.see, self.read, self.say = map(self.capture, (see, read, say))
+
+    def capture(self, stage):
+        cuda = self.torch.cuda
+        if not self.ids.is_cuda:
+            return stage
+        # What is only done the first time, on a stream beside as the documentation has it.
+        beside = cuda.Stream()
+        beside.wait_stream(cuda.current_stream())
+        with cuda.stream(beside):
+            for _ in range(3):
+                stage()
+        cuda.current_stream().wait_stream(beside)
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph, capture_error_mode="thread_local"):
+            stage()
+        return graph.replay
+
+    def caption(self):
+        with self.torch.inference_mode():
+            times = [self.now()]
+            self.on_device.copy_(self.picture, non_blocking=True)
+            self.see()
+            times.append(self.now())
+            self.read()
+            times.append(self.now())
+            for _ in range(TOKENS - 1):
+                self.say()
+            self.said = self.made.tolist()
+            times.append(self.now())
         return times
 
 
@@ -209,7 +309,7 @@ class Llama:
         what.text_len, what.add_special, what.parse_special = len(what.text), False, True
         bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap)
         assert mtmd.mtmd_tokenize(self.encoder, chunks, ctypes.byref(what), bitmaps, 1) == 0
-        count = (side // 16 // 4) ** 2
+        count = tokens_of_a_picture(folder, side)
         pieces = (mtmd.mtmd_input_chunks_get(chunks, i) for i in range(mtmd.mtmd_input_chunks_size(chunks)))
         kinds = ((mtmd.mtmd_input_chunk_get_type(c), mtmd.mtmd_input_chunk_get_n_tokens(c), c) for c in pieces)
         self.picture = next(c for kind, tokens, c in kinds if (kind, tokens) == (1, count))
@@ -267,9 +367,17 @@ ENGINES = {
 }
 
 
+# Those of ../gpu: in bf16, on a device that comes last.
+ON_GPU = {
+    "transformers": lambda f, s, t, d: Transformers(f, s, t, "bfloat16", False, d),
+    "pytorch-graphs": lambda f, s, t, d: Captured(f, s, t, "bfloat16", False, d),
+    "pytorch-compiled": lambda f, s, t, d: Captured(f, s, t, "bfloat16", True, d),
+}
+
+
 def main():
-    kind, folder, side, threads = sys.argv[1:]
-    engine = ENGINES[kind](Path(folder), int(side), int(threads))
+    kind, folder, side, threads, *device = sys.argv[1:]
+    engine = (ON_GPU if device else ENGINES)[kind](Path(folder), int(side), int(threads), *device)
 
     def say(**what):
         print(json.dumps(what), flush=True)

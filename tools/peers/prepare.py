@@ -28,11 +28,13 @@ import small_models as small  # noqa: E402
 from full_size import MODELS, RESIDUAL  # noqa: E402
 
 
-def checkpoint(name, folder):
+def checkpoint(name, folder, device="cpu"):
     """Random weights as in the reference's goldens; which they are doesn't matter for the time they take."""
-    shutil.copytree(ref.HUB / MODELS[name], folder)
-    shutil.copy(ref.HUB / MODELS["256m"] / "tokenizer.json", folder)
-    small.write_weights({"dtype": torch.bfloat16, "residual": RESIDUAL}, folder, 0)
+    hub = {"2.2b": "SmolVLM-Instruct"} | MODELS
+    shutil.copytree(ref.HUB / hub[name], folder)
+    if not (folder / "tokenizer.json").exists():
+        shutil.copy(ref.HUB / hub["256m"] / "tokenizer.json", folder)
+    small.write_weights({"dtype": torch.bfloat16, "residual": RESIDUAL}, folder, 0, device)
 
 
 def inputs(model, n, past):

@@ -321,7 +321,8 @@ def fill_weights(model, seed, dtype, residual=1.0):
     Attention is selective (see AttentionPeaks) but not so sharp that the rounding of its scores shows, and the
     2 × depth residual branches of a tower add up to about `residual` times the size of their input.
     """
-    generator = torch.Generator().manual_seed(seed)
+    device = model.device
+    generator = torch.Generator(device).manual_seed(seed)
     config = model.config
     gains = {"q_proj": 1.1, "k_proj": 1.1, "lm_head": 8.0}
     branches = dict.fromkeys(("out_proj", "fc2", "o_proj", "down_proj"), 1.0)
@@ -331,7 +332,7 @@ def fill_weights(model, seed, dtype, residual=1.0):
         branches |= {"o_proj": 0.4, "down_proj": 1.8}
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
-            noise = torch.randn(weight.shape, generator=generator)
+            noise = torch.randn(weight.shape, generator=generator, device=device)
             tower = config.vision_config if "vision_model" in name else config.text_config
             if "norm" in name and name.endswith("weight"):
                 value = 1 + 0.05 * noise

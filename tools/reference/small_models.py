@@ -184,10 +184,11 @@ def write_configs(member, folder):
     ref.write_json(folder / "tokenizer_config.json", settings | {"added_tokens_decoder": decoder, "vocab_size": base})
 
 
-def write_weights(member, folder, seed):
-    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+def write_weights(member, folder, seed, device="cpu"):
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
     ref.fill_weights(model, seed, member["dtype"], member.get("residual", 1.0))
-    state = {n: w.to(member["dtype"]).contiguous() for n, w in sorted(model.state_dict().items())}
+    state = {n: w.to("cpu", member["dtype"]).contiguous() for n, w in sorted(model.state_dict().items())}
     if member.get("tied"):
         del state["lm_head.weight"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
