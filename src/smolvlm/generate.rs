@@ -257,8 +257,14 @@ impl Model {
         request: &Request<'_>,
         observer: &mut Observer<'_>,
     ) -> Result<Description> {
-        self.pool
-            .install(|| pooled(|| self.run(session, request, observer)))
+        match &self.network {
+            Network::Tensors(_) => self
+                .pool
+                .install(|| pooled(|| self.run(session, request, observer))),
+            // Callers that wait for a GPU must not wait for each other.
+            #[cfg(feature = "cuda")]
+            Network::Cuda(_) => self.run(session, request, observer),
+        }
     }
 
     fn run(

@@ -204,5 +204,7 @@ template <class T> struct Ring {
             if (i < all && part == 0 && col < p.n)
                 then(at / TILE, tile, col, y.x, y.y);
         }
+        // Whoever is done may write to `partial` again.
+        sync_block();
     }
 };
