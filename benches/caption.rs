@@ -6,14 +6,15 @@
 //! * `slow`: one byte in a hundred is another
 //! * `static`: the same picture
 
+#[path = "common/captions.rs"]
+mod captions;
 mod common;
 
 use std::{error::Error, io, ops::ControlFlow, path::PathBuf};
 
-use gstvlmnarrate::smolvlm::{
-    Checkpoint, LoadOptions, Model, Picture, Quantization, Request, Sampling, Source,
-};
+use gstvlmnarrate::smolvlm::{Checkpoint, LoadOptions, Model, Quantization, Source};
 
+use captions::{change_slowly, describe, noise};
 use common::memory;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -40,44 +41,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     let side = side.parse()?;
     let mut rng = fastrand::Rng::with_seed(0);
     let mut changes = rng.fork();
-    let mut noise = || {
-        let noise = (0..3 * side * side).map(|_| rng.u8(..)).collect();
-        Picture::new(side, side, noise).ok_or("no picture")
-    };
-    let mut picture = noise()?;
+    let mut picture = noise(&mut rng, side);
     println!(r#"{{"ready": true}}"#);
     for line in io::stdin().lines() {
         line?;
         match scene {
             "cut" => {
-                picture = noise()?;
+                picture = noise(&mut rng, side);
                 session = model.session();
             }
-            "slow" => {
-                for _ in 0..picture.rgb.len() / 100 {
-                    let at = changes.usize(..picture.rgb.len());
-                    picture.rgb[at] = picture.rgb[at].wrapping_add(1);
-                }
-            }
+            "slow" => change_slowly(&mut changes, &mut picture),
             "static" => (),
             other => return Err(other.into()),
         }
-        let request = Request {
-            pictures: &[&picture],
-            clip: None,
-            splitting: false,
-            system: None,
-            prompt: "Describe this frame in one sentence.",
-            max_tokens: tokens,
-            sampling: Sampling::default(),
-            stop_strings: &[],
-            choices: &[],
-        };
-        let go_on = &mut |_: gstvlmnarrate::smolvlm::Event<'_>| ControlFlow::Continue(());
-        let made = model.describe(&mut session, &request, go_on)?;
-        if made.tokens != tokens {
-            return Err(format!("{} tokens", made.tokens).into());
-        }
+        let made = describe(&model, &mut session, &picture, tokens)?;
         let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
         println!(
             r#"{{"vision": {}, "prefill": {}, "decode": {}, "peak": {}}}"#,

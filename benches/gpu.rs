@@ -10,6 +10,8 @@
 //! * `static`: the same picture
 //! * `callers`: so many threads with a session each, who ask again as soon as they are answered
 
+#[path = "common/captions.rs"]
+mod captions;
 mod common;
 
 use std::{
@@ -21,46 +23,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gstvlmnarrate::smolvlm::{
-    Checkpoint, DType, Description, DeviceKind, Event, LoadOptions, Model, Picture, Request,
-    Sampling, Session, Source,
-};
+use gstvlmnarrate::smolvlm::{Checkpoint, DType, DeviceKind, LoadOptions, Model, Source};
 
+use captions::{change_slowly, describe, noise};
 use common::memory;
-
-fn go_on(_: Event<'_>) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
-fn noise(rng: &mut fastrand::Rng, side: u32) -> Picture {
-    let rgb = (0..3 * side * side).map(|_| rng.u8(..)).collect();
-    Picture::new(side, side, rgb).expect("a whole picture")
-}
-
-fn describe(
-    model: &Model,
-    session: &mut Session,
-    picture: &Picture,
-    tokens: usize,
-) -> Result<Description, String> {
-    let request = Request {
-        pictures: &[picture],
-        clip: None,
-        splitting: false,
-        system: None,
-        prompt: "Describe this frame in one sentence.",
-        max_tokens: tokens,
-        sampling: Sampling::default(),
-        stop_strings: &[],
-        choices: &[],
-    };
-    let made = model.describe(session, &request, &mut go_on);
-    let made = made.map_err(|error| error.to_string())?;
-    match made.tokens == tokens {
-        true => Ok(made),
-        false => Err(format!("{} tokens", made.tokens)),
-    }
-}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = std::env::args().skip(1).filter(|a| a != "--bench");
@@ -109,12 +75,7 @@ fn one_by_one(model: &Model, side: u32, scene: &str, tokens: usize) -> Result<()
                 // The same memory, but nothing that is known.
                 session.forget();
             }
-            "slow" => {
-                for _ in 0..picture.rgb.len() / 100 {
-                    let at = changes.usize(..picture.rgb.len());
-                    picture.rgb[at] = picture.rgb[at].wrapping_add(1);
-                }
-            }
+            "slow" => change_slowly(&mut changes, &mut picture),
             _ => (),
         }
         let start = Instant::now();

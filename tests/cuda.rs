@@ -1,12 +1,17 @@
 //! What only the GPU's engine does. Needs a GPU, or the emulator of `tools/cuda`, and `VLMNARRATE_DEVICE=cuda`.
 #![cfg(feature = "cuda")]
 
-use std::{env, ops::ControlFlow, path::Path, process::Command, thread};
+#[path = "reference/data.rs"]
+mod data;
+
+use std::{env, ops::ControlFlow, process::Command, thread};
 
 use gstvlmnarrate::smolvlm::{
-    Checkpoint, DType, DeviceKind, Event, LoadOptions, Model, Picture, Request, Sampling, Session,
-    Source,
+    Checkpoint, DType, DeviceKind, Error, Event, LoadOptions, Model, Picture, Request, Sampling,
+    Session, Source,
 };
+
+use data::data;
 
 const TOKENS: usize = 20;
 const SIDE: u32 = 64;
@@ -17,17 +22,17 @@ fn model(dtype: DType) -> Option<Model> {
         eprintln!("not tested: VLMNARRATE_DEVICE is not cuda");
         return None;
     }
-    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let data = env::var_os("VLMNARRATE_TEST_DATA").map_or_else(here, Into::into);
-    let folder = data.join("reference/smolvlm2-256m");
+    Some(load(dtype).unwrap())
+}
+
+fn load(dtype: DType) -> Result<Model, Error> {
     let options = LoadOptions {
         device: DeviceKind::Cuda,
         dtype,
         ..LoadOptions::default()
     };
-    let checkpoint = Checkpoint::open(&Source::Folder(folder)).unwrap();
-    let go_on = &mut |_, _| ControlFlow::Continue(());
-    Some(Model::load(&checkpoint, &options, go_on).unwrap())
+    let checkpoint = Checkpoint::open(&Source::Folder(data("smolvlm2-256m"))).unwrap();
+    Model::load(&checkpoint, &options, &mut |_, _| ControlFlow::Continue(()))
 }
 
 fn noise(rng: &mut fastrand::Rng) -> Picture {
@@ -183,14 +188,7 @@ fn says(variables: &[(&str, &str)]) -> Option<String> {
 #[test]
 #[ignore = "run by the tests of errors"]
 fn two_captions() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/reference/smolvlm2-256m");
-    let checkpoint = Checkpoint::open(&Source::Folder(folder)).unwrap();
-    let options = LoadOptions {
-        device: DeviceKind::Cuda,
-        ..LoadOptions::default()
-    };
-    let go_on = &mut |_, _| ControlFlow::Continue(());
-    let model = match Model::load(&checkpoint, &options, go_on) {
+    let model = match load(DType::Auto) {
         Ok(model) => model,
         Err(error) => return println!("not loaded: {:?}: {error}", error.kind()),
     };

@@ -5,11 +5,14 @@
 //! models of `tools/reference/full_size.py` take the same road: name their folders in
 //! `VLMNARRATE_REFERENCE`, separated by colons, and run `cargo nextest run --run-ignored all full_size`.
 
+#[path = "reference/data.rs"]
+mod data;
 mod reference;
 
 use std::{collections::HashMap, fs, ops::ControlFlow, path::Path};
 
 use candle_core::{DType as Type, Device, Tensor};
+use data::data;
 use gstvlmnarrate::smolvlm::{
     Checkpoint, Content, DType, DeviceKind, Event, LoadOptions, Model, Picture, Processed,
     Processor, Prompt, Request, Sampling, Source, Span, question,
@@ -339,13 +342,6 @@ fn device() -> DeviceKind {
         Ok("cuda") => DeviceKind::Cuda,
         _ => DeviceKind::Cpu,
     }
-}
-
-/// `VLMNARRATE_TEST_DATA` is for programs that run where they weren't built.
-fn data(member: &str) -> std::path::PathBuf {
-    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let folder = std::env::var_os("VLMNARRATE_TEST_DATA").map_or_else(here, Into::into);
-    folder.join("reference").join(member)
 }
 
 macro_rules! members {

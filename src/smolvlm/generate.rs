@@ -529,12 +529,7 @@ impl Model {
         let cache = session.cache.tensors();
         let embeds = decoder.embed(&prompt.ids)?;
         for (&(start, len), features) in prompt.images.iter().zip(features) {
-            if features.dim(0)? != len {
-                return Err(Error::Prompt(format!(
-                    "a picture of {} features in a place of {len} tokens",
-                    features.dim(0)?
-                )));
-            }
+            check_features(features, len)?;
             embeds.slice_set(&features.contiguous()?, 0, start)?;
         }
         // The last is run in any case, for what follows it.
@@ -731,6 +726,16 @@ pub(super) struct Asked<'a> {
     pub(super) squares: &'a [&'a Picture],
     pub(super) room: usize,
     pub(super) last: Option<&'a Last>,
+}
+
+/// Whether a picture's features fit the place that the prompt has for them.
+pub(super) fn check_features(features: &Tensor, len: usize) -> Result<()> {
+    match features.dim(0)? {
+        rows if rows == len => Ok(()),
+        rows => Err(Error::Prompt(format!(
+            "a picture of {rows} features in a place of {len} tokens"
+        ))),
+    }
 }
 
 /// Logits as numbers.

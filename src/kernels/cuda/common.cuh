@@ -1,4 +1,4 @@
-// Structs that the host fills (their twins are in `mod.rs` and `arguments.rs`), and small helpers.
+// Structs that the host fills (their twins are in `arguments.rs`), and small helpers.
 
 #pragma once
 

@@ -5,7 +5,7 @@
 //
 // There are two places for each word, for even and for odd turns. None is written while somebody may still want what it
 // holds: in every turn there is a product that all blocks have a part in and that all blocks need the whole of (see
-// `Plan` in `operations.rs`), so nobody is a whole turn ahead.
+// `Plan` in `plan.rs`), so nobody is a whole turn ahead.
 
 #pragma once
 

@@ -9,6 +9,7 @@
 
 mod arguments;
 mod operations;
+mod plan;
 
 use std::{
     fmt,
@@ -27,9 +28,9 @@ use cudarc::driver::{
 
 pub use arguments::{MOST_ROWS, MOST_STOPS, Row, Sequence};
 pub use operations::{
-    Attended, Decode, Gather, Heads, Kernels, Norm, Number, Pictures, Places, Plan, Rows, Stack,
-    Then, Weights,
+    Attended, Gather, Heads, Kernels, Norm, Number, Pictures, Places, Rows, Then, Weights,
 };
+pub use plan::{Decode, Plan, Stack};
 
 /// Machine code for several generations of cards, and for those to come a form that the driver compiles.
 static CODE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
@@ -75,6 +76,17 @@ pub enum Error {
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+impl Error {
+    /// So many bytes are not among the free of all.
+    fn memory(bytes: u64, (free, total): (usize, usize)) -> Self {
+        Self::Memory {
+            needed: bytes.div_ceil(1_000_000),
+            free: free as u64 / 1_000_000,
+            total: total as u64 / 1_000_000,
+        }
+    }
+}
+
 impl From<DriverError> for Error {
     fn from(error: DriverError) -> Self {
         Self::Failed(told(error))
@@ -91,6 +103,11 @@ fn told(error: DriverError) -> String {
 /// `13000` as people write it.
 fn version(number: i32) -> String {
     format!("{}.{}", number / 1000, number % 1000 / 10)
+}
+
+/// Of the compiler, as people write it.
+fn toolkit() -> String {
+    TOOLKIT.parse().map_or_else(|_| TOOLKIT.into(), version)
 }
 
 /// What is known of a GPU.
@@ -151,7 +168,7 @@ fn look() -> Result<()> {
         if driver / 1000 < toolkit / 1000 {
             return Err(Error::OldDriver {
                 driver: version(driver),
-                toolkit: version(toolkit),
+                toolkit: self::toolkit(),
             });
         }
         let no_device = |error| Error::NoDevice {
@@ -180,7 +197,7 @@ fn look() -> Result<()> {
     });
     looked.unwrap_or(Err(Error::OldDriver {
         driver: "another version".into(),
-        toolkit: TOOLKIT.parse().map_or_else(|_| TOOLKIT.into(), version),
+        toolkit: toolkit(),
     }))
 }
 
@@ -208,7 +225,7 @@ impl Gpu {
             | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
             | CUresult::CUDA_ERROR_INVALID_IMAGE => Error::OldDriver {
                 driver: format!("one that says: {}", told(error)),
-                toolkit: TOOLKIT.parse().map_or_else(|_| TOOLKIT.into(), version),
+                toolkit: toolkit(),
             },
             _ => error.into(),
         })?;
@@ -262,26 +279,18 @@ impl Gpu {
 
     fn out_of_memory(&self, error: DriverError, bytes: usize) -> Error {
         match (error.0, self.context().mem_get_info()) {
-            (CUresult::CUDA_ERROR_OUT_OF_MEMORY, Ok((free, total))) => Error::Memory {
-                needed: (bytes as u64).div_ceil(1_000_000),
-                free: free as u64 / 1_000_000,
-                total: total as u64 / 1_000_000,
-            },
+            (CUresult::CUDA_ERROR_OUT_OF_MEMORY, Ok(memory)) => Error::memory(bytes as u64, memory),
             _ => error.into(),
         }
     }
 
     /// Whether so many bytes can be had, as far as the driver tells.
     pub fn check_room(&self, bytes: u64) -> Result<()> {
-        let (free, total) = self.context().mem_get_info()?;
-        if bytes <= free as u64 {
-            return Ok(());
+        let memory = self.context().mem_get_info()?;
+        match bytes <= memory.0 as u64 {
+            true => Ok(()),
+            false => Err(Error::memory(bytes, memory)),
         }
-        Err(Error::Memory {
-            needed: bytes.div_ceil(1_000_000),
-            free: free as u64 / 1_000_000,
-            total: total as u64 / 1_000_000,
-        })
     }
 
     pub fn upload<T: bytemuck::Pod>(&self, values: &[T]) -> Result<Memory> {

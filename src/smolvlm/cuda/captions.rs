@@ -6,8 +6,8 @@ use candle_core::{Device, Tensor};
 
 use super::{Ask, Network, Seat, Shown};
 use crate::smolvlm::{
-    Error, Model, Observer, Picture, Prompt, Result, Session,
-    generate::{Asked, Decoded, Timings},
+    Model, Observer, Picture, Prompt, Result, Session,
+    generate::{Asked, Decoded, Timings, check_features},
     layer_done,
     network::Cache,
 };
@@ -182,12 +182,7 @@ impl Model {
         let seat = seat(session);
         let mut values = Vec::new();
         for (features, (_, len)) in features.iter().zip(&prompt.images) {
-            if features.dim(0)? != *len {
-                return Err(Error::Prompt(format!(
-                    "a picture of {} features in a place of {len} tokens",
-                    features.dim(0)?
-                )));
-            }
+            check_features(features, *len)?;
             values.extend(features.flatten_all()?.to_vec1::<f32>()?);
         }
         let count = prompt.images.iter().map(|(_, len)| len).sum();

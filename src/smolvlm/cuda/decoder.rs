@@ -46,8 +46,14 @@ impl Decoder {
         let (queries, keys) = (heads.heads * heads.size, heads.kv_heads * heads.size);
         let mut norms = Vec::new();
         let mut norm = |name: &str| {
-            norms.extend(from.floats(&[hidden], &format!("{name}.weight"))?);
-            from.norm(hidden, c.rms_norm_eps, name, false)
+            let weight = from.floats(&[hidden], &format!("{name}.weight"))?;
+            norms.extend_from_slice(&weight);
+            Ok::<_, candle_core::Error>(Norm {
+                weight: from.upload(&weight)?,
+                bias: None,
+                epsilon: c.rms_norm_eps,
+                length: hidden,
+            })
         };
         let embed_tokens = linear(format!("{model}.embed_tokens"), c.vocab_size, hidden)?;
         let mut layers = Vec::new();

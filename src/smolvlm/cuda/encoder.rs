@@ -57,7 +57,7 @@ impl Encoder {
         let c = &config.vision_config;
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let model = "model.vision_model";
-        let norm = |name: &str| from.norm(hidden, c.layer_norm_eps, name, true);
+        let norm = |name: &str| from.layer_norm(hidden, c.layer_norm_eps, name);
         let layer = |i| {
             let name = format!("{model}.encoder.layers.{i}");
             let linear = |parts: &[&str], rows, columns| {

@@ -3,11 +3,10 @@
 use std::sync::Mutex;
 
 use candle_core::{DType, Error as CandleError, Result as CandleResult, Tensor};
-
 use candle_nn::var_builder::SimpleBackend;
 
 use super::super::weights::Loader;
-use crate::kernels::cuda::{Gpu, Memory, Norm, Number, Weights};
+use crate::kernels::cuda::{self, Gpu, Memory, Norm, Number, Weights};
 
 /// Reads tensors and puts them on the GPU, blocks of quantized files widened.
 pub(super) struct Uploader<'a> {
@@ -15,7 +14,7 @@ pub(super) struct Uploader<'a> {
     pub(super) number: Number,
     loader: Loader<'a>,
     /// What the GPU said, which is more than candle's error can carry.
-    failed: &'a Mutex<Option<crate::kernels::cuda::Error>>,
+    failed: &'a Mutex<Option<cuda::Error>>,
 }
 
 impl<'a> Uploader<'a> {
@@ -23,7 +22,7 @@ impl<'a> Uploader<'a> {
         gpu: &'a Gpu,
         number: Number,
         loader: Loader<'a>,
-        failed: &'a Mutex<Option<crate::kernels::cuda::Error>>,
+        failed: &'a Mutex<Option<cuda::Error>>,
     ) -> Self {
         Self {
             gpu,
@@ -34,7 +33,7 @@ impl<'a> Uploader<'a> {
     }
 
     /// Keeps an error of the GPU for whoever asks why the load failed.
-    fn on_gpu<T>(&self, result: crate::kernels::cuda::Result<T>) -> CandleResult<T> {
+    fn on_gpu<T>(&self, result: cuda::Result<T>) -> CandleResult<T> {
         result.map_err(|error| {
             let shown = CandleError::msg(error.to_string());
             *self.failed.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
@@ -70,17 +69,12 @@ impl<'a> Uploader<'a> {
         self.on_gpu(self.gpu.upload(values))
     }
 
-    pub(super) fn norm(
-        &self,
-        length: usize,
-        epsilon: f64,
-        name: &str,
-        has_bias: bool,
-    ) -> CandleResult<Norm> {
+    /// A layer norm's parameters.
+    pub(super) fn layer_norm(&self, length: usize, epsilon: f64, name: &str) -> CandleResult<Norm> {
         let part = |part: &str| self.upload(&self.floats(&[length], &format!("{name}.{part}"))?);
         Ok(Norm {
             weight: part("weight")?,
-            bias: has_bias.then(|| part("bias")).transpose()?,
+            bias: Some(part("bias")?),
             epsilon,
             length,
         })
