@@ -51,7 +51,7 @@ arguments! {
         layer: i32, heads: i32, kv_heads: i32, head_size: i32,
     }
     Product: 24 {
-        w: Address, n: i32, k: i32, parts: i32, tiles: i32,
+        w: Address, n: i32, k: i32, shift: i32, tiles: i32,
     }
     Row: 12 {
         token: i32, sequence: i32, position: i32,
@@ -78,11 +78,11 @@ pub const MOST_STOPS: usize = 8;
 /// Rows of a pass of the decoder's kernel.
 pub const MOST_ROWS: usize = 16;
 /// Blocks of that kernel have so many warps, and fetch so many rows and columns of a matrix at once.
-pub const DECODE_WARPS: usize = 16;
+pub const DECODE_WARPS: usize = 8;
 pub const TILE: usize = 8;
 pub const STEP: usize = 32;
 /// Places of the ring that each warp fetches weights into.
-pub const RING: usize = 8;
+pub const RING: usize = 16;
 /// Bytes of what a block knows of each caption, and of each row of a pass.
 pub const STANDING_BYTES: usize = 24;
 pub const PASS_ROW_BYTES: usize = 12;

@@ -57,29 +57,91 @@ struct PassRow {
     int sequence, position, token;
 };
 
-template <class T> __device__ __forceinline__ void load_8(const T* from, float (&to)[8]) {
-    const uint4 x = load_fresh((const uint4*)from);
-    const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
-    for (int i = 0; i < 4; i++) {
-        const float2 pair = unpack<T>(pairs[i]);
-        to[2 * i] = pair.x;
-        to[2 * i + 1] = pair.y;
+constexpr int NO_TOKEN = 0x7fffffff;
+
+// Four values from `at` on; zeros if that is below zero.
+template <class T> __device__ __forceinline__ void load_four(const T* from, int at, float (&to)[4]) {
+    uint2 x = make_uint2(0, 0);
+    if (at >= 0)
+        x = *(const uint2*)(from + at);
+    const float2 first = unpack<T>(x.x), second = unpack<T>(x.y);
+    to[0] = first.x;
+    to[1] = first.y;
+    to[2] = second.x;
+    to[3] = second.y;
+}
+
+template <> __device__ __forceinline__ void load_four<float>(const float* from, int at, float (&to)[4]) {
+    float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (at >= 0)
+        x = *(const float4*)(from + at);
+    to[0] = x.x;
+    to[1] = x.y;
+    to[2] = x.z;
+    to[3] = x.w;
+}
+
+// Eight numbers beside each other, as memory has them.
+template <class T> struct Eight {
+    static constexpr int WORDS = 8 / IN_A_WORD<T>;
+    uint32_t words[WORDS];
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < WORDS; i++)
+            words[i] = 0;
     }
-}
 
-template <> __device__ __forceinline__ void load_8<float>(const float* from, float (&to)[8]) {
-    for (int i = 0; i < 8; i++)
-        to[i] = load_fresh(from + i);
-}
+    __device__ __forceinline__ void load(const T* from) {
+#pragma unroll
+        for (int i = 0; i < WORDS; i += 4) {
+            const uint4 x = load_fresh((const uint4*)from + i / 4);
+            words[i] = x.x;
+            words[i + 1] = x.y;
+            words[i + 2] = x.z;
+            words[i + 3] = x.w;
+        }
+    }
 
+    __device__ __forceinline__ void store(T* to) const {
+#pragma unroll
+        for (int i = 0; i < WORDS; i += 4)
+            ((uint4*)to)[i / 4] = make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
+    }
+
+    // Value 8 · `at` and seven behind it of those that `from` are.
+    __device__ __forceinline__ void await(const Tagged* from, unsigned turn) {
+        await_pairs<WORDS / 2>(words, turn, [&](int i) { return from + 2 * i; });
+    }
+
+    __device__ __forceinline__ void widen(float (&to)[8]) const {
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            to[i] = value(words, i, T());
+    }
+
+    static __device__ __forceinline__ float value(const uint32_t* words, int i, float) { return float_of(words[i]); }
+    template <class H> static __device__ __forceinline__ float value(const uint32_t* words, int i, H) {
+        const float2 pair = unpack<H>(words[i / 2]);
+        return i % 2 ? pair.y : pair.x;
+    }
+};
+
+// What the kernel does for each product: of which there are four of each layer, then the head.
+enum Kind { QKV, O, GATE_UP, DOWN, HEAD };
+
+// Its code is run by few warps from one end to the other, once for each layer, so that what counts is how many
+// instructions there are on the way: each step is there once, for one row and for many, for the first product and the
+// last.
 template <class T> struct Decoder {
     const Decode& a;
-    // Parts of the shared memory: gains of the next norm, cosine and sine of each row's position, this block's columns of
-    // the states, sums of parts of a row, sums that warps share and other small things, rows for the next product.
-    float* gains;
+    // Parts of the shared memory: cosine and sine of each row's position, this block's columns of the states, each
+    // thread's sum of squares, what each warp has seen of keys and values, sums that warps share and other small things,
+    // rows for the next product.
     float2* turned;
     float* own;
     float* squares;
+    float* seen;
     Sequence* sequences;
     Standing* standing;
     PassRow* rows;
@@ -87,289 +149,456 @@ template <class T> struct Decoder {
     T* values;
     Ring<T> ring;
     int own_columns;
+    float of_hidden;
     int count = 0;
     unsigned turn;
+    // The best of a lane's columns of the head: of row lane / 4, and the eighth behind it.
+    float score[2];
+    int token[2];
 
-    __device__ Decoder(const Decode& a, unsigned char* memory) : a(a), ring(memory, a.products, 4 * a.layers + 1) {
-        memory += Ring<T>::BYTES + (4 * a.layers + 1) * sizeof(Product);
-        auto part = [&](auto*& start, size_t values) {
-            start = (decltype(start + 0))memory;
-            memory += (values * sizeof(*start) + 15) / 16 * 16;
+    __device__ __forceinline__ Decoder(const Decode& a, unsigned char* memory)
+        : a(a), ring(memory, a.products, 4 * a.layers + 1) {
+        int at = Ring<T>::BYTES + (4 * a.layers + 1) * sizeof(Product);
+        // An offset, so that the compiler still knows that it is shared memory.
+        auto part = [&](auto*& start, int values, int alignment = 16) {
+            at = ceil_div(at, alignment) * alignment;
+            start = (decltype(start + 0))(memory + at);
+            at += values * sizeof(*start);
         };
         own_columns = ceil_div(ceil_div(a.hidden, TILE), gridDim.x) * TILE;
-        part(gains, a.hidden);
         part(turned, MOST_ROWS * a.head_size / 2);
         part(own, MOST_ROWS * own_columns);
-        part(squares, DECODE_WARPS * DECODE_WARPS);
+        part(squares, DECODE_THREADS);
+        part(seen, DECODE_WARPS * seen_stride());
         part(sequences, MOST_ROWS);
         part(standing, MOST_ROWS);
         part(rows, MOST_ROWS);
         part(partial, a.partial);
-        values = (T*)(((size_t)memory + 127) / 128 * 128);
+        part(values, 0, 128);
         for (int i = threadIdx.x; i < a.count; i += DECODE_THREADS) {
             const Sequence& s = sequences[i] = a.sequences[i];
             standing[i] = {s.token, s.position, 0, 0, 0, 0};
         }
         turn = *a.turn;
+        of_hidden = 1.0f / a.hidden;
         sync_block();
     }
 
     __device__ int width() const { return (a.heads + 2 * a.kv_heads) * a.head_size; }
+    __device__ int seen_stride() const { return a.head_size + 4; }
 
-    // Where the words of this turn are, of rows of so many values.
-    __device__ Tagged* place(Tagged* both, int length) const { return both + size_t(turn % 2) * MOST_ROWS * length; }
-
-    template <class F> __device__ void multiply(int product, F then) {
-        ring.multiply(product, values, a.row_stride, count, partial, then);
+    // Where the words of a turn are, of rows of so many.
+    __device__ __forceinline__ Tagged* place(Tagged* both, int words, unsigned of) const {
+        return both + size_t(of % 2) * MOST_ROWS * words;
     }
 
-    __device__ float embedded(int row, int i) const {
-        return to_float(((const T*)a.table)[size_t(rows[row].token) * a.hidden + i]);
+    __device__ __forceinline__ const T* embedding(int row) const {
+        return (const T*)a.table + size_t(rows[row].token) * a.hidden;
     }
 
-    // Gains of a norm, which nobody has to be waited for.
-    __device__ void fetch_gains(int norm) {
-        for (int i = threadIdx.x; i < a.hidden; i += DECODE_THREADS)
-            gains[i] = a.norms[size_t(norm) * a.hidden + i];
-    }
-
-    // Rows to the product: RMS norm of the states of some turn, or of the tokens' embeddings.
-    __device__ void norm_rows(const Tagged* states, unsigned of) {
-        if (a.hidden <= DECODE_THREADS)
-            norm_rows<1>(states, of);
-        else if (a.hidden <= 2 * DECODE_THREADS)
-            norm_rows<2>(states, of);
-        else
-            norm_rows<4>(states, of);
-    }
-
-    // A row is summed in 16 parts, of which a lane has EACH values, whether a warp has one of them or, with many rows,
-    // all: it comes out the same.
-    template <int EACH> __device__ __forceinline__ void norm_rows(const Tagged* states, unsigned of) {
-        constexpr int AT_ONCE = 8 / EACH;
-        // Warps are a power of two, and so are the parts that each has.
-        int shift = 0;
-        while ((1 << shift) < count)
-            shift++;
-        const int parts = 1 << shift, row = warp_id() >> (4 - shift), first = (warp_id() << shift) % DECODE_WARPS;
-        const bool is_row = row < count;
-        const Tagged* from = states + size_t(row) * a.hidden;
-        const T* embedding = (const T*)a.table + size_t(rows[is_row ? row : 0].token) * a.hidden;
-        float x[AT_ONCE][EACH];
-        auto place = [&](int part, int i) { return (first + part) * WARP + lane_id() + i * DECODE_THREADS; };
-        auto load = [&](int start) {
-            float all[AT_ONCE * EACH];
-            if (states)
-                await_all(all, of, [&](int i) -> const Tagged* {
-                    const int at = place(start + i / EACH, i % EACH);
-                    return is_row && start + i / EACH < parts && at < a.hidden ? from + at : nullptr;
-                });
+    // States of a row of some turn, or its token's embedding: N times four values, where `place(i)` says.
+    template <int N, class P>
+    __device__ __forceinline__ void await_states(float (&x)[N][4], const Tagged* states, unsigned of, int row, P place) {
+        if (states) {
+            const Tagged* from = states + row * a.hidden;
+            uint32_t words[4 * N];
+            await_pairs<2 * N>(words, of, [&](int i) -> const Tagged* {
+                const int at = place(i / 2);
+                return at < a.hidden ? from + at + i % 2 * 2 : nullptr;
+            });
 #pragma unroll
-            for (int i = 0; i < AT_ONCE * EACH; i++) {
-                const int at = place(start + i / EACH, i % EACH);
-                const bool wanted = is_row && start + i / EACH < parts && at < a.hidden;
-                x[i / EACH][i % EACH] = !wanted ? 0.0f : states ? all[i] : to_float(embedding[at]);
-            }
-        };
-        if (states && is_row)
-            await_first(from + first * WARP % a.hidden, of);
-        float* sums = squares + row * DECODE_WARPS;
-        for (int start = 0; start < parts; start += AT_ONCE) {
-            load(start);
+            for (int i = 0; i < 4 * N; i++)
+                x[i / 4][i % 4] = float_of(words[i]);
+        } else {
+            const T* from = embedding(row);
 #pragma unroll
-            for (int part = 0; part < AT_ONCE; part++) {
-                float sum = 0.0f;
-#pragma unroll
-                for (int i = 0; i < EACH; i++)
-                    sum += x[part][i] * x[part][i];
-                if (start + part < parts) {
-                    sum = warp_sum(sum);
-                    if (lane_id() == 0)
-                        sums[first + start + part] = sum;
-                }
-            }
+            for (int i = 0; i < N; i++)
+                load_four(from, place(i) < a.hidden ? place(i) : -1, x[i]);
         }
-        sync_block();
-        float sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < DECODE_WARPS; i++)
-            sum += sums[i];
-        const float scale = 1.0f / sqrtf(sum / a.hidden + a.epsilon);
-        T* to = values + size_t(row) * a.row_stride;
-        for (int start = 0; start < parts; start += AT_ONCE) {
-            if (parts > AT_ONCE)
-                load(start);
-#pragma unroll
-            for (int i = 0; i < AT_ONCE * EACH; i++) {
-                const int at = place(start + i / EACH, i % EACH);
-                if (is_row && start + i / EACH < parts && at < a.hidden)
-                    to[at] = from_float<T>(x[i / EACH][i % EACH] * scale * gains[at]);
-            }
-        }
-        if (is_row && first == 0)
-            clear(to, a.hidden);
-        sync_block();
     }
 
-    // Up to a whole step: weights beyond are zero, what they are multiplied with must be a number.
-    __device__ void clear(T* row, int length) {
+    static __device__ __forceinline__ float sum_of_squares(float sum, const float (&x)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            sum = fmaf(x[i], x[i], sum);
+        return sum;
+    }
+
+    __device__ __forceinline__ float factor(float squares) const {
+        return rsqrtf(fmaf(warp_sum(squares), of_hidden, a.epsilon));
+    }
+
+    // Four values of a row, by the factor of its norm and gains.
+    __device__ __forceinline__ void put(int row, int at, const float (&x)[4], float factor, float4 gain) {
+        T* to = values + row * a.row_stride + at;
+        store_pair(to, x[0] * factor * gain.x, x[1] * factor * gain.y);
+        store_pair(to + 2, x[2] * factor * gain.z, x[3] * factor * gain.w);
+    }
+
+    // By a warp, up to a whole step: weights beyond are zero, what they are multiplied with must be a number.
+    __device__ __forceinline__ void clear(T* row, int length) {
         const int at = length + lane_id();
-        if (at < ceil_div(length, STEP) * STEP)
+        if (length % STEP != 0 && at < ceil_div(length, STEP) * STEP)
             row[at] = from_float<T>(0.0f);
     }
 
-    // Rows to the product as others give them.
-    __device__ void take_rows(const Tagged* from, int length) {
-        constexpr int MOST = 4;
-        const int all = count * length;
-        await_first(from + warp_id() * WARP % length, turn);
-        int row = 0, col = threadIdx.x;
-        for (int start = threadIdx.x; start < all; start += MOST * DECODE_THREADS) {
-            float got[MOST];
-            await_all(got, turn, [&](int i) -> const Tagged* {
-                const int at = start + i * DECODE_THREADS;
-                return at < all ? from + at : nullptr;
-            });
-#pragma unroll
-            for (int i = 0; i < MOST; i++) {
-                for (; col >= length; col -= length)
-                    row++;
-                if (row < count)
-                    values[size_t(row) * a.row_stride + col] = from_float<T>(got[i]);
-                col += DECODE_THREADS;
-            }
-        }
-        for (int row = warp_id(); row < count; row += DECODE_WARPS)
-            clear(values + size_t(row) * a.row_stride, length);
+    // Rows to the product: RMS norm of the states of some turn, or of the tokens' embeddings.
+    __device__ __forceinline__ void norm(const Tagged* states, unsigned of, const float* gains) {
+        if (a.hidden <= 4 * DECODE_THREADS)
+            norm<1>(states, of, gains);
+        else
+            norm<2>(states, of, gains);
         sync_block();
     }
 
-    // A query head of a row by a block: keys and values of before from the cache, those of this pass from `qkv`.
-    __device__ void attend(int layer) {
-        const int size = a.head_size, per_key = size / 8, half = size / 2;
-        const int lane = lane_id(), at = lane % per_key * 8;
-        const int each = WARP / per_key;
-        const Tagged* qkv = place(a.qkv, width());
-        Tagged* attended = place(a.attended, a.heads * size);
-        float* query = partial;
-        float* merged = partial + 128;
-        for (int item = blockIdx.x; item < count * a.heads; item += gridDim.x) {
-            const int row = item / a.heads, head = item % a.heads, kv_head = head / (a.heads / a.kv_heads);
-            const Sequence& s = sequences[rows[row].sequence];
-            const int first = standing[rows[row].sequence].first, position = rows[row].position;
-            const int past = position - (row - first);
-            T* keys = (T*)s.cache + cache_place(s, layer, 0, a.kv_heads, kv_head, size);
-            T* all_values = (T*)s.cache + cache_place(s, layer, 1, a.kv_heads, kv_head, size);
-            // Those that were there before are fetched while this pass' are on their way.
-            const int key = warp_id() * each + lane / per_key;
-            float k8[8] = {}, v8[8] = {};
-            if (key < past) {
-                load_8(keys + size_t(key) * size + at, k8);
-                load_8(all_values + size_t(key) * size + at, v8);
-            }
-            await_first(qkv + size_t(row) * width() + (a.heads + kv_head) * size, turn);
-            // Keys and values of this pass, as the cache will have them; before them the query.
-            float* fresh = merged + DECODE_WARPS * (size + 2);
-            for (int i = threadIdx.x; i < (position - past + 2) * half; i += DECODE_THREADS) {
-                const int before = i / half - 1, j = i % half;
-                if (before < 0) {
-                    const Tagged* q = qkv + size_t(row) * width() + head * size + j;
-                    float got[2];
-                    await_all(got, turn, [&](int i) { return q + i * half; });
-                    const float2 y = turn_pair(got[0], got[1], turned[row * half + j]);
-                    query[j] = y.x * a.scale;
-                    query[half + j] = y.y * a.scale;
-                    continue;
-                }
-                const Tagged* k = qkv + size_t(first + before) * width() + (a.heads + kv_head) * size + j;
-                const Tagged* v = k + a.kv_heads * size;
-                float got[4];
-                await_all(got, turn, [&](int i) { return (i < 2 ? k : v) + i % 2 * half; });
-                const float2 y = turn_pair(got[0], got[1], turned[(first + before) * half + j]);
-                const T new_keys[2] = {from_float<T>(y.x), from_float<T>(y.y)};
-                float* to = fresh + before * 2 * size + j;
-                for (int side = 0; side < 2; side++) {
-                    const T value = from_float<T>(got[2 + side]);
-                    to[side * half] = to_float(new_keys[side]);
-                    to[size + side * half] = to_float(value);
-                    if (past + before == position && head % (a.heads / a.kv_heads) == 0) {
-                        keys[size_t(position) * size + side * half + j] = new_keys[side];
-                        all_values[size_t(position) * size + side * half + j] = value;
-                    }
-                }
-            }
+    // A lane's sum is that of EACH times four values of the first warp's part of the row, then of the next's. One row is
+    // summed by all warps, of many each by one, and it comes out the same.
+    template <int EACH> __device__ __forceinline__ void norm(const Tagged* states, unsigned of, const float* gains) {
+        if (count == 1) {
+            auto place = [&](int i) { return (i * DECODE_THREADS + int(threadIdx.x)) * 4; };
+            float4 gain[EACH] = {};
+#pragma unroll
+            for (int i = 0; i < EACH; i++)
+                if (place(i) < a.hidden)
+                    gain[i] = *(const float4*)(gains + place(i));
+            float x[EACH][4], sum = 0.0f;
+            await_states<EACH>(x, states, of, 0, place);
+#pragma unroll
+            for (int i = 0; i < EACH; i++)
+                sum = sum_of_squares(sum, x[i]);
+            squares[threadIdx.x] = sum;
             sync_block();
-
-            float highest = -INFINITY, total = 0.0f, out[8] = {}, q8[8];
-            for (int i = 0; i < 8; i++)
-                q8[i] = query[at + i];
-            for (int base = 0; base <= position; base += DECODE_WARPS * each) {
-                const int now = base + key, next = now + DECODE_WARPS * each;
-                if (now >= past && now <= position) {
-                    const float* from = fresh + (now - past) * 2 * size + at;
-                    for (int i = 0; i < 8; i++) {
-                        k8[i] = from[i];
-                        v8[i] = from[size + i];
-                    }
-                }
-                float next_k8[8] = {}, next_v8[8] = {};
-                if (next < past) {
-                    load_8(keys + size_t(next) * size + at, next_k8);
-                    load_8(all_values + size_t(next) * size + at, next_v8);
-                }
-                float score = 0.0f;
-                for (int i = 0; i < 8; i++)
-                    score = fmaf(q8[i], k8[i], score);
-                for (int mask = per_key / 2; mask > 0; mask /= 2)
-                    score += shuffle_xor(score, mask);
-                if (now <= position) {
-                    const float most = fmaxf(highest, score), weight = exp2f(score - most), shrink = exp2f(highest - most);
-                    highest = most;
-                    total = total * shrink + weight;
-                    for (int i = 0; i < 8; i++)
-                        out[i] = fmaf(weight, v8[i], out[i] * shrink);
-                }
-                for (int i = 0; i < 8; i++) {
-                    k8[i] = next_k8[i];
-                    v8[i] = next_v8[i];
-                }
-            }
-            // What the lanes of a warp have seen, then the warps.
-            for (int mask = per_key; mask < WARP; mask *= 2) {
-                const float other = shuffle_xor(highest, mask), other_total = shuffle_xor(total, mask);
-                const float most = fmaxf(highest, other), base = most == -INFINITY ? 0.0f : most;
-                const float mine = exp2f(highest - base), theirs = exp2f(other - base);
-                highest = most;
-                total = total * mine + other_total * theirs;
-                for (int i = 0; i < 8; i++) {
-                    const float other_out = shuffle_xor(out[i], mask);
-                    out[i] = out[i] * mine + other_out * theirs;
-                }
-            }
-            float* to = merged + warp_id() * (size + 2);
-            if (lane < per_key) {
-                for (int i = 0; i < 8; i++)
-                    to[at + i] = out[i];
-                if (lane == 0) {
-                    to[size] = highest;
-                    to[size + 1] = total;
-                }
-            }
-            sync_block();
-            for (int i = threadIdx.x; i < size; i += DECODE_THREADS) {
-                float best = -INFINITY, sum = 0.0f, y = 0.0f;
-                for (int warp = 0; warp < DECODE_WARPS; warp++)
-                    best = fmaxf(best, merged[warp * (size + 2) + size]);
-                for (int warp = 0; warp < DECODE_WARPS; warp++) {
-                    const float* from = merged + warp * (size + 2);
-                    const float weight = exp2f(from[size] - best);
-                    sum = fmaf(weight, from[size + 1], sum);
-                    y = fmaf(weight, from[i], y);
-                }
-                give(attended + (size_t(row) * a.heads + head) * size + i, y / sum, turn);
-            }
-            sync_block();
+            sum = 0.0f;
+#pragma unroll
+            for (int warp = 0; warp < DECODE_WARPS; warp++)
+                sum += squares[warp * WARP + lane_id()];
+            const float by = factor(sum);
+#pragma unroll
+            for (int i = 0; i < EACH; i++)
+                if (place(i) < a.hidden)
+                    put(0, place(i), x[i], by, gain[i]);
+            if (warp_id() == 0)
+                clear(values, a.hidden);
+            return;
         }
+        // So many times four values are waited for at once.
+        constexpr int ALL = DECODE_WARPS * EACH, PART = 8;
+        auto place = [&](int i) { return (i % EACH * DECODE_THREADS + i / EACH * WARP + lane_id()) * 4; };
+        prefetch(gains + min(int(threadIdx.x) * 8, a.hidden - 1));
+        for (int row = warp_id(); row < count; row += DECODE_WARPS) {
+            float x[ALL / PART][PART][4], sum = 0.0f;
+            if (states)
+                await_first(states + row * a.hidden, of);
+#pragma unroll
+            for (int part = 0; part < ALL / PART; part++) {
+                await_states<PART>(x[part], states, of, row, [&](int i) { return place(part * PART + i); });
+#pragma unroll
+                for (int i = 0; i < PART; i += EACH) {
+                    float one = 0.0f;
+#pragma unroll
+                    for (int j = 0; j < EACH; j++)
+                        one = sum_of_squares(one, x[part][i + j]);
+                    sum += one;
+                }
+            }
+            const float by = factor(sum);
+#pragma unroll
+            for (int i = 0; i < ALL; i++)
+                if (place(i) < a.hidden)
+                    put(row, place(i), x[i / PART][i % PART], by, *(const float4*)(gains + place(i)));
+            clear(values + row * a.row_stride, a.hidden);
+        }
+    }
+
+    // Rows to the product as others give them.
+    __device__ __forceinline__ void take(const Tagged* from, int length) {
+        constexpr int MOST = 4;
+        const int words = length / IN_A_WORD<T>;
+        // All warps for one row, or one for each of many: 2^shift for one.
+        int shift = LOG_WARPS;
+        for (int rows = 1; rows < count && shift > 0; rows *= 2)
+            shift--;
+        const int first = warp_id() & ((1 << shift) - 1), stride = 2 * WARP << shift;
+        for (int row = warp_id() >> shift; row < count; row += DECODE_WARPS >> shift) {
+            const Tagged* row_words = from + row * words;
+            T* to = values + row * a.row_stride;
+            if (count > 1)
+                await_first(row_words, turn);
+            for (int start = 2 * (first * WARP + lane_id()); start < words; start += MOST * stride) {
+                uint32_t got[2 * MOST];
+                auto place = [&](int i) { return start + i * stride; };
+                await_pairs<MOST>(got, turn, [&](int i) { return place(i) < words ? row_words + place(i) : nullptr; });
+#pragma unroll
+                for (int i = 0; i < MOST; i++)
+                    if (place(i) < words)
+                        *(uint2*)((uint32_t*)to + place(i)) = make_uint2(got[2 * i], got[2 * i + 1]);
+            }
+            if (first == 0)
+                clear(to, length);
+        }
+        sync_block();
+    }
+
+    // A query head of a row by a block: keys and values of before from the cache, those of this pass from `qkv`. Blocks
+    // take part from the last on, which have the least to multiply.
+    __device__ __forceinline__ void attend(int layer) {
+        for (int item = gridDim.x - 1 - blockIdx.x; item < count * a.heads; item += gridDim.x) {
+            attend(layer, item / a.heads, item % a.heads);
+            // Before somebody writes to `seen` again.
+            if (item + int(gridDim.x) < count * a.heads)
+                sync_block();
+        }
+    }
+
+    __device__ __forceinline__ void attend(int layer, int row, int head) {
+        // Keys that a lane sees at once.
+        constexpr int MOST = 4;
+        const int size = a.head_size, per_key = size / 8, lane = lane_id(), at = lane % per_key * 8;
+        const int queries = a.heads / a.kv_heads, kv_head = head / queries;
+        const int words = width() / IN_A_WORD<T>;
+        const Tagged* qkv = place(a.qkv, words, turn);
+        const Sequence& s = sequences[rows[row].sequence];
+        const int first = standing[rows[row].sequence].first, position = rows[row].position;
+        const int past = position - (row - first);
+        T* keys = (T*)s.cache + cache_place(s, layer, 0, a.kv_heads, kv_head, size) + at;
+        T* all_values = (T*)s.cache + cache_place(s, layer, 1, a.kv_heads, kv_head, size) + at;
+        // A warp has so many keys beside each other, its lanes `stride` from one to the next.
+        const int each = WARP / per_key, stride = DECODE_WARPS * each;
+        int key = warp_id() * each + lane / per_key;
+        Eight<T> k[MOST], v[MOST];
+        auto fetch = [&](Eight<T> (&k)[MOST], Eight<T> (&v)[MOST], int from) {
+#pragma unroll
+            for (int i = 0; i < MOST; i++) {
+                k[i].clear();
+                v[i].clear();
+                if (from + i * stride < past) {
+                    k[i].load(keys + size_t(from + i * stride) * size);
+                    v[i].load(all_values + size_t(from + i * stride) * size);
+                }
+            }
+        };
+        // Those that were there before come while this pass' are on their way.
+        fetch(k, v, key);
+        float q[8];
+        Eight<T> query;
+        query.await(qkv + row * words + (head * size + at) / IN_A_WORD<T>, turn);
+        query.widen(q);
+        float highest = -INFINITY, total = 0.0f, out[8] = {};
+#pragma unroll 1
+        for (int base = 0; base <= position; base += MOST * stride, key += MOST * stride) {
+            Eight<T> next_k[MOST], next_v[MOST];
+            fetch(next_k, next_v, key + MOST * stride);
+            float scores[MOST];
+#pragma unroll
+            for (int i = 0; i < MOST; i++) {
+                const int now = key + i * stride;
+                if (now >= past && now <= position) {
+                    const Tagged* from = qkv + (first + now - past) * words + ((a.heads + kv_head) * size + at) / IN_A_WORD<T>;
+                    k[i].await(from, turn);
+                    v[i].await(from + a.kv_heads * size / IN_A_WORD<T>, turn);
+                    if (now == position && head % queries == 0) {
+                        k[i].store(keys + size_t(now) * size);
+                        v[i].store(all_values + size_t(now) * size);
+                    }
+                }
+                float wide[8], score = 0.0f;
+                k[i].widen(wide);
+#pragma unroll
+                for (int j = 0; j < 8; j++)
+                    score = fmaf(q[j], wide[j], score);
+                scores[i] = score;
+            }
+            float most = highest;
+            for (int mask = per_key / 2; mask > 0; mask /= 2)
+#pragma unroll
+                for (int i = 0; i < MOST; i++)
+                    scores[i] += shuffle_xor(scores[i], mask);
+#pragma unroll
+            for (int i = 0; i < MOST; i++) {
+                if (key + i * stride > position)
+                    scores[i] = -INFINITY;
+                most = fmaxf(most, scores[i]);
+            }
+            const float from = most == -INFINITY ? 0.0f : most, shrink = exp2f(highest - from);
+            highest = most;
+            total *= shrink;
+            for (int j = 0; j < 8; j++)
+                out[j] *= shrink;
+#pragma unroll
+            for (int i = 0; i < MOST; i++) {
+                const float weight = exp2f(scores[i] - from);
+                float wide[8];
+                v[i].widen(wide);
+                total += weight;
+#pragma unroll
+                for (int j = 0; j < 8; j++)
+                    out[j] = fmaf(weight, wide[j], out[j]);
+                k[i] = next_k[i];
+                v[i] = next_v[i];
+            }
+        }
+        // What the lanes of a warp have seen, then the warps.
+        float most = highest;
+        for (int mask = per_key; mask < WARP; mask *= 2)
+            most = fmaxf(most, shuffle_xor(most, mask));
+        const float by = most == -INFINITY ? 0.0f : exp2f(highest - most);
+        total *= by;
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            out[j] *= by;
+        for (int mask = per_key; mask < WARP; mask *= 2) {
+            total += shuffle_xor(total, mask);
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                out[j] += shuffle_xor(out[j], mask);
+        }
+        float* to = seen + warp_id() * seen_stride();
+        if (lane < per_key) {
+            *(float4*)(to + at) = make_float4(out[0], out[1], out[2], out[3]);
+            *(float4*)(to + at + 4) = make_float4(out[4], out[5], out[6], out[7]);
+            if (lane == 0)
+                *(float2*)(to + size) = make_float2(most, total);
+        }
+        sync_block();
+        const int mine = threadIdx.x * 4;
+        if (mine < size) {
+            float best = -INFINITY, sum = 0.0f, y[4] = {};
+#pragma unroll
+            for (int warp = 0; warp < DECODE_WARPS; warp++)
+                best = fmaxf(best, seen[warp * seen_stride() + size]);
+#pragma unroll
+            for (int warp = 0; warp < DECODE_WARPS; warp++) {
+                const float* from = seen + warp * seen_stride();
+                const float weight = exp2f(from[size] - best);
+                const float4 part = *(const float4*)(from + mine);
+                sum = fmaf(weight, from[size + 1], sum);
+                y[0] = fmaf(weight, part.x, y[0]);
+                y[1] = fmaf(weight, part.y, y[1]);
+                y[2] = fmaf(weight, part.z, y[2]);
+                y[3] = fmaf(weight, part.w, y[3]);
+            }
+            const float by = 1.0f / sum;
+            for (int i = 0; i < 4; i++)
+                y[i] *= by;
+            const int all = a.heads * size / IN_A_WORD<T>;
+            Tagged* attended = place(a.attended, all, turn) + row * all;
+            give_four<T>(attended + (head * size + mine) / IN_A_WORD<T>, y, turn);
+        }
+    }
+
+    // Product of this block's tiles with the rows. What warps have summed goes to `partial`, that of the head to `score`.
+    __device__ __forceinline__ void multiply(const Product& p, Kind kind) {
+        const int row = lane_id() / 4;
+#pragma unroll 1
+        for (int tile = p.first_tile(); tile < p.tiles; tile += p.tile_stride()) {
+            float y[4] = {};
+            ring.multiply(y, p, values, a.row_stride, count);
+            const int beside = lane_id() % 4 * 2;
+            if (kind == HEAD) {
+                const int col = p.column(tile) + beside;
+                judge(0, row, col, y[0], y[1]);
+                if (count > 8)
+                    judge(1, row + 8, col, y[2], y[3]);
+            } else {
+                float* to = partial + sums_place(tile, p.shift, p.part(), count) + row * TILE + beside;
+                *(float2*)to = make_float2(y[0], y[1]);
+                if (count > 8)
+                    *(float2*)(to + 8 * TILE) = make_float2(y[2], y[3]);
+            }
+        }
+        sync_block();
+    }
+
+    __device__ __forceinline__ static void take_better(float& score, int& token, float other, int other_token) {
+        if (other > score || (other == score && other_token < token)) {
+            score = other;
+            token = other_token;
+        }
+    }
+
+    // Scores of two tokens.
+    __device__ __forceinline__ void judge(int half, int row, int col, float y0, float y1) {
+        if (row >= count || col >= a.vocabulary)
+            return;
+        const bool both = col + 1 < a.vocabulary;
+        take_better(score[half], token[half], y0, col);
+        if (both)
+            take_better(score[half], token[half], y1, col + 1);
+        if (a.scores) {
+            a.scores[size_t(row) * a.vocabulary + col] = y0;
+            if (both)
+                a.scores[size_t(row) * a.vocabulary + col + 1] = y1;
+        }
+    }
+
+    // What comes out of a product to those who wait for it, four columns by a thread.
+    __device__ __forceinline__ void give_sums(const Product& p, Kind kind, bool is_first) {
+        int shift = 0;
+        while ((1 << shift) < count)
+            shift++;
+#pragma unroll 1
+        for (int i = threadIdx.x; i < p.tiles << (shift + 1); i += DECODE_THREADS) {
+            const int beside = i % 2 * 4, row = (i / 2) & ((1 << shift) - 1), tile = i >> (shift + 1);
+            const int col = p.column(tile) + beside;
+            if (row >= count || col >= p.n)
+                continue;
+            float y[4] = {};
+            const float* from = partial + sums_place(tile, p.shift, 0, count) + row * TILE + beside;
+            const int stride = sums_place(0, p.shift, 1, count);
+#pragma unroll 4
+            for (int part = 0; part < p.parts(); part++, from += stride) {
+                const float4 x = *(const float4*)from;
+                y[0] += x.x;
+                y[1] += x.y;
+                y[2] += x.z;
+                y[3] += x.w;
+            }
+            if (kind == QKV)
+                give_qkv(row, col, y);
+            else if (kind == GATE_UP)
+                give_inner(row, col / 2, silu(y[0]) * y[1], silu(y[2]) * y[3]);
+            else
+                give_states(kind == O ? a.middle : a.states, row, col, tile * TILE + beside, y, is_first && kind == O);
+        }
+    }
+
+    // Rows of queries and keys lie so that the halves of a pair are beside each other.
+    __device__ __forceinline__ void give_qkv(int row, int col, float (&y)[4]) {
+        if (col < (a.heads + a.kv_heads) * a.head_size) {
+            const float2* by = turned + row * a.head_size / 2 + (col & (a.head_size - 1)) / 2;
+            const float scale = col < a.heads * a.head_size ? a.scale : 1.0f;
+#pragma unroll
+            for (int i = 0; i < 4; i += 2) {
+                const float2 pair = turn_pair(y[i], y[i + 1], by[i / 2]);
+                y[i] = pair.x * scale;
+                y[i + 1] = pair.y * scale;
+            }
+        }
+        const int words = width() / IN_A_WORD<T>;
+        give_four<T>(place(a.qkv, words, turn) + row * words + col / IN_A_WORD<T>, y, turn);
+    }
+
+    __device__ __forceinline__ void give_inner(int row, int at, float first, float second) {
+        const int words = a.inner_size / IN_A_WORD<T>;
+        Tagged* to = place(a.inner, words, turn) + row * words + at / IN_A_WORD<T>;
+        if constexpr (IN_A_WORD<T> == 2)
+            give(to, pack<T>(first, second), turn);
+        else
+            give_two(to, bits_of(first), bits_of(second), turn);
+    }
+
+    // The states, of which this block keeps its columns.
+    __device__ __forceinline__ void give_states(Tagged* both, int row, int col, int own_col, float (&y)[4], bool is_first) {
+        float* mine = own + row * own_columns + own_col;
+        float x[4];
+        if (is_first)
+            load_four(embedding(row), col, x);
+        else
+            for (int i = 0; i < 4; i++)
+                x[i] = mine[i];
+        for (int i = 0; i < 4; i++)
+            mine[i] = y[i] += x[i];
+        give_four<float>(place(both, a.hidden, turn) + row * a.hidden + col, y, turn);
     }
 
     // Rows of the next pass: of each sequence its token, and guesses as far as there is room.
@@ -410,23 +639,23 @@ template <class T> struct Decoder {
         sync_block();
     }
 
-    __device__ __forceinline__ static void take_better(float& score, int& token, float other, int other_token) {
-        if (other > score || (other == score && other_token < token)) {
-            score = other;
-            token = other_token;
-        }
-    }
-
     // The best token of each row, by all blocks alike, into the start of `partial`.
-    __device__ void choose() {
+    __device__ __forceinline__ void choose() {
+        constexpr int MOST = 8;
         const int blocks = gridDim.x;
         for (int row = warp_id(); row < count; row += DECODE_WARPS) {
             float score = -INFINITY;
-            int token = 0x7fffffff;
-            for (int block = lane_id(); block < blocks; block += WARP) {
-                const Tagged* from = a.best + block * MOST_ROWS + row;
-                const float other = await_float(from, turn);
-                take_better(score, token, other, int(await(from + blocks * MOST_ROWS, turn)));
+            int token = NO_TOKEN;
+            for (int start = lane_id(); start < blocks; start += MOST * WARP) {
+                uint32_t words[2 * MOST];
+                await_pairs<MOST>(words, turn, [&](int i) {
+                    const int block = start + i * WARP;
+                    return block < blocks ? a.best + (block * MOST_ROWS + row) * 2 : nullptr;
+                });
+#pragma unroll
+                for (int i = 0; i < MOST; i++)
+                    if (start + i * WARP < blocks)
+                        take_better(score, token, float_of(words[2 * i]), int(words[2 * i + 1]));
             }
             for (int mask = 16; mask > 0; mask /= 2) {
                 const float other = shuffle_xor(score, mask);
@@ -492,83 +721,12 @@ template <class T> struct Decoder {
         return true;
     }
 
-    // The states of the turn before, which was the layer before.
-    __device__ const Tagged* states_before() const { return a.states + size_t((turn - 1) % 2) * MOST_ROWS * a.hidden; }
-
-    // The first half of a layer: attention. Who has no part in a product needs nothing for it either.
-    __device__ void look_back(int layer) {
-        const bool first = layer == 0;
-        Tagged* qkv = place(a.qkv, width());
-        if (ring.products[4 * layer].tiles > 0) {
-            norm_rows(first ? nullptr : states_before(), turn - 1);
-            multiply(4 * layer, [&](int row, int, int col, float y0, float y1) {
-                Tagged* to = qkv + size_t(row) * width() + col;
-                give(to, y0, turn);
-                give(to + 1, y1, turn);
-            });
-        }
-        fetch_gains(2 * layer + 1);
-        attend(layer);
-        sync_block();
-        if (ring.products[4 * layer + 1].tiles > 0) {
-            take_rows(place(a.attended, a.heads * a.head_size), a.heads * a.head_size);
-            Tagged* middle = place(a.middle, a.hidden);
-            multiply(4 * layer + 1, [&](int row, int tile, int col, float y0, float y1) {
-                float* x = own + row * own_columns + tile * TILE + col % TILE;
-                x[0] = y0 + (first ? embedded(row, col) : x[0]);
-                x[1] = y1 + (first ? embedded(row, col + 1) : x[1]);
-                Tagged* to = middle + size_t(row) * a.hidden + col;
-                give(to, x[0], turn);
-                give(to + 1, x[1], turn);
-            });
-        }
-        sync_block();
-    }
-
-    // The second half: what each token makes of it.
-    __device__ void think(int layer) {
-        norm_rows(place(a.middle, a.hidden), turn);
-        Tagged* inner = place(a.inner, a.inner_size);
-        multiply(4 * layer + 2, [&](int row, int, int col, float gate, float up) {
-            give(inner + size_t(row) * a.inner_size + col / 2, silu(gate) * up, turn);
-        });
-        sync_block();
-        fetch_gains(2 * layer + 2);
-        if (ring.products[4 * layer + 3].tiles > 0) {
-            take_rows(inner, a.inner_size);
-            Tagged* states = place(a.states, a.hidden);
-            multiply(4 * layer + 3, [&](int row, int tile, int col, float y0, float y1) {
-                float* x = own + row * own_columns + tile * TILE + col % TILE;
-                x[0] += y0;
-                x[1] += y1;
-                Tagged* to = states + size_t(row) * a.hidden + col;
-                give(to, x[0], turn);
-                give(to + 1, x[1], turn);
-            });
-        }
-        sync_block();
-    }
-
-    // Scores of all tokens, and the best of them.
-    __device__ void choose_words() {
-        norm_rows(states_before(), turn - 1);
-        // Of a lane's rows: lane / 4, and the eighth behind it.
-        float score[2] = {-INFINITY, -INFINITY};
-        int token[2] = {0x7fffffff, 0x7fffffff};
-        multiply(4 * a.layers, [&](int row, int, int col, float y0, float y1) {
-            const int i = row / 8;
-            const bool both = col + 1 < a.vocabulary;
-            take_better(score[i], token[i], y0, col);
-            if (both)
-                take_better(score[i], token[i], y1, col + 1);
-            if (a.scores) {
-                a.scores[size_t(row) * a.vocabulary + col] = y0;
-                if (both)
-                    a.scores[size_t(row) * a.vocabulary + col + 1] = y1;
-            }
-        });
+    // The best of this block's tokens of each row.
+    __device__ __forceinline__ void give_best() {
         float* scores = partial;
         int* tokens = (int*)(partial + DECODE_WARPS * MOST_ROWS);
+        // Where sums were, in a block without a part in the head.
+        sync_block();
         for (int i = 0; i < 2; i++) {
             for (int mask = 1; mask < 4; mask *= 2) {
                 const float other = shuffle_xor(score[i], mask);
@@ -590,31 +748,54 @@ template <class T> struct Decoder {
         }
         if (int(threadIdx.x) < count) {
             float best = -INFINITY;
-            int best_token = 0x7fffffff;
+            int best_token = NO_TOKEN;
             for (int warp = 0; warp < DECODE_WARPS; warp++)
                 take_better(best, best_token, scores[warp * MOST_ROWS + threadIdx.x],
                             tokens[warp * MOST_ROWS + threadIdx.x]);
-            Tagged* to = a.best + blockIdx.x * MOST_ROWS + threadIdx.x;
-            give(to, best, turn);
-            give(to + gridDim.x * MOST_ROWS, uint32_t(best_token), turn);
+            give_two(a.best + (blockIdx.x * MOST_ROWS + threadIdx.x) * 2, bits_of(best), uint32_t(best_token), turn);
         }
+        // Before the chosen go to where these were.
         sync_block();
-        choose();
-        advance();
     }
 
-    __device__ void run() {
+    // All layers, and the head. Who has no part in a product needs nothing for it either.
+    __device__ __forceinline__ void pass() {
+        for (int i = 0; i < 2; i++) {
+            score[i] = -INFINITY;
+            token[i] = NO_TOKEN;
+        }
+#pragma unroll 1
+        for (int product = 0; product <= 4 * a.layers; product++) {
+            const Product p = ring.products[product];
+            const Kind kind = product == 4 * a.layers ? HEAD : Kind(product % 4);
+            if (kind == QKV || kind == HEAD)
+                turn++;
+            else if (kind == O)
+                attend(product / 4);
+            if (p.tiles == 0)
+                continue;
+            if (kind == O || kind == DOWN) {
+                const int length = kind == O ? a.heads * a.head_size : a.inner_size;
+                take(place(kind == O ? a.attended : a.inner, length / IN_A_WORD<T>, turn), length);
+            } else {
+                // What came out of the layer before was of the turn before.
+                const unsigned of = kind == GATE_UP ? turn : turn - 1;
+                const Tagged* states = place(kind == GATE_UP ? a.middle : a.states, a.hidden, of);
+                norm(product == 0 ? nullptr : states, of, a.norms + size_t(product / 2) * a.hidden);
+            }
+            multiply(p, kind);
+            if (kind != HEAD)
+                give_sums(p, kind, product < 4);
+        }
+    }
+
+    __device__ __forceinline__ void run() {
         do {
             line_up();
-            fetch_gains(0);
-            sync_block();
-            for (int layer = 0; layer < a.layers; layer++) {
-                turn++;
-                look_back(layer);
-                think(layer);
-            }
-            turn++;
-            choose_words();
+            pass();
+            give_best();
+            choose();
+            advance();
         } while (!a.once && !is_over());
         cp_async_wait<0>();
         if (blockIdx.x == 0 && threadIdx.x == 0)

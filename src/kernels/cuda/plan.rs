@@ -87,35 +87,28 @@ impl Plan {
             w: w.memory.part(0, w.rows * w.columns * size),
             n: w.rows as i32,
             k: w.columns as i32,
-            parts: match i == 4 * stack.layers {
-                true => 1,
-                false => parts(w.rows, w.columns, blocks) as i32,
+            shift: match i == 4 * stack.layers {
+                true => 0,
+                false => shift(w.rows, w.columns, blocks) as i32,
             },
             tiles: 0,
         });
         let products: Vec<Product> = products.collect();
         assert!(stack.fit(&products));
 
-        let sums = products.iter().map(|p| match p.parts {
-            1 => 0,
-            parts => tiles_of_a_block(p.n as usize, blocks) * parts as usize * MOST_ROWS * TILE,
-        });
-        let attention = 128 + DECODE_WARPS * (heads.size + 2) + MOST_ROWS * 2 * heads.size;
-        let partial = sums
-            .max()
-            .unwrap_or(0)
-            .max(attention)
-            .max(2 * DECODE_WARPS * MOST_ROWS);
+        let layers = &products[..4 * stack.layers];
+        let sums = layers.iter().map(|p| sums(p.n as usize, blocks, p.shift));
+        let partial = sums.max().unwrap_or(0).max(2 * DECODE_WARPS * MOST_ROWS);
         let longest = products.iter().map(|p| p.k as usize).max().unwrap_or(0);
         // Rows lie so that eight of them, four lanes each, touch all banks.
         let row_stride = longest.next_multiple_of(2 * STEP) + STEP;
         let floats = |count: usize| (count * size_of::<f32>()).next_multiple_of(16);
         let fixed = RING * DECODE_WARPS * STEP * 8 * size
             + size_of_val(products.as_slice())
-            + floats(stack.hidden)
             + floats(MOST_ROWS * heads.size)
             + floats(MOST_ROWS * tiles_of_a_block(stack.hidden, blocks) * TILE)
-            + floats(DECODE_WARPS * DECODE_WARPS)
+            + floats(DECODE_WARPS * 32)
+            + floats(DECODE_WARPS * (heads.size + 4))
             + MOST_ROWS * (size_of::<Sequence>() + STANDING_BYTES + PASS_ROW_BYTES)
             + floats(partial)
             + 128;
@@ -133,7 +126,9 @@ impl Plan {
             gpu.clear(&mut memory)?;
             Ok::<_, Error>(memory)
         };
-        let rows = |length: usize| shared(2 * MOST_ROWS * length);
+        let states = |length: usize| shared(2 * MOST_ROWS * length);
+        // Words hold 32 bits.
+        let rows = |length: usize| states(length * size / 4);
         Ok(Self {
             blocks,
             shared: fixed + most_rows * row_stride * size,
@@ -141,8 +136,8 @@ impl Plan {
             row_stride,
             partial,
             products: gpu.upload(&products)?,
-            middle: rows(stack.hidden)?,
-            states: rows(stack.hidden)?,
+            middle: states(stack.hidden)?,
+            states: states(stack.hidden)?,
             qkv: rows(heads.width())?,
             attended: rows(heads.heads * heads.size)?,
             inner: rows(stack.inner)?,
@@ -201,14 +196,21 @@ fn tiles_of_a_block(rows: usize, blocks: usize) -> usize {
     rows.div_ceil(TILE).div_ceil(blocks)
 }
 
-/// How many warps share a tile: so that the last to end has the least to do.
-fn parts(rows: usize, columns: usize, blocks: usize) -> usize {
+/// Sums that warps have of a product's tiles.
+fn sums(rows: usize, blocks: usize, shift: i32) -> usize {
+    (tiles_of_a_block(rows, blocks) << shift) * MOST_ROWS * TILE
+}
+
+/// How many warps share a tile, as a power of two: so that the last to end has the least to do.
+fn shift(rows: usize, columns: usize, blocks: usize) -> u32 {
     let tiles = tiles_of_a_block(rows, blocks);
     let steps = columns.div_ceil(STEP);
-    let shares = [1, 2, 4, 8, 16].into_iter().filter(|parts| {
-        let sums = tiles * parts * MOST_ROWS * TILE * size_of::<f32>();
-        *parts == 1 || sums <= MOST_PARTIAL
-    });
-    let turns = |parts: usize| tiles.div_ceil(DECODE_WARPS / parts) * steps.div_ceil(parts);
-    shares.min_by_key(|parts| turns(*parts)).unwrap_or(1)
+    let shifts = (0..=DECODE_WARPS.ilog2())
+        .filter(|shift| *shift == 0 || sums(rows, blocks, *shift as i32) * 4 <= MOST_PARTIAL);
+    // To begin and to end a tile takes about as long as a step.
+    let turns = |shift: u32| {
+        let tiles = tiles.div_ceil(DECODE_WARPS >> shift);
+        tiles * (steps.div_ceil(1 << shift) + 1)
+    };
+    shifts.min_by_key(|shift| turns(*shift)).unwrap_or(0)
 }

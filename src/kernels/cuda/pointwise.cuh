@@ -113,7 +113,8 @@ template <class T> __device__ __forceinline__ void embed(const Embed& a) {
             out[i] = a.sequences[row.sequence].features[size_t(-1 - row.token) * a.hidden + i];
 }
 
-// Queries are turned by their position where they are, keys on their way into the cache, values go with them.
+// Queries are turned by their position where they are, keys on their way into the cache, values go with them. Rows of the
+// weights of queries and keys are in such an order that a pair to be turned lies beside each other.
 struct Turn {
     void* qkv;
     const Row* rows;
@@ -129,7 +130,7 @@ __device__ __forceinline__ float2 turn_of(int position, float frequency) {
     return make_float2(cosf(angle), sinf(angle));
 }
 
-// Rotary position embedding of value i of the first half and its partner in the second.
+// Rotary position embedding of a value of a head's first half and its partner in the second, which lie beside each other.
 __device__ __forceinline__ float2 turn_pair(float first, float second, float2 turn) {
     return make_float2(first * turn.x - second * turn.y, second * turn.x + first * turn.y);
 }
@@ -141,16 +142,16 @@ template <class T> __device__ __forceinline__ void turn(const Turn& a) {
     T* qkv = (T*)a.qkv + size_t(blockIdx.x) * (a.heads + 2 * a.kv_heads) * a.head_size;
     for (int i = threadIdx.x; i < both * half; i += blockDim.x) {
         const int head = i / half, at = i % half;
-        T* x = qkv + head * a.head_size + at;
+        T* x = qkv + head * a.head_size + 2 * at;
         const float2 by = turn_of(row.position, a.frequencies[at]);
-        const float2 turned = turn_pair(to_float(x[0]), to_float(x[half]), by);
+        const float2 turned = turn_pair(to_float(x[0]), to_float(x[1]), by);
         T* to = x;
         if (head >= a.heads) {
             const size_t place = cache_place(s, a.layer, 0, a.kv_heads, head - a.heads, a.head_size);
-            to = (T*)s.cache + place + size_t(row.position) * a.head_size + at;
+            to = (T*)s.cache + place + size_t(row.position) * a.head_size + 2 * at;
         }
         to[0] = from_float<T>(turned.x);
-        to[half] = from_float<T>(turned.y);
+        to[1] = from_float<T>(turned.y);
     }
     const T* values = qkv + both * a.head_size;
     for (int i = threadIdx.x; i < a.kv_heads * a.head_size; i += blockDim.x) {

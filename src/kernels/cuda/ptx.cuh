@@ -113,6 +113,27 @@ __device__ __forceinline__ uint64_t load_relaxed(const uint64_t* from) {
     return value;
 }
 
+// Two words in 16 bytes. Each comes whole, but not both at once.
+struct alignas(16) TwoWords {
+    uint64_t first, second;
+};
+
+__device__ __forceinline__ void store_relaxed(uint64_t* to, TwoWords x) {
+    asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(x.first), "l"(x.second) : "memory");
+}
+
+__device__ __forceinline__ TwoWords load_relaxed_two(const uint64_t* from) {
+    TwoWords x;
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+                 : "=l"(x.first), "=l"(x.second)
+                 : "l"(from)
+                 : "memory");
+    return x;
+}
+
+// Brings what will be read soon into the L2 cache.
+__device__ __forceinline__ void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
+
 __device__ __forceinline__ void fence() { __threadfence(); }
 __device__ __forceinline__ void fence_system() { __threadfence_system(); }
 // Between two looks at what another block will write.

@@ -2,7 +2,11 @@
 
 use candle_core::Result as CandleResult;
 
-use super::{super::Config, scratch::Scratch, weights::Uploader};
+use super::{
+    super::Config,
+    scratch::Scratch,
+    weights::{Part, Uploader},
+};
 use crate::kernels::cuda::{
     Attended, Decode, Gpu, Heads, Kernels, MOST_STOPS, Memory, Norm, Plan, Result, Rows, Stack,
     Then, Weights,
@@ -42,7 +46,7 @@ impl Decoder {
             size: c.head_dim(),
         };
         let model = "model.text_model";
-        let linear = |name: String, rows, columns| from.linear(&[(rows, name)], columns, false);
+        let linear = |name: String, rows, columns| from.linear(rows, columns, &name);
         let (queries, keys) = (heads.heads * heads.size, heads.kv_heads * heads.size);
         let mut norms = Vec::new();
         let mut norm = |name: &str| {
@@ -59,12 +63,16 @@ impl Decoder {
         let mut layers = Vec::new();
         for i in 0..c.num_hidden_layers {
             let name = format!("{model}.layers.{i}");
-            let parts = [("q", queries), ("k", keys), ("v", keys)];
-            let parts = parts.map(|(part, rows)| (rows, format!("{name}.self_attn.{part}_proj")));
+            let [q, k, v] = ["q", "k", "v"].map(|part| format!("{name}.self_attn.{part}_proj"));
+            let attention = [
+                Part::turned(queries, &q, heads.size),
+                Part::turned(keys, &k, heads.size),
+                Part::plain(keys, &v),
+            ];
             let [gate, up] = ["gate", "up"].map(|part| format!("{name}.mlp.{part}_proj"));
             layers.push(Layer {
                 input_layernorm: norm(&format!("{name}.input_layernorm"))?,
-                qkv: from.linear(&parts, hidden, false)?,
+                qkv: from.layers(&attention, hidden, false)?,
                 o_proj: linear(format!("{name}.self_attn.o_proj"), hidden, queries)?,
                 post_attention_layernorm: norm(&format!("{name}.post_attention_layernorm"))?,
                 gate_up: from.paired(inner, hidden, [&gate, &up])?,

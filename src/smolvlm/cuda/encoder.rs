@@ -7,7 +7,7 @@ use candle_core::Result as CandleResult;
 use super::{
     super::{Config, PreprocessorConfig, image, vision},
     scratch::Scratch,
-    weights::Uploader,
+    weights::{Part, Uploader},
 };
 use crate::kernels::cuda::{
     Attended, Gather, Gpu, Heads, Kernels, Memory, Norm, Pictures, Places, Result, Then, Weights,
@@ -61,8 +61,10 @@ impl Encoder {
         let layer = |i| {
             let name = format!("{model}.encoder.layers.{i}");
             let linear = |parts: &[&str], rows, columns| {
-                let layers = parts.iter().map(|part| (rows, format!("{name}.{part}")));
-                from.linear(&layers.collect::<Vec<_>>(), columns, true)
+                let names = parts.iter().map(|part| format!("{name}.{part}"));
+                let names: Vec<_> = names.collect();
+                let parts = names.iter().map(|name| Part::plain(rows, name));
+                from.layers(&parts.collect::<Vec<_>>(), columns, true)
             };
             let attention = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
             Ok(Layer {
@@ -77,7 +79,7 @@ impl Encoder {
         let native = c.image_size / c.patch_size;
         let positions = format!("{model}.embeddings.position_embedding.weight");
         let folded = hidden * config.scale_factor.pow(2);
-        let connector = "model.connector.modality_projection.proj".to_owned();
+        let connector = "model.connector.modality_projection.proj";
         Ok(Self {
             patch_embedding: from.patches(
                 hidden,
@@ -91,11 +93,7 @@ impl Encoder {
                 .map(layer)
                 .collect::<CandleResult<_>>()?,
             post_layernorm: norm(&format!("{model}.post_layernorm"))?,
-            connector: from.linear(
-                &[(config.text_config.hidden_size, connector)],
-                folded,
-                false,
-            )?,
+            connector: from.linear(config.text_config.hidden_size, folded, connector)?,
             heads: Heads {
                 heads: c.num_attention_heads,
                 kv_heads: c.num_attention_heads,

@@ -18,9 +18,9 @@ use std::{
     ops::ControlFlow,
     sync::{
         Arc, Mutex,
-        mpsc::{self, RecvTimeoutError, Sender},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -40,16 +40,53 @@ pub(crate) const THREAD: &str = "vlmnarrate-gpu";
 /// How often somebody who waits looks whether there is another token.
 const PERIOD: Duration = Duration::from_micros(200);
 
-/// A model on the GPU. Dropped, its thread ends once it has nothing to do.
+/// A model on the GPU.
 #[derive(Debug)]
 pub(super) struct Network {
     gpu: Arc<Gpu>,
-    jobs: Sender<Job>,
+    worker: Worker,
     /// Bytes that a token takes in the cache, and values of a feature.
     cached: usize,
     hidden: usize,
     vocabulary: usize,
     most_rows: usize,
+}
+
+/// The thread that works for the GPU. Dropped, it waits until that has ended and its memory is free.
+#[derive(Debug)]
+struct Worker {
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    fn new(work: impl FnOnce(Receiver<Job>) + Send + 'static) -> Result<Self> {
+        let (jobs, asked) = mpsc::channel();
+        let thread = thread::Builder::new().name(THREAD.into());
+        let thread = thread
+            .spawn(move || work(asked))
+            .map_err(|error| Error::Device(format!("no thread: {error}")))?;
+        Ok(Self {
+            jobs: Some(jobs),
+            thread: Some(thread),
+        })
+    }
+
+    /// Hands a job over; says whether there is somebody to do it.
+    fn ask(&self, job: Job) -> bool {
+        self.jobs
+            .as_ref()
+            .is_some_and(|jobs| jobs.send(job).is_ok())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl From<cuda::Error> for Error {
@@ -103,30 +140,24 @@ impl Network {
             *place = *stop as i32;
         }
         let gpu = Arc::new(gpu);
-        let (jobs, asked) = mpsc::channel();
-        let network = Self {
-            gpu: gpu.clone(),
-            jobs,
-            cached: decoder.cached(number.bytes()),
-            hidden: c.hidden_size,
-            vocabulary: c.vocab_size,
-            most_rows: plan.most_rows(),
-        };
-        let most_tokens = c.max_position_embeddings;
+        let (cached, most_rows) = (decoder.cached(number.bytes()), plan.most_rows());
         let engine = Engine::new(
-            gpu,
+            gpu.clone(),
             kernels,
             encoder,
             decoder,
             plan,
             stop_tokens,
-            most_tokens,
+            c.max_position_embeddings,
         )?;
-        thread::Builder::new()
-            .name(THREAD.into())
-            .spawn(move || engine.serve(&asked))
-            .map_err(|error| Error::Device(format!("no thread: {error}")))?;
-        Ok(network)
+        Ok(Self {
+            gpu,
+            worker: Worker::new(move |asked| engine.serve(&asked))?,
+            cached,
+            hidden: c.hidden_size,
+            vocabulary: c.vocab_size,
+            most_rows,
+        })
     }
 
     /// Tokens that can be run at once for their scores.
@@ -158,7 +189,9 @@ impl Network {
             reply,
         };
         let gone = || Error::Device("the thread that works for the GPU is gone".into());
-        self.jobs.send(job).map_err(|_| gone())?;
+        if !self.worker.ask(job) {
+            return Err(gone());
+        }
         let (mut heard, mut ended) = (Vec::new(), false);
         let mut listen = |words: &Words| {
             if !ended && take_new(words, &mut heard) && said(&heard).is_break() {

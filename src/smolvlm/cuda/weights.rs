@@ -8,6 +8,43 @@ use candle_nn::var_builder::SimpleBackend;
 use super::super::weights::Loader;
 use crate::kernels::cuda::{self, Gpu, Memory, Norm, Number, Weights};
 
+/// A layer that is one with others.
+pub(super) struct Part<'a> {
+    rows: usize,
+    name: &'a str,
+    /// The size of heads whose halves, which make pairs, come in turn.
+    turned: Option<usize>,
+}
+
+impl<'a> Part<'a> {
+    pub(super) fn plain(rows: usize, name: &'a str) -> Self {
+        Self {
+            rows,
+            name,
+            turned: None,
+        }
+    }
+
+    /// Of queries or keys, which are turned by their position.
+    pub(super) fn turned(rows: usize, name: &'a str, head: usize) -> Self {
+        Self {
+            turned: Some(head),
+            ..Self::plain(rows, name)
+        }
+    }
+}
+
+/// Rows of so many bytes, one from here and one from there.
+fn in_turn(first: &[u8], second: &[u8], row: usize) -> Vec<u8> {
+    let pairs = first.chunks_exact(row).zip(second.chunks_exact(row));
+    let mut bytes = Vec::with_capacity(first.len() + second.len());
+    for (first, second) in pairs {
+        bytes.extend_from_slice(first);
+        bytes.extend_from_slice(second);
+    }
+    bytes
+}
+
 /// Reads tensors and puts them on the GPU, blocks of quantized files widened.
 pub(super) struct Uploader<'a> {
     pub(super) gpu: &'a Gpu,
@@ -95,23 +132,35 @@ impl<'a> Uploader<'a> {
         })
     }
 
-    /// Layers with the same input as one: `(rows, name)` each.
-    pub(super) fn linear(
+    /// A layer without a bias.
+    pub(super) fn linear(&self, rows: usize, columns: usize, name: &str) -> CandleResult<Weights> {
+        self.layers(&[Part::plain(rows, name)], columns, false)
+    }
+
+    /// Layers with the same input as one.
+    pub(super) fn layers(
         &self,
-        layers: &[(usize, String)],
+        parts: &[Part<'_>],
         columns: usize,
         has_bias: bool,
     ) -> CandleResult<Weights> {
-        let rows = layers.iter().map(|(rows, _)| rows).sum();
+        let rows = parts.iter().map(|part| part.rows).sum();
         let row = columns * self.number.bytes();
         let mut memory = self.on_gpu(self.gpu.memory(rows * row))?;
         let (mut at, mut biases) = (0, Vec::new());
-        for (rows, name) in layers {
-            let bytes = self.rows(*rows, columns, name)?;
+        for part in parts {
+            let mut bytes = self.rows(part.rows, columns, part.name)?;
+            if let Some(size) = part.turned {
+                let heads = bytes.chunks_exact(size * row).flat_map(|head| {
+                    let (first, second) = head.split_at(head.len() / 2);
+                    in_turn(first, second, row)
+                });
+                bytes = heads.collect();
+            }
             self.on_gpu(self.gpu.write(&bytes, &mut memory, at))?;
             at += bytes.len();
             if has_bias {
-                biases.extend(self.floats(&[*rows], &format!("{name}.bias"))?);
+                biases.extend(self.floats(&[part.rows], &format!("{}.bias", part.name))?);
             }
         }
         Ok(Weights {
@@ -129,15 +178,8 @@ impl<'a> Uploader<'a> {
         columns: usize,
         names: [&str; 2],
     ) -> CandleResult<Weights> {
-        let row = columns * self.number.bytes();
         let [first, second] = names.map(|name| self.rows(rows, columns, name));
-        let (first, second) = (first?, second?);
-        let pairs = first.chunks_exact(row).zip(second.chunks_exact(row));
-        let mut bytes = Vec::with_capacity(first.len() + second.len());
-        for (first, second) in pairs {
-            bytes.extend_from_slice(first);
-            bytes.extend_from_slice(second);
-        }
+        let bytes = in_turn(&first?, &second?, columns * self.number.bytes());
         Ok(Weights {
             memory: self.upload(&bytes)?,
             rows: 2 * rows,

@@ -10,8 +10,8 @@ namespace emulator {
 
 constexpr size_t ALIGNMENT = 256;
 
-// By their starts.
-static std::map<uintptr_t, Allocation> allocations;
+// By their starts. Threads of the program may still free some while it exits, so this is never destroyed.
+static auto& allocations = *new std::map<uintptr_t, Allocation>;
 static size_t used[16];
 
 static unsigned char* mapping(const Allocation& allocation) {

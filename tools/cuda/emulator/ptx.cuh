@@ -228,10 +228,30 @@ inline float float_of(uint32_t bits) {
 }
 inline void store_relaxed(uint64_t* address, uint64_t value) { __atomic_store_n(address, value, __ATOMIC_RELAXED); }
 inline uint64_t load_relaxed(const uint64_t* address) { return __atomic_load_n(address, __ATOMIC_RELAXED); }
+struct alignas(16) TwoWords {
+    uint64_t first, second;
+};
+inline void check_two(const void* address) {
+    if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
+        emulator::fail(emulator::MISALIGNED_ADDRESS, "two words at %p, not a multiple of 16", address);
+    }
+}
+inline void store_relaxed(uint64_t* address, TwoWords x) {
+    check_two(address);
+    store_relaxed(address, x.first);
+    store_relaxed(address + 1, x.second);
+}
+inline TwoWords load_relaxed_two(const uint64_t* address) {
+    check_two(address);
+    // The second first: who takes the one for a sign of the other goes wrong.
+    uint64_t second = load_relaxed(address + 1);
+    return {load_relaxed(address), second};
+}
 inline unsigned load_acquire(const unsigned* address) { return __atomic_load_n(address, __ATOMIC_ACQUIRE); }
 inline void store_release(unsigned* address, unsigned value) { __atomic_store_n(address, value, __ATOMIC_RELEASE); }
 inline int load_volatile(const int* address) { return *static_cast<const volatile int*>(address); }
 inline void store_volatile(int* address, int value) { *static_cast<volatile int*>(address) = value; }
+inline void prefetch(const void* address) { static_cast<void>(*static_cast<const volatile char*>(address)); }
 inline void fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void fence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 

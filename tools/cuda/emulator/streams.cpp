@@ -4,9 +4,10 @@
 namespace driver {
 
 static Stream default_stream;
-static std::set<Stream*> streams;
-static std::set<Event*> events;
-static std::set<Graph*> graphs, executables;
+// Never destroyed, as threads of the program may still use them while it exits.
+static auto& streams = *new std::set<Stream*>;
+static auto& events = *new std::set<Event*>;
+static auto &graphs = *new std::set<Graph*>, &executables = *new std::set<Graph*>;
 
 Stream* find_stream(void* handle) {
     // Two numbers stand for default streams too.
