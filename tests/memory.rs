@@ -83,7 +83,8 @@ fn costs(model: &Model, pictures: &[&Picture], splitting: bool) -> (usize, usize
     ASKED.store(limit, Relaxed);
     let before = USED.load(Relaxed);
     PEAK.store(before, Relaxed);
-    with(limit + 1, describe).expect("as much as was asked for");
+    // It is told rounded down, and the prompt is there when it is asked for.
+    with(limit + 2, describe).expect("as much as was asked for");
     (asked, (PEAK.load(Relaxed) - before) / MB)
 }
 
