@@ -61,22 +61,30 @@ template <class T> struct Seen {
 
 constexpr int QUERIES = 64, KEYS = 64;
 
-// A thread's part of a tile of keys, values or queries. Rows beyond the last are the last again, which are no numbers
-// that could spoil what they are multiplied with; nobody counts them.
+// A thread's part of tiles of keys, values or queries, of so many rows in all. Rows beyond the last are the last again,
+// which are no numbers that could spoil what they are multiplied with; nobody counts them.
 template <int SIZE, class T> struct AttentionLoad {
-    static constexpr int CHUNKS = SIZE / 8, EACH = KEYS * CHUNKS / (4 * WARP), TILE = KEYS * (SIZE + 8);
+    static constexpr int CHUNKS = SIZE / 8, EACH = KEYS * CHUNKS / (4 * WARP);
     static_assert(KEYS * CHUNKS % (4 * WARP) == 0);
+    const T* from;
+    size_t stride;
+    int rows, size;
 
-    __device__ __forceinline__ static void load(T* to, const T* from, size_t stride, int first, int rows, int size) {
+    __device__ __forceinline__ void operator()(T* to, int first) const {
+        if (4 * WARP % CHUNKS == 0 && size == SIZE && first + KEYS <= rows) {
+            constexpr int APART = 4 * WARP / CHUNKS;
+            const int row = threadIdx.x / CHUNKS, col = threadIdx.x % CHUNKS * 8;
+            const T* source = from + (first + row) * stride + col;
+#pragma unroll
+            for (int i = 0; i < EACH; i++, source += APART * stride)
+                cp_async16(to + (row + i * APART) * (SIZE + 8) + col, source);
+            return;
+        }
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             const int chunk = threadIdx.x + i * 4 * WARP, row = chunk / CHUNKS, col = chunk % CHUNKS * 8;
             const T* source = from + min(first + row, rows - 1) * stride + col;
-            T* place = to + row * (SIZE + 8) + col;
-            if (size == SIZE)
-                cp_async16(place, source);
-            else
-                cp_async16(place, col < size ? source : from, col < size);
+            cp_async16(to + row * (SIZE + 8) + col, col < size ? source : from, col < size);
         }
     }
 };
@@ -94,20 +102,22 @@ template <class T, int SIZE> __device__ __forceinline__ void attention(const Att
     const int lane = lane_id(), row = warp_id() * 16;
     const int last = seen.causal ? min(seen.keys, seen.past + q0 + QUERIES) : seen.keys;
     const int steps = ceil_div(last, KEYS);
+    using Load = AttentionLoad<SIZE, T>;
+    const Load load_k{seen.k, seen.kv_stride, seen.keys, a.head_size}, load_v{seen.v, seen.kv_stride, seen.keys, a.head_size};
     auto load = [&](int step) {
         if (step < steps) {
             T* tile = tiles + step % 2 * 2 * TILE;
-            AttentionLoad<SIZE, T>::load(tile, seen.k, seen.kv_stride, step * KEYS, seen.keys, a.head_size);
-            AttentionLoad<SIZE, T>::load(tile + TILE, seen.v, seen.kv_stride, step * KEYS, seen.keys, a.head_size);
+            load_k(tile, step * KEYS);
+            load_v(tile + TILE, step * KEYS);
         }
         cp_async_commit();
     };
-    AttentionLoad<SIZE, T>::load(qs, seen.q, a.q_stride, q0, seen.rows, a.head_size);
+    Load{seen.q, size_t(a.q_stride), seen.rows, a.head_size}(qs, q0);
     load(0);
 
     uint32_t qf[SIZE / 16][4];
     float out[NT][4] = {};
-    // Of row lane / 4, and of the eighth behind it.
+    // Of row lane / 4, and of the eighth behind it; the highest without the scale.
     float highest[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
     for (int step = 0; step < steps; step++) {
         cp_async_wait<0>();
@@ -133,25 +143,29 @@ template <class T, int SIZE> __device__ __forceinline__ void attention(const Att
                 mma<T>(scores[2 * j + 1], qf[k], odd);
             }
 
-        const int query = seen.past + q0 + row + lane / 4;
-        float highest_now[2] = {highest[0], highest[1]};
+        // Most tiles are seen as a whole.
+        if ((step + 1) * KEYS > (seen.causal ? seen.past + q0 + row + 1 : seen.keys)) {
+            const int query = seen.past + q0 + row + lane / 4;
 #pragma unroll
-        for (int j = 0; j < KEYS / 8; j++)
+            for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int key = step * KEYS + j * 8 + lane % 4 * 2 + i % 2;
-                const bool sees = key < seen.keys && (!seen.causal || key <= query + i / 2 * 8);
-                scores[j][i] = sees ? scores[j][i] * a.scale : -INFINITY;
-                highest_now[i / 2] = fmaxf(highest_now[i / 2], scores[j][i]);
-            }
+                for (int i = 0; i < 4; i++) {
+                    const int key = step * KEYS + j * 8 + lane % 4 * 2 + i % 2;
+                    if (key >= seen.keys || (seen.causal && key > query + i / 2 * 8))
+                        scores[j][i] = -INFINITY;
+                }
+        }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            float& h = highest_now[i];
+            float h = highest[i];
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++)
+                h = fmaxf(h, fmaxf(scores[j][2 * i], scores[j][2 * i + 1]));
             h = fmaxf(h, shuffle_xor(h, 1));
             h = fmaxf(h, shuffle_xor(h, 2));
             // A row beyond the last has seen nothing.
-            const float base = h == -INFINITY ? 0.0f : h;
-            const float shrink = exp2f(highest[i] - base);
+            const float base = h == -INFINITY ? 0.0f : h * a.scale;
+            const float shrink = exp2_fast(fmaf(highest[i], a.scale, -base));
             highest[i] = h;
             total[i] *= shrink;
 #pragma unroll
@@ -164,7 +178,7 @@ template <class T, int SIZE> __device__ __forceinline__ void attention(const Att
 #pragma unroll
                 for (int c = 0; c < 2; c++) {
                     float& score = scores[j][2 * i + c];
-                    score = exp2f(score - base);
+                    score = exp2_fast(fmaf(score, a.scale, -base));
                     total[i] += score;
                 }
         }
@@ -190,12 +204,13 @@ template <class T, int SIZE> __device__ __forceinline__ void attention(const Att
         const int query = q0 + row + lane / 4 + i * 8;
         if (query >= seen.rows)
             continue;
+        const float by = 1.0f / total[i];
         T* to = seen.out + size_t(query) * a.heads * a.head_size;
 #pragma unroll
         for (int j = 0; j < NT; j++) {
             const int col = j * 8 + lane % 4 * 2;
             if (col < a.head_size)
-                store_pair(to + col, out[j][2 * i] / total[i], out[j][2 * i + 1] / total[i]);
+                store_pair(to + col, out[j][2 * i] * by, out[j][2 * i + 1] * by);
         }
     }
 }

@@ -419,14 +419,14 @@ template <class T> struct Decoder {
                     scores[i] = -INFINITY;
                 most = fmaxf(most, scores[i]);
             }
-            const float from = most == -INFINITY ? 0.0f : most, shrink = exp2f(highest - from);
+            const float from = most == -INFINITY ? 0.0f : most, shrink = exp2_fast(highest - from);
             highest = most;
             total *= shrink;
             for (int j = 0; j < 8; j++)
                 out[j] *= shrink;
 #pragma unroll
             for (int i = 0; i < MOST; i++) {
-                const float weight = exp2f(scores[i] - from);
+                const float weight = exp2_fast(scores[i] - from);
                 float wide[8];
                 v[i].widen(wide);
                 total += weight;
@@ -441,7 +441,7 @@ template <class T> struct Decoder {
         float most = highest;
         for (int mask = per_key; mask < WARP; mask *= 2)
             most = fmaxf(most, shuffle_xor(most, mask));
-        const float by = most == -INFINITY ? 0.0f : exp2f(highest - most);
+        const float by = most == -INFINITY ? 0.0f : exp2_fast(highest - most);
         total *= by;
 #pragma unroll
         for (int j = 0; j < 8; j++)
@@ -469,7 +469,7 @@ template <class T> struct Decoder {
 #pragma unroll
             for (int warp = 0; warp < DECODE_WARPS; warp++) {
                 const float* from = seen + warp * seen_stride();
-                const float weight = exp2f(from[size] - best);
+                const float weight = exp2_fast(from[size] - best);
                 const float4 part = *(const float4*)(from + mine);
                 sum = fmaf(weight, from[size + 1], sum);
                 y[0] = fmaf(weight, part.x, y[0]);
