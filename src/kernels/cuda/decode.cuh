@@ -230,12 +230,11 @@ template <class T> struct Decoder {
 
     // Four values of a row, by the factor of its norm and gains.
     __device__ __forceinline__ void put(int row, int at, const float (&x)[4], float factor, float4 gain) {
-        T* to = values + row * a.row_stride + at;
-        store_pair(to, x[0] * factor * gain.x, x[1] * factor * gain.y);
-        store_pair(to + 2, x[2] * factor * gain.z, x[3] * factor * gain.w);
+        const float y[4] = {x[0] * factor * gain.x, x[1] * factor * gain.y, x[2] * factor * gain.z, x[3] * factor * gain.w};
+        put_four(values + row * a.row_stride, at, y);
     }
 
-    // By a warp, up to a whole step: weights beyond are zero, what they are multiplied with must be a number.
+    // By a warp, up to a whole step: so that it is all the same which weights are there.
     __device__ __forceinline__ void clear(T* row, int length) {
         const int at = length + lane_id();
         if (length % STEP != 0 && at < ceil_div(length, STEP) * STEP)
@@ -287,7 +286,8 @@ template <class T> struct Decoder {
         prefetch(gains + min(int(threadIdx.x) * 8, a.hidden - 1));
         for (int row = warp_id(); row < count; row += DECODE_WARPS) {
             float x[ALL / PART][PART][4], sum = 0.0f;
-            if (states)
+            // Where the first is, others mostly are.
+            if (states && row < DECODE_WARPS)
                 await_first(states + row * a.hidden, of);
 #pragma unroll
             for (int part = 0; part < ALL / PART; part++) {
@@ -312,31 +312,42 @@ template <class T> struct Decoder {
 
     // Rows to the product as others give them.
     __device__ __forceinline__ void take(const Tagged* from, int length) {
-        constexpr int MOST = 4;
         const int words = length / IN_A_WORD<T>;
-        // All warps for one row, or one for each of many: 2^shift for one.
-        int shift = LOG_WARPS;
-        for (int rows = 1; rows < count && shift > 0; rows *= 2)
-            shift--;
-        const int first = warp_id() & ((1 << shift) - 1), stride = 2 * WARP << shift;
-        for (int row = warp_id() >> shift; row < count; row += DECODE_WARPS >> shift) {
-            const Tagged* row_words = from + row * words;
-            T* to = values + row * a.row_stride;
-            if (count > 1)
-                await_first(row_words, turn);
-            for (int start = 2 * (first * WARP + lane_id()); start < words; start += MOST * stride) {
-                uint32_t got[2 * MOST];
-                auto place = [&](int i) { return start + i * stride; };
-                await_pairs<MOST>(got, turn, [&](int i) { return place(i) < words ? row_words + place(i) : nullptr; });
-#pragma unroll
-                for (int i = 0; i < MOST; i++)
-                    if (place(i) < words)
-                        *(uint2*)((uint32_t*)to + place(i)) = make_uint2(got[2 * i], got[2 * i + 1]);
+        if (count == 1) {
+            take_row<2>(values, from, words, threadIdx.x, DECODE_THREADS);
+            if (warp_id() == 0)
+                clear(values, length);
+        } else {
+            // All warps for the rows, or one for each of many: 2^shift for one.
+            int shift = LOG_WARPS;
+            for (int rows = 1; rows < count && shift > 0; rows *= 2)
+                shift--;
+            const int first = warp_id() & ((1 << shift) - 1);
+            for (int row = warp_id() >> shift; row < count; row += DECODE_WARPS >> shift) {
+                T* to = values + row * a.row_stride;
+                if (row < DECODE_WARPS)
+                    await_first(from + row * words, turn);
+                take_row<8>(to, from + row * words, words, first * WARP + lane_id(), WARP << shift);
+                if (first == 0)
+                    clear(to, length);
             }
-            if (first == 0)
-                clear(to, length);
         }
         sync_block();
+    }
+
+    // Two words of every `stride` times two, MOST times two at once.
+    template <int MOST>
+    __device__ __forceinline__ void take_row(T* to, const Tagged* from, int words, int first, int stride) {
+#pragma unroll 1
+        for (int start = first; 2 * start < words; start += MOST * stride) {
+            uint32_t got[2 * MOST];
+            auto place = [&](int i) { return 2 * (start + i * stride); };
+            await_pairs<MOST>(got, turn, [&](int i) { return place(i) < words ? from + place(i) : nullptr; });
+#pragma unroll
+            for (int i = 0; i < MOST; i++)
+                if (place(i) < words)
+                    put_two(to, place(i), got[2 * i], got[2 * i + 1]);
+        }
     }
 
     // A query head of a row by a block: keys and values of before from the cache, those of this pass from `qkv`. Blocks
@@ -387,7 +398,9 @@ template <class T> struct Decoder {
 #pragma unroll 1
         for (int base = 0; base <= position; base += MOST * stride, key += MOST * stride) {
             Eight<T> next_k[MOST], next_v[MOST];
-            fetch(next_k, next_v, key + MOST * stride);
+            const bool goes_on = base + MOST * stride <= position;
+            if (goes_on)
+                fetch(next_k, next_v, key + MOST * stride);
             float scores[MOST];
 #pragma unroll
             for (int i = 0; i < MOST; i++) {
@@ -433,8 +446,10 @@ template <class T> struct Decoder {
 #pragma unroll
                 for (int j = 0; j < 8; j++)
                     out[j] = fmaf(weight, wide[j], out[j]);
-                k[i] = next_k[i];
-                v[i] = next_v[i];
+                if (goes_on) {
+                    k[i] = next_k[i];
+                    v[i] = next_v[i];
+                }
             }
         }
         // What the lanes of a warp have seen, then the warps.

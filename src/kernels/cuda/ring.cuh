@@ -40,10 +40,29 @@ __device__ __forceinline__ int sums_place(int tile, int shift, int part, int cou
     return ((tile << shift) + part) * (count > 8 ? 16 : 8) * TILE;
 }
 
+// Two words of a row of values to be multiplied, from an even one on, as `Sums` takes them.
+template <class T> __device__ __forceinline__ void put_two(T* row, int word, uint32_t first, uint32_t second) {
+    uint32_t* to = (uint32_t*)row + word / 4 * 4 + word % 4 / 2;
+    to[0] = first;
+    to[2] = second;
+}
+
+template <> __device__ __forceinline__ void put_two<float>(float* row, int word, uint32_t first, uint32_t second) {
+    *(uint2*)(row + word) = make_uint2(first, second);
+}
+
+// Values `at` to `at` + 3.
+template <class T> __device__ __forceinline__ void put_four(T* row, int at, const float (&x)[4]) {
+    put_two(row, at / 2, pack<T>(x[0], x[1]), pack<T>(x[2], x[3]));
+}
+
+template <> __device__ __forceinline__ void put_four<float>(float* row, int at, const float (&x)[4]) {
+    *(float4*)(row + at) = make_float4(x[0], x[1], x[2], x[3]);
+}
+
 // A tile's sums of a warp: of row lane / 4 columns 2 · (lane % 4) and the next, then of the eighth row behind it.
 template <class T> struct Sums {
-    // Of even and of odd steps, whose products needn't wait for each other.
-    float even[4] = {}, odd[4] = {};
+    float low_first[4] = {}, low_second[4] = {}, high_first[4] = {}, high_second[4] = {};
     const T *low, *high;
 
     // Of `count` values beside each other in `rows`, `stride` apart.
@@ -54,22 +73,29 @@ template <class T> struct Sums {
         high = rows + min(row + 8, count - 1) * stride + lane_id() % 4 * 8;
     }
 
-    // Each lane has eight weights of a column and the values that belong to them. The unit is told that they are of
-    // other places than they are, which for a sum over all places is all the same.
-    __device__ __forceinline__ void add(float (&y)[4], const T* w, int at) {
-        const uint4 b = *(const uint4*)w, x = *(const uint4*)(low + at), z = *(const uint4*)(high + at);
-        const uint32_t a0[4] = {x.x, z.x, x.y, z.y}, a1[4] = {x.z, z.z, x.w, z.w};
-        const uint32_t b0[2] = {b.x, b.y}, b1[2] = {b.z, b.w};
-        mma<T>(y, a0, b0);
-        mma<T>(y, a1, b1);
+    // Each lane has eight weights of a column and the values that belong to them, four words each. The unit is told that
+    // they are of other places than they are, which for a sum over all places is all the same; and that the third and
+    // fourth word of the values are of another row, where their sums come out then. So all words are where it wants them
+    // as they come from memory.
+    __device__ __forceinline__ void add(const T* w, int at, int count) {
+        const uint4 b = *(const uint4*)w;
+        add(low_first, low_second, low + at, b);
+        if (count > 8)
+            add(high_first, high_second, high + at, b);
     }
-    __device__ __forceinline__ void add_even(const T* w, int at, int) { add(even, w, at); }
-    __device__ __forceinline__ void add_odd(const T* w, int at, int) { add(odd, w, at); }
+
+    __device__ __forceinline__ static void add(float (&first)[4], float (&second)[4], const T* from, uint4 b) {
+        const uint4 x = *(const uint4*)from;
+        const uint32_t a[4] = {x.x, x.y, x.z, x.w}, b0[2] = {b.x, b.y}, b1[2] = {b.z, b.w};
+        mma<T>(first, a, b0);
+        mma<T>(second, a, b1);
+    }
 
     __device__ __forceinline__ void end(float (&y)[4], int) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            y[i] = even[i] + odd[i];
+        y[0] = low_first[0] + low_second[2];
+        y[1] = low_first[1] + low_second[3];
+        y[2] = high_first[0] + high_second[2];
+        y[3] = high_first[1] + high_second[3];
     }
 };
 
@@ -82,14 +108,13 @@ template <> struct Sums<float> {
     __device__ __forceinline__ Sums(const float* rows, int stride, int)
         : rows(rows + lane_id() % 4 * 8), stride(stride) {}
 
-    __device__ __forceinline__ void add_even(const float* w, int at, int count) {
+    __device__ __forceinline__ void add(const float* w, int at, int count) {
 #pragma unroll
         for (int row = 0; row < MOST_ROWS; row++)
             if (row < count)
                 for (int i = 0; i < 8; i++)
                     sums[row] = fmaf(w[i], rows[row * stride + at + i], sums[row]);
     }
-    __device__ __forceinline__ void add_odd(const float* w, int at, int count) { add_even(w, at, count); }
 
     __device__ __forceinline__ void end(float (&y)[4], int count) {
         const int lane = lane_id(), from = lane % 4 * 8;
@@ -119,10 +144,11 @@ template <class T> struct Ring {
     // In shared memory, each block's own.
     Product* products;
     int count;
-    // What is fetched next: from where, up to where the columns of the lane's row end, and as many steps of the tile.
-    int next_product = 0, next_tile = 0, steps_left = 0, stride = 0;
-    const T *next = nullptr, *end = nullptr;
-    unsigned fetched = 0, used = 0;
+    // What is fetched next: from where, how many columns the lane's row has from there, and steps the tile.
+    int next_product = 0, next_tile = 0, steps_left = 0, stride = 0, columns_left = 0;
+    const T *next = nullptr, *begin = nullptr;
+    // Where weights go next and are taken from, in bytes from `places`.
+    unsigned to = 0, from = 0;
 
     // `memory` has BYTES for the places and then room for the products.
     __device__ Ring(unsigned char* memory, const Product* all, int count) : count(count) {
@@ -153,9 +179,10 @@ template <class T> struct Ring {
                 steps_left = p.steps();
                 // Rows beyond the last are the last again, and nobody looks at what becomes of them.
                 const int row = min(p.column(next_tile) + lane_id() / 4, p.n - 1);
-                const T* from = (const T*)p.w + size_t(row) * p.k;
-                next = from + p.part() * STEP + lane_id() % 4 * 8;
-                end = from + p.k;
+                begin = (const T*)p.w + size_t(row) * p.k;
+                const int col = p.part() * STEP + lane_id() % 4 * 8;
+                next = begin + col;
+                columns_left = p.k - col;
                 stride = p.parts() * STEP;
                 next_tile += p.tile_stride();
                 if (steps_left > 0)
@@ -170,25 +197,26 @@ template <class T> struct Ring {
     // Fetches the next weights of this warp; behind the last product comes the first again.
     __device__ __forceinline__ void fetch() {
         if (steps_left > 0 || find_tile()) {
-            unsigned char* to = places + fetched % RING * PLACE_BYTES;
+            // A row that is no whole number of steps ends in between: the values for it are zero then, and its first
+            // weights do as well as others.
+            const T* here = columns_left > 0 ? next : begin;
 #pragma unroll
-            for (int i = 0; i < LANE_BYTES; i += 16) {
-                const T* from = next + i / sizeof(T);
-                // Only a row that is no whole number of steps ends in between.
-                if (next < end)
-                    cp_async16(to + i, from);
-                else
-                    *(uint4*)(to + i) = make_uint4(0, 0, 0, 0);
-            }
+            for (int i = 0; i < LANE_BYTES; i += 16)
+                cp_async16(places + to + i, here + i / sizeof(T));
             next += stride;
+            columns_left -= stride;
             steps_left--;
-            fetched++;
+            to = (to + PLACE_BYTES) % (RING * PLACE_BYTES);
         }
         cp_async_commit();
     }
 
     // The weights that were fetched the longest time ago, if they are there.
-    __device__ __forceinline__ const T* take() { return (const T*)(places + used++ % RING * PLACE_BYTES); }
+    __device__ __forceinline__ const T* take() {
+        const T* weights = (const T*)(places + from);
+        from = (from + PLACE_BYTES) % (RING * PLACE_BYTES);
+        return weights;
+    }
 
     // Sums of this warp's part of a tile's columns, for so many rows.
     __device__ __forceinline__ void multiply(float (&y)[4], const Product& p, const T* rows, int row_stride, int count) {
@@ -199,15 +227,15 @@ template <class T> struct Ring {
 #pragma unroll 1
         for (; steps > 1; steps -= 2) {
             cp_async_wait<RING - 3>();
-            sums.add_even(take(), at, count);
-            sums.add_odd(take(), at + step, count);
+            sums.add(take(), at, count);
+            sums.add(take(), at + step, count);
             at += 2 * step;
             fetch();
             fetch();
         }
         if (steps > 0) {
             cp_async_wait<RING - 2>();
-            sums.add_even(take(), at, count);
+            sums.add(take(), at, count);
             fetch();
         }
         sums.end(y, count);
