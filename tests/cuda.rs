@@ -4,8 +4,9 @@
 #[path = "reference/data.rs"]
 mod data;
 
-use std::{env, ops::ControlFlow, process::Command, thread};
+use std::{env, fs, ops::ControlFlow, path::PathBuf, process::Command, thread};
 
+use candle_core::{Device, Tensor};
 use gstvlmnarrate::smolvlm::{
     Checkpoint, DType, DeviceKind, Error, Event, LoadOptions, Model, Picture, Request, Sampling,
     Session, Source,
@@ -26,12 +27,16 @@ fn model(dtype: DType) -> Option<Model> {
 }
 
 fn load(dtype: DType) -> Result<Model, Error> {
+    load_from(data("smolvlm2-256m"), DeviceKind::Cuda, dtype)
+}
+
+fn load_from(folder: PathBuf, device: DeviceKind, dtype: DType) -> Result<Model, Error> {
     let options = LoadOptions {
-        device: DeviceKind::Cuda,
+        device,
         dtype,
         ..LoadOptions::default()
     };
-    let checkpoint = Checkpoint::open(&Source::Folder(data("smolvlm2-256m"))).unwrap();
+    let checkpoint = Checkpoint::open(&Source::Folder(folder)).unwrap();
     Model::load(&checkpoint, &options, &mut |_, _| ControlFlow::Continue(()))
 }
 
@@ -235,4 +240,40 @@ fn what_is_wrong_is_said_with_the_remedy() {
         assert!(said.contains(expected), "{variables:?}: {said}");
         assert!(!said.contains("panicked"), "{variables:?}: {said}");
     }
+}
+
+#[test]
+fn a_model_that_the_kernels_do_not_know_runs_on_the_cpu() {
+    if model(DType::Bf16).is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(data("smolvlm2-256m")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let path = folder.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["text_config"]["mlp_bias"] = true.into();
+    fs::write(&path, config.to_string()).unwrap();
+    let weights = folder.path().join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
+    let biases: Vec<_> = tensors
+        .iter()
+        .filter(|(name, _)| name.contains("text_model") && name.contains(".mlp."))
+        .map(|(name, weight)| {
+            let bias = Tensor::zeros(weight.dim(0).unwrap(), weight.dtype(), &Device::Cpu);
+            (name.replace(".weight", ".bias"), bias.unwrap())
+        })
+        .collect();
+    assert!(!biases.is_empty());
+    tensors.extend(biases);
+    candle_core::safetensors::save(&tensors, &weights).unwrap();
+
+    let on = |device| load_from(folder.path().into(), device, DType::Auto);
+    assert_eq!(
+        on(DeviceKind::Cuda).unwrap_err().to_string(),
+        "device: the GPU's kernels don't know biases in the decoder; take device=cpu"
+    );
+    assert_eq!(on(DeviceKind::Auto).unwrap().device().kind, "cpu");
 }

@@ -101,6 +101,7 @@ fn a_device_that_is_not_built_in_is_one_error_in_ready() {
 
 #[test]
 fn what_is_left_to_the_machine_is_the_same_as_what_it_comes_to() {
+    let demo = Checkpoint::open(&Source::Demo).unwrap();
     let options = |device, dtype, quantization| {
         let options = LoadOptions {
             device,
@@ -108,7 +109,7 @@ fn what_is_left_to_the_machine_is_the_same_as_what_it_comes_to() {
             quantization,
             threads: 0,
         };
-        options.resolve().unwrap()
+        options.resolve(&demo).unwrap()
     };
     let (cpu, auto) = (DeviceKind::Cpu, Quantization::Auto);
     for (dtype, quantization) in [
@@ -117,7 +118,7 @@ fn what_is_left_to_the_machine_is_the_same_as_what_it_comes_to() {
     ] {
         let named = options(cpu, dtype, quantization);
         assert_eq!(options(cpu, dtype, auto), named);
-        assert_eq!(named.resolve().unwrap(), named);
+        assert_eq!(named.resolve(&demo).unwrap(), named);
     }
     let found = options(DeviceKind::Auto, DType::Auto, auto);
     assert_ne!(found.device, DeviceKind::Auto);

@@ -94,7 +94,7 @@ impl Checkpoint for SmolVlmCheckpoint {
     }
 
     fn load(&self, watch: &mut LoadWatch<'_>) -> Result<Box<dyn Engine>, Error> {
-        let options = self.options.resolve()?;
+        let options = self.options.resolve(&self.checkpoint)?;
         let key = (self.checkpoint.fingerprint().clone(), options);
         let waiting = |watch: &mut LoadWatch<'_>| match watch(0, 1) {
             ControlFlow::Continue(()) => Ok(()),

@@ -9,14 +9,14 @@ use candle_core::{DType, Device};
 
 #[cfg(feature = "metal")]
 use super::metal;
-use super::{Error, Result, memory};
+use super::{Checkpoint, Error, Result, memory};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 
 /// Where to run a model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum DeviceKind {
-    /// The first of CUDA, Metal and the CPU that is built in and there.
+    /// The first of CUDA, Metal and the CPU that is built in and there, and knows the model.
     #[default]
     Auto,
     Cpu,
@@ -38,11 +38,13 @@ impl DeviceKind {
         )))
     }
 
-    /// What `Auto` comes to on this machine.
-    pub(super) fn resolve(self) -> Self {
+    /// What `Auto` comes to for this model on this machine.
+    pub(super) fn resolve(self, checkpoint: &Checkpoint) -> Self {
+        #[cfg(not(feature = "cuda"))]
+        let _ = checkpoint;
         match self {
             #[cfg(feature = "cuda")]
-            Self::Auto if cuda::is_there() => Self::Cuda,
+            Self::Auto if cuda::is_there() && super::cuda::fits(checkpoint).is_ok() => Self::Cuda,
             #[cfg(feature = "metal")]
             Self::Auto if metal::is_there() => Self::Metal,
             Self::Auto => Self::Cpu,
@@ -101,9 +103,9 @@ pub(super) enum Chosen {
 }
 
 impl Chosen {
+    /// Of what `resolve` said.
     pub(super) fn open(kind: DeviceKind) -> Result<Self> {
-        kind.check()?;
-        match kind.resolve() {
+        match kind {
             #[cfg(feature = "cuda")]
             DeviceKind::Cuda => Ok(Self::Cuda(cuda::Gpu::open()?.into())),
             #[cfg(feature = "metal")]
@@ -170,7 +172,7 @@ pub(super) fn pooled<T>(work: impl FnOnce() -> T) -> T {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Source, *};
 
     #[test]
     fn what_is_not_built_in_names_the_build_that_has_it() {
@@ -195,8 +197,9 @@ mod tests {
 
     #[test]
     fn there_is_always_a_cpu() {
-        assert_ne!(DeviceKind::Auto.resolve(), DeviceKind::Auto);
-        assert_eq!(DeviceKind::Cpu.resolve(), DeviceKind::Cpu);
+        let demo = Checkpoint::open(&Source::Demo).unwrap();
+        assert_ne!(DeviceKind::Auto.resolve(&demo), DeviceKind::Auto);
+        assert_eq!(DeviceKind::Cpu.resolve(&demo), DeviceKind::Cpu);
         let info = DeviceInfo::cpu();
         assert_eq!(info.kind, "cpu");
         assert!(!info.name.is_empty());

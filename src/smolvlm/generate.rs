@@ -6,18 +6,18 @@ use std::{
 };
 
 use candle_core::Tensor;
-use candle_transformers::{
-    generation::{LogitsProcessor, Sampling as CandleSampling},
-    utils::apply_repeat_penalty,
-};
+use candle_transformers::utils::apply_repeat_penalty;
 
 use super::{
-    Content, Error, Model, Observer, Picture, Processed, Processor, Prompt, Result, Span,
+    Content, Error, Model, Observer, Picture, Processed, Processor, Prompt, Result, Sampling,
+    Session, Span,
     choices::{Choices, Walk},
     device::pooled,
     memory::{Work, has_room},
-    network::{Cache, Network, Tensors},
-    question, video,
+    network::{Network, Tensors},
+    question,
+    session::{Ahead, Last, Question},
+    video,
 };
 
 /// What to describe and how.
@@ -47,68 +47,6 @@ pub struct Clip {
     /// One for each picture, from the start of the clip.
     pub times: Vec<Duration>,
     pub duration: Duration,
-}
-
-/// How the next token is chosen; the default is greedy.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sampling {
-    /// 0 takes the likeliest token always.
-    pub temperature: f64,
-    /// Sample among the likeliest tokens that sum up to this probability; 1 takes all.
-    pub top_p: f64,
-    /// Sample among so many of the likeliest tokens; 0 takes all.
-    pub top_k: usize,
-    /// Sample among tokens at least so likely as this share of the likeliest; 0 takes all.
-    pub min_p: f64,
-    /// Above 1, tokens already in prompt or caption lose weight.
-    pub repetition_penalty: f32,
-    pub seed: u64,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            seed: 0,
-        }
-    }
-}
-
-impl Sampling {
-    fn processor(&self) -> LogitsProcessor {
-        let temperature = self.temperature;
-        let all = self.top_p <= 0.0 || self.top_p >= 1.0;
-        let sampling = match (temperature > 0.0, self.top_k, all) {
-            (false, ..) => CandleSampling::ArgMax,
-            (true, 0, true) => CandleSampling::All { temperature },
-            (true, 0, false) => CandleSampling::TopP {
-                p: self.top_p,
-                temperature,
-            },
-            (true, k, true) => CandleSampling::TopK { k, temperature },
-            (true, k, false) => CandleSampling::TopKThenTopP {
-                k,
-                p: self.top_p,
-                temperature,
-            },
-        };
-        LogitsProcessor::from_sampling(self.seed, sampling)
-    }
-
-    /// Leaves only the logits that `min_p` does.
-    fn restrict(&self, logits: &mut [f32]) {
-        let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let least = f64::from(highest) + self.temperature * self.min_p.ln();
-        for logit in logits {
-            if f64::from(*logit) < least {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
-    }
 }
 
 /// What an observer is told while a caption is made.
@@ -142,101 +80,10 @@ pub struct Timings {
     pub decode: Duration,
 }
 
-/// What one caller keeps from caption to caption: the cache, and what the next caption may have in common with
-/// the last.
-#[derive(Debug)]
-pub struct Session {
-    pub(super) cache: Cache,
-    pub(super) last: Option<Last>,
-}
-
-impl Session {
-    /// Makes the next caption as if it were the first, in the same memory.
-    pub fn forget(&mut self) {
-        self.last = None;
-        self.cache.truncate(0);
-    }
-}
-
-/// A caption that was made, with all that it was made of.
-#[derive(Debug)]
-pub(super) struct Last {
-    /// Of the prompt, which the cache holds still.
-    prompt: Prompt,
-    squares: Vec<Picture>,
-    /// None where the cache holds them.
-    features: Vec<Tensor>,
-    /// Tokens of the caption.
-    pub(super) ids: Vec<u32>,
-}
-
-impl Last {
-    /// Features of this square picture in this place, if it is the same as then.
-    fn features(&self, place: usize, square: &Picture) -> Option<Tensor> {
-        (self.squares.get(place)? == square).then(|| self.features[place].clone())
-    }
-
-    /// Whether this picture stood in this place of this prompt.
-    #[cfg(feature = "cuda")]
-    pub(super) fn has(&self, place: usize, square: &Picture, prompt: &Prompt) -> bool {
-        self.squares.get(place) == Some(square)
-            && self.prompt.images[..=place] == prompt.images[..=place]
-    }
-
-    /// Tokens from the first on that the prompt has in common with this one, whose first `same` pictures are
-    /// those of then.
-    pub(super) fn in_common(&self, prompt: &Prompt, same: usize) -> usize {
-        let tokens = self.prompt.ids.iter().zip(&prompt.ids);
-        let tokens = tokens.take_while(|(a, b)| a == b).count();
-        let places = self.prompt.images.iter().zip(&prompt.images);
-        let places = places.take_while(|(a, b)| a == b).count();
-        match prompt.images.get(same.min(places)) {
-            Some((start, _)) => tokens.min(*start),
-            None => tokens,
-        }
-    }
-}
-
 /// A square picture: its features, or the pixels to make them of.
 enum Sight {
     Known(Tensor),
     New(Tensor),
-}
-
-/// Tokens that were run before anybody knew whether they would be chosen: those of the last caption, which
-/// says the same as long as the scene does.
-///
-/// A guess that fails costs time and changes nothing: each choice is made from the same logits as without.
-pub(super) struct Ahead<'a> {
-    /// None of a decoder whose rows depend on how many are run at once.
-    guess: &'a [u32],
-    /// Tokens of the caption that were run, chosen or not, and the logits behind the last of them, each.
-    run: Vec<u32>,
-    logits: Vec<Tensor>,
-    /// How many to guess at once: more and more as they come true.
-    pace: usize,
-}
-
-impl<'a> Ahead<'a> {
-    const PACE: usize = 4;
-    pub(super) const MOST: usize = 16;
-
-    /// Of a prompt that is the same, pictures included, or not.
-    fn new(guess: &'a [u32], is_same: bool) -> Self {
-        Self {
-            guess,
-            run: Vec::new(),
-            logits: Vec::new(),
-            pace: if is_same { Self::MOST } else { Self::PACE },
-        }
-    }
-
-    /// What is known to follow these tokens.
-    fn behind(&self, ids: &[u32]) -> Option<Tensor> {
-        let known = self.run.len() - self.logits.len();
-        let at = ids.len().checked_sub(known + 1)?;
-        (self.run.get(..ids.len())? == ids).then(|| self.logits[at].clone())
-    }
 }
 
 /// Splits the time that passes into stages.
@@ -280,7 +127,7 @@ impl Model {
             prompt,
             tiled,
             room,
-        } = self.pose(request)?;
+        } = self.pose(session, request)?;
         let squares: Vec<&Picture> = match &tiled {
             Some(tiled) => tiled.iter().flat_map(|p| &p.pictures).collect(),
             None => request.pictures.to_vec(),
@@ -314,12 +161,22 @@ impl Model {
 
         let text = self.prompter.decode(&ids)?;
         let tokens = ids.len();
+        let mut kept = last.map_or_else(Vec::new, |last| last.squares);
+        match tiled {
+            Some(tiled) => kept = tiled.into_iter().flat_map(|p| p.pictures).collect(),
+            // Where those of the last were: new memory would take longer than to copy.
+            None => {
+                kept.truncate(squares.len());
+                let mut squares = squares.into_iter();
+                for (kept, square) in kept.iter_mut().zip(&mut squares) {
+                    kept.clone_from(square);
+                }
+                kept.extend(squares.cloned());
+            }
+        }
         session.last = Some(Last {
             prompt,
-            squares: match tiled {
-                Some(tiled) => tiled.into_iter().flat_map(|p| p.pictures).collect(),
-                None => request.pictures.iter().copied().cloned().collect(),
-            },
+            squares: kept,
             features,
             ids,
         });
@@ -336,7 +193,7 @@ impl Model {
     }
 
     /// The request as tokens, and its pictures as squares.
-    fn pose(&self, request: &Request<'_>) -> Result<Posed> {
+    fn pose(&self, session: &mut Session, request: &Request<'_>) -> Result<Posed> {
         let choices = self.choices(request.choices)?;
         let places = match request.clip {
             Some(clip) => {
@@ -369,9 +226,11 @@ impl Model {
             grid: grid(p),
             tokens: self.config.tokens_per_picture(side(p) as usize),
         });
-        let prompt = self
-            .prompter
-            .encode(&messages, &spans.collect::<Vec<_>>())?;
+        let question = Question {
+            messages,
+            spans: spans.collect(),
+        };
+        let prompt = session.prompt(&self.prompter, question)?;
         self.has_room(&Work {
             squares: squares.clone().sum(),
             tiles: squares.max().unwrap_or(0),
@@ -757,19 +616,6 @@ fn before_stop<'t>(text: &'t str, stop_strings: &[String]) -> Option<&'t str> {
 mod tests {
     use super::{super::Quantization, *};
 
-    #[test]
-    fn min_p_leaves_what_is_likely_enough() {
-        let sampling = Sampling {
-            temperature: 2.0,
-            min_p: 0.5,
-            ..Sampling::default()
-        };
-        // After the temperature these are 1, 0.51 and 0.49 of the likeliest.
-        let mut logits = [0.0, 2.0 * 0.51f32.ln(), 2.0 * 0.49f32.ln()];
-        sampling.restrict(&mut logits);
-        assert_eq!(logits.map(f32::is_finite), [true, true, false]);
-    }
-
     fn demo(quantization: Quantization) -> Model {
         let checkpoint = super::super::Checkpoint::open(&super::super::Source::Demo).unwrap();
         let options = super::super::LoadOptions {
@@ -889,29 +735,5 @@ mod tests {
         let stop = ["b", "", "ab"].map(str::to_owned);
         assert_eq!(before_stop("xaby", &stop), Some("x"));
         assert_eq!(before_stop("xay", &stop), None);
-    }
-
-    #[test]
-    fn greedy_is_the_default_and_every_knob_counts() {
-        let with = |top_k, top_p| {
-            let sampling = Sampling {
-                temperature: 0.5,
-                top_k,
-                top_p,
-                seed: 7,
-                ..Sampling::default()
-            };
-            let logits = Tensor::new(&[0f32, 1.0, 2.0, 3.0], &candle_core::Device::Cpu)?;
-            let mut processor = sampling.processor();
-            (0..200)
-                .map(|_| processor.sample(&logits))
-                .collect::<candle_core::Result<std::collections::BTreeSet<_>>>()
-        };
-        let set = |ids: &[u32]| ids.iter().copied().collect();
-        assert_eq!(Sampling::default().temperature, 0.0);
-        assert_eq!(with(1, 1.0).unwrap(), set(&[3]));
-        assert_eq!(with(2, 1.0).unwrap(), set(&[2, 3]));
-        assert_eq!(with(0, 0.5).unwrap(), set(&[3]));
-        assert!(with(0, 1.0).unwrap().len() > 2);
     }
 }

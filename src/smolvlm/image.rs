@@ -8,11 +8,26 @@
 use super::PreprocessorConfig;
 
 /// An RGB picture, 8 bits a channel, rows packed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Picture {
     pub width: u32,
     pub height: u32,
     pub rgb: Vec<u8>,
+}
+
+impl Clone for Picture {
+    fn clone(&self) -> Self {
+        Self {
+            rgb: self.rgb.clone(),
+            ..*self
+        }
+    }
+
+    /// Into the memory that this one has.
+    fn clone_from(&mut self, other: &Self) {
+        (self.width, self.height) = (other.width, other.height);
+        self.rgb.clone_from(&other.rgb);
+    }
 }
 
 impl Picture {

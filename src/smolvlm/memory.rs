@@ -3,7 +3,7 @@
 
 use candle_core::DType;
 
-use super::{Config, generate::Ahead};
+use super::{Config, session::Ahead};
 
 /// Whether so many bytes can be had. They are asked for and given back untouched, which costs nothing.
 pub(super) fn has_room(bytes: u64) -> bool {

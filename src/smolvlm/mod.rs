@@ -58,6 +58,8 @@ mod metal;
 mod network;
 mod packed;
 mod prompt;
+mod sampling;
+mod session;
 mod source;
 mod tokenizer;
 mod vision;
@@ -74,11 +76,13 @@ pub use config::{Config, LongestEdge, PreprocessorConfig, TextConfig, VisionConf
 pub use device::{DeviceInfo, DeviceKind};
 pub use error::{Error, ErrorKind, Result};
 pub use fingerprint::Fingerprint;
-pub use generate::{Clip, Description, Event, Request, Sampling, Session, Timings};
+pub use generate::{Clip, Description, Event, Request, Timings};
 #[cfg(feature = "hub")]
 pub use hub::Repository;
 pub use image::{Picture, Processed, Processor};
 pub use prompt::{Content, Message, Prompt, Prompter, Role, Span, question, video};
+pub use sampling::Sampling;
+pub use session::Session;
 pub use source::{Source, Transfer};
 pub use vision::Vision;
 pub use weights::Progress;
@@ -186,10 +190,10 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// With what is left to the machine chosen, so that options that come to the same are the same.
-    pub fn resolve(self) -> Result<Self> {
+    /// With what is left to the machine chosen for a model, so that options that come to the same are the same.
+    pub fn resolve(self, checkpoint: &Checkpoint) -> Result<Self> {
         self.device.check()?;
-        let device = self.device.resolve();
+        let device = self.device.resolve(checkpoint);
         Ok(Self {
             device,
             quantization: self.quantization.resolve(device, self.dtype),
@@ -225,7 +229,7 @@ impl Model {
             dtype,
             quantization,
             threads,
-        } = options.resolve()?;
+        } = options.resolve(checkpoint)?;
         let has_blocks = device != DeviceKind::Cuda
             && (quantization != Quantization::None || checkpoint.weights.has_blocks());
         if has_blocks && !matches!(dtype, DType::Auto | DType::F32) {
@@ -325,10 +329,7 @@ impl Model {
 
     /// A fresh session, empty but for its shape.
     pub fn session(&self) -> Session {
-        Session {
-            cache: self.network.cache(),
-            last: None,
-        }
+        Session::new(self.network.cache())
     }
 
     pub fn config(&self) -> &Config {

@@ -216,7 +216,7 @@ impl Network {
 }
 
 /// Whether the kernels know all that a model has; else what they don't.
-fn fits(checkpoint: &Checkpoint) -> Result<(), String> {
+pub(super) fn fits(checkpoint: &Checkpoint) -> Result<(), String> {
     let (t, v) = (
         &checkpoint.config.text_config,
         &checkpoint.config.vision_config,
