@@ -187,9 +187,29 @@ struct Gemm {
     tile: usize,
     threads: usize,
     shared: usize,
-    /// Time that a tile takes for its area, of the largest tile's.
-    cost: f64,
+    /// Cycles from a block's step to its next, of 64 columns, if nothing is in its way.
+    step: f64,
     functions: Vec<CudaFunction>,
+}
+
+impl Gemm {
+    fn tiles(&self, m: usize, n: usize) -> usize {
+        m.div_ceil(self.tile) * n.div_ceil(self.tile)
+    }
+
+    /// Cycles for each 64 columns of a product, about, as an H200 takes them: for its blocks' steps one after the
+    /// other, for what matrix units do in them, or for what all blocks fetch from the L2 cache.
+    fn time(&self, gpu: &Gpu, m: usize, n: usize) -> f64 {
+        const PRODUCTS_A_CYCLE: f64 = 1050.0;
+        const BYTES_A_CYCLE: f64 = 2000.0;
+        let (tiles, processors) = (self.tiles(m, n), gpu.processors as usize);
+        let rounds = |at_once: usize| tiles.div_ceil(processors * at_once) as f64;
+        let side = self.tile as f64;
+        let steps = rounds((gpu.shared / self.shared.max(1)).max(1)) * self.step;
+        let products = rounds(1) * side * side * 64.0 / PRODUCTS_A_CYCLE;
+        let bytes = tiles as f64 * 2.0 * side * 64.0 * 2.0 / BYTES_A_CYCLE;
+        steps.max(products).max(bytes)
+    }
 }
 
 /// All kernels for one type.
@@ -209,19 +229,19 @@ impl Kernels {
     pub fn new(gpu: &Gpu, number: Number) -> Result<Self> {
         let suffix = number.name();
         let tiles: &[_] = match number {
-            Number::F32 => &[(64, 256, 2 * 64 * 17 * 4, 1.0)],
+            Number::F32 => &[(64, 256, 2 * 64 * 17 * 4, 0.0)],
             // Stages of two tiles of 64 columns, in rows of 72.
             _ => &[
-                (128, 256, 3 * 256 * 144, 1.0),
-                (64, 128, 4 * 128 * 144, 1.3),
-                (32, 128, 4 * 64 * 144, 2.0),
+                (128, 256, 3 * 256 * 144, 1000.0),
+                (64, 128, 4 * 128 * 144, 500.0),
+                (32, 128, 4 * 64 * 144, 300.0),
             ],
         };
         // A card with less shared memory does without the largest.
         let tiles = tiles
             .iter()
             .filter(|(_, _, shared, _)| *shared <= gpu.shared);
-        let gemms = tiles.map(|&(tile, threads, shared, cost)| {
+        let gemms = tiles.map(|&(tile, threads, shared, step)| {
             let functions = Then::ALL
                 .iter()
                 .map(|(_, then)| gpu.function(&format!("gemm_{tile}_{then}_{suffix}"), shared));
@@ -229,7 +249,7 @@ impl Kernels {
                 tile,
                 threads,
                 shared,
-                cost,
+                step,
                 functions: functions.collect::<Result<_>>()?,
             })
         });
@@ -271,6 +291,25 @@ impl Kernels {
         out: &mut Memory,
         places: Option<Places<'_>>,
     ) -> Result<()> {
+        // An element comes out the same whichever it is.
+        let time = |gemm: &&Gemm| gemm.time(gpu, m, w.rows);
+        let fastest = self
+            .gemms
+            .iter()
+            .min_by(|a, b| time(a).total_cmp(&time(b)))
+            .ok_or_else(|| Error::Failed("too little shared memory".into()))?;
+        self.multiply(gpu, fastest, (x, m), w, then, (out, places))
+    }
+
+    fn multiply(
+        &self,
+        gpu: &Gpu,
+        gemm: &Gemm,
+        (x, m): (&Memory, usize),
+        w: &Weights,
+        then: Then,
+        (out, places): (&mut Memory, Option<Places<'_>>),
+    ) -> Result<()> {
         let (n, k) = (w.rows, w.columns);
         let size = self.number.bytes();
         let per_row = match then {
@@ -295,14 +334,6 @@ impl Kernels {
             n: n as i32,
             k: k as i32,
         };
-        let tiles = |gemm: &Gemm| m.div_ceil(gemm.tile) * n.div_ceil(gemm.tile);
-        let time = |gemm: &Gemm| {
-            let rounds = tiles(gemm).div_ceil(gpu.processors as usize);
-            rounds as f64 * (gemm.tile * gemm.tile) as f64 * gemm.cost
-        };
-        // An element comes out the same whichever it is.
-        let gemm = self.gemms.iter().min_by(|a, b| time(a).total_cmp(&time(b)));
-        let gemm = gemm.ok_or_else(|| Error::Failed("too little shared memory".into()))?;
         let shape = Shape {
             blocks: (m.div_ceil(gemm.tile), n.div_ceil(gemm.tile), 1),
             threads: gemm.threads,
@@ -494,5 +525,67 @@ fn blocks(count: usize, threads: usize) -> Shape {
         threads,
         shared: 0,
         cooperative: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers<T: bytemuck::Pod>(gpu: &Gpu, values: &[f32], narrow: fn(f32) -> T) -> Memory {
+        let values: Vec<T> = values.iter().map(|value| narrow(*value)).collect();
+        gpu.upload(&values).unwrap()
+    }
+
+    /// Rows and columns that fill no tile, and a length that is no whole number of steps.
+    #[test]
+    fn tiles_of_every_size_make_the_same_product() {
+        if std::env::var("VLMNARRATE_DEVICE").as_deref() != Ok("cuda") {
+            return eprintln!("not tested: VLMNARRATE_DEVICE is not cuda");
+        }
+        let gpu = Gpu::open().unwrap();
+        let (m, n, k) = (150, 148, 200);
+        let mut rng = fastrand::Rng::with_seed(3);
+        // Numbers that every type has.
+        let mut some = |count: usize| -> Vec<f32> {
+            let eighths = |_| rng.i32(-16..=16) as f32 / 8.0;
+            (0..count).map(eighths).collect()
+        };
+        let (x, w, bias) = (some(m * k), some(n * k), some(n));
+        let sum = |row: usize, col: usize| {
+            let pairs = x[row * k..][..k].iter().zip(&w[col * k..][..k]);
+            pairs.map(|(x, w)| x * w).sum::<f32>() + bias[col]
+        };
+        // They are eighths of eighths and few: no sum is rounded, in whatever order.
+        let expected: Vec<f32> = (0..m * n).map(|i| sum(i / n, i % n)).collect();
+        for number in [Number::F32, Number::Bf16, Number::F16] {
+            let kernels = Kernels::new(&gpu, number).unwrap();
+            let upload = |values: &[f32]| match number {
+                Number::F32 => numbers(&gpu, values, |x| x),
+                Number::Bf16 => numbers(&gpu, values, half::bf16::from_f32),
+                Number::F16 => numbers(&gpu, values, half::f16::from_f32),
+            };
+            let weights = Weights {
+                memory: upload(&w),
+                rows: n,
+                columns: k,
+                bias: Some(gpu.upload(&bias).unwrap()),
+            };
+            let x = upload(&x);
+            for gemm in &kernels.gemms {
+                let mut out = gpu.memory(m * n * size_of::<f32>()).unwrap();
+                gpu.clear(&mut out).unwrap();
+                for times in 1..3 {
+                    let to = (&mut out, None);
+                    kernels
+                        .multiply(&gpu, gemm, (&x, m), &weights, Then::Add, to)
+                        .unwrap();
+                    let made: Vec<f32> = gpu.read(&out, 0, m * n).unwrap();
+                    let all = made.iter().zip(&expected);
+                    let wrong = all.filter(|(made, one)| **made != **one * times as f32);
+                    assert_eq!(wrong.count(), 0, "{number:?}, tiles of {}", gemm.tile);
+                }
+            }
+        }
     }
 }
