@@ -27,9 +27,11 @@ macro_rules! arguments {
 pub type Address = u64;
 
 arguments! {
-    Gemm: 64 {
+    Gemm: 104 {
         x: Address, w: Address, bias: Address, out: Address, table: Address, positions: Address,
         places: i32, m: i32, n: i32, k: i32,
+        rows: Address, sequences: Address, turns: Address,
+        layer: i32, heads: i32, kv_heads: i32, head_size: i32,
     }
     Attention: 72 {
         q: Address, q_stride: i32, padding: i32, k: Address, v: Address, out: Address, sequences: Address,
@@ -43,12 +45,9 @@ arguments! {
         x: Address, weight: Address, bias: Address, out: Address, source: Address,
         places: i32, stride: i32, rows: i32, n: i32, epsilon: f32, padding: i32,
     }
-    Embed: 40 {
-        rows: Address, sequences: Address, table: Address, out: Address, hidden: i32, padding: i32,
-    }
-    Turn: 48 {
-        qkv: Address, rows: Address, sequences: Address, frequencies: Address,
-        layer: i32, heads: i32, kv_heads: i32, head_size: i32,
+    Embed: 56 {
+        rows: Address, sequences: Address, table: Address, out: Address, frequencies: Address, turns: Address,
+        hidden: i32, half: i32,
     }
     Product: 24 {
         w: Address, n: i32, k: i32, shift: i32, tiles: i32,

@@ -4,7 +4,7 @@
 
 #pragma once
 
-#include "common.cuh"
+#include "pointwise.cuh"
 
 struct Gemm {
     const void* x;
@@ -16,8 +16,13 @@ struct Gemm {
     const int* positions;
     int places;
     int m, n, k;
+    // Rows of prompts, and cosine and sine of each row's position, `[m, head_size / 2]`.
+    const Row* rows;
+    const Sequence* sequences;
+    const float2* turns;
+    int layer, heads, kv_heads, head_size;
 };
-static_assert(sizeof(Gemm) == 64);
+static_assert(sizeof(Gemm) == 104);
 
 enum class Then {
     Store,     // out[m, n] in the weights' type
@@ -26,7 +31,29 @@ enum class Then {
     Add,       // to out[m, n], f32
     Set,       // out[m, n], f32
     Embed,     // the same, with the embeddings of positions
+    Turn,      // queries of prompts, turned, to out[m, n]; keys, turned, and values to the caches
 };
+
+// Queries, keys or values. Rows of the weights are in such an order that a pair to be turned lies beside each other.
+template <class T> __device__ __forceinline__ void turn(const Gemm& a, int row, int col, float y0, float y1) {
+    // A power of two.
+    const int size = a.head_size, head = col >> log_2(size), at = col & (size - 1);
+    const bool is_value = head >= a.heads + a.kv_heads;
+    if (!is_value) {
+        const float2 pair = turn_pair(y0, y1, a.turns[row * (size / 2) + at / 2]);
+        y0 = pair.x;
+        y1 = pair.y;
+    }
+    if (head < a.heads) {
+        store_pair((T*)a.out + size_t(row) * a.n + col, y0, y1);
+        return;
+    }
+    const Row& r = a.rows[row];
+    const Sequence& s = a.sequences[r.sequence];
+    const int kv_head = head - a.heads - (is_value ? a.kv_heads : 0);
+    T* cache = (T*)s.cache + cache_place(s, a.layer, is_value, a.kv_heads, kv_head, size);
+    store_pair(cache + size_t(r.position) * size + at, y0, y1);
+}
 
 // Columns `col` and the next of a row.
 template <class T, Then THEN> __device__ __forceinline__ void finish(const Gemm& a, int row, int col, float y0, float y1) {
@@ -37,7 +64,9 @@ template <class T, Then THEN> __device__ __forceinline__ void finish(const Gemm&
         y1 += a.bias[col + 1];
     }
     const size_t at = size_t(row) * a.n + col;
-    if constexpr (THEN == Then::Store) {
+    if constexpr (THEN == Then::Turn) {
+        turn<T>(a, row, col, y0, y1);
+    } else if constexpr (THEN == Then::Store) {
         store_pair((T*)a.out + at, y0, y1);
     } else if constexpr (THEN == Then::Gelu) {
         store_pair((T*)a.out + at, gelu_tanh(y0), gelu_tanh(y1));

@@ -18,7 +18,6 @@
     KERNEL(patches_##T, 256, Patches, (patches<T>(args)))                                                              \
     KERNEL(norm_##T, 128, Norm, (norm<T>(args)))                                                                       \
     KERNEL(embed_##T, 128, Embed, (embed<T>(args)))                                                                    \
-    KERNEL(turn_##T, 256, Turn, (turn<T>(args)))                                                                       \
     KERNEL(decode_##T, DECODE_THREADS, Decode, (decode<T>(args)))
 
 #define ATTENTION(T)                                                                                                   \
@@ -34,7 +33,8 @@
     GEMM(T, gated_silu, GatedSilu)                                                                                     \
     GEMM(T, add, Add)                                                                                                  \
     GEMM(T, set, Set)                                                                                                  \
-    GEMM(T, embed, Embed)
+    GEMM(T, embed, Embed)                                                                                              \
+    GEMM(T, turn, Turn)
 
 using f32 = float;
 
@@ -46,6 +46,7 @@ GEMM_F32(gated_silu, GatedSilu)
 GEMM_F32(add, Add)
 GEMM_F32(set, Set)
 GEMM_F32(embed, Embed)
+GEMM_F32(turn, Turn)
 
 ATTENTION(bf16)
 ATTENTION(f16)

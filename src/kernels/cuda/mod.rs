@@ -28,7 +28,7 @@ use cudarc::driver::{
 
 pub use arguments::{MOST_ROWS, MOST_STOPS, Row, Sequence};
 pub use operations::{
-    Attended, Gather, Heads, Kernels, Norm, Number, Pictures, Places, Rows, Then, Weights,
+    Attended, Gather, Heads, Kernels, Norm, Number, Pictures, Places, Rows, Then, Turned, Weights,
 };
 pub use plan::{Decode, Plan, Stack};
 

@@ -60,8 +60,8 @@ pub struct Weights {
 }
 
 /// What follows a product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Then {
+#[derive(Debug, Clone, Copy)]
+pub enum Then<'a> {
     Store,
     Gelu,
     /// Columns are pairs of a gate and what it lets through; half as many come out.
@@ -71,18 +71,26 @@ pub enum Then {
     /// In f32.
     Set,
     /// In f32, with the embedding of each row's position.
-    Embed,
+    Embed(Places<'a>),
+    /// Queries stay, keys and values go into the caches.
+    Turn(Turned<'a>),
 }
 
-impl Then {
-    const ALL: [(Self, &'static str); 6] = [
-        (Self::Store, "store"),
-        (Self::Gelu, "gelu"),
-        (Self::GatedSilu, "gated_silu"),
-        (Self::Add, "add"),
-        (Self::Set, "set"),
-        (Self::Embed, "embed"),
-    ];
+impl Then<'_> {
+    const NAMES: [&'static str; 7] = ["store", "gelu", "gated_silu", "add", "set", "embed", "turn"];
+
+    /// Of its name.
+    fn index(self) -> usize {
+        match self {
+            Self::Store => 0,
+            Self::Gelu => 1,
+            Self::GatedSilu => 2,
+            Self::Add => 3,
+            Self::Set => 4,
+            Self::Embed(_) => 5,
+            Self::Turn(_) => 6,
+        }
+    }
 }
 
 /// A table of positions, and which of its rows each of some places has.
@@ -164,6 +172,15 @@ impl Rows<'_> {
     }
 }
 
+/// What queries and keys of a prompt's rows are turned by, and which layer's they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Turned<'a> {
+    pub rows: Rows<'a>,
+    pub turns: &'a Memory,
+    pub heads: Heads,
+    pub layer: usize,
+}
+
 /// Pictures of one size.
 #[derive(Debug, Clone, Copy)]
 pub struct Pictures<'a> {
@@ -221,7 +238,6 @@ pub struct Kernels {
     patches: CudaFunction,
     norm: CudaFunction,
     embed: CudaFunction,
-    turn: CudaFunction,
     decode: CudaFunction,
 }
 
@@ -242,9 +258,9 @@ impl Kernels {
             .iter()
             .filter(|(_, _, shared, _)| *shared <= gpu.shared);
         let gemms = tiles.map(|&(tile, threads, shared, step)| {
-            let functions = Then::ALL
+            let functions = Then::NAMES
                 .iter()
-                .map(|(_, then)| gpu.function(&format!("gemm_{tile}_{then}_{suffix}"), shared));
+                .map(|then| gpu.function(&format!("gemm_{tile}_{then}_{suffix}"), shared));
             Ok(Gemm {
                 tile,
                 threads,
@@ -272,7 +288,6 @@ impl Kernels {
             patches: function("patches")?,
             norm: function("norm")?,
             embed: function("embed")?,
-            turn: function("turn")?,
             decode: gpu.function(&format!("decode_{suffix}"), gpu.shared)?,
         })
     }
@@ -287,9 +302,8 @@ impl Kernels {
         gpu: &Gpu,
         (x, m): (&Memory, usize),
         w: &Weights,
-        then: Then,
+        then: Then<'_>,
         out: &mut Memory,
-        places: Option<Places<'_>>,
     ) -> Result<()> {
         // An element comes out the same whichever it is.
         let time = |gemm: &&Gemm| gemm.time(gpu, m, w.rows);
@@ -298,7 +312,7 @@ impl Kernels {
             .iter()
             .min_by(|a, b| time(a).total_cmp(&time(b)))
             .ok_or_else(|| Error::Failed("too little shared memory".into()))?;
-        self.multiply(gpu, fastest, (x, m), w, then, (out, places))
+        self.multiply(gpu, fastest, (x, m), w, then, out)
     }
 
     fn multiply(
@@ -307,41 +321,54 @@ impl Kernels {
         gemm: &Gemm,
         (x, m): (&Memory, usize),
         w: &Weights,
-        then: Then,
-        (out, places): (&mut Memory, Option<Places<'_>>),
+        then: Then<'_>,
+        out: &mut Memory,
     ) -> Result<()> {
         let (n, k) = (w.rows, w.columns);
         let size = self.number.bytes();
         let per_row = match then {
-            Then::Store | Then::Gelu => n * size,
+            Then::Store | Then::Gelu | Then::Turn(_) => n * size,
             Then::GatedSilu => n / 2 * size,
-            Then::Add | Then::Set | Then::Embed => n * size_of::<f32>(),
+            Then::Add | Then::Set | Then::Embed(_) => n * size_of::<f32>(),
         };
         assert!(n.is_multiple_of(2) && (k * size).is_multiple_of(16));
-        assert_eq!(then == Then::Embed, places.is_some());
-        let arguments = raw::Gemm {
+        let mut arguments = raw::Gemm {
             x: x.part(0, m * k * size),
             w: w.memory.part(0, n * k * size),
             bias: optional(w.bias.as_ref(), n * size_of::<f32>()),
             out: out.part(0, m * per_row),
-            table: optional(places.map(|p| p.table), 0),
-            positions: optional(
-                places.map(|p| p.positions),
-                places.map_or(0, |p| p.count * 4),
-            ),
-            places: places.map_or(0, |p| p.count as i32),
             m: m as i32,
             n: n as i32,
             k: k as i32,
+            ..raw::Gemm::default()
         };
+        match then {
+            Then::Embed(places) => {
+                arguments.table = places.table.part(0, 0);
+                arguments.positions = places.positions.part(0, places.count * 4);
+                arguments.places = places.count as i32;
+            }
+            Then::Turn(turned) => {
+                let heads = turned.heads;
+                assert!((n, m) == (heads.width(), turned.rows.count));
+                assert!(heads.size.is_power_of_two());
+                arguments.rows = turned.rows.rows();
+                arguments.sequences = turned.rows.sequences();
+                arguments.turns = turned.turns.part(0, m * heads.size * size_of::<f32>());
+                arguments.layer = turned.layer as i32;
+                arguments.heads = heads.heads as i32;
+                arguments.kv_heads = heads.kv_heads as i32;
+                arguments.head_size = heads.size as i32;
+            }
+            _ => (),
+        }
         let shape = Shape {
             blocks: (m.div_ceil(gemm.tile), n.div_ceil(gemm.tile), 1),
             threads: gemm.threads,
             shared: gemm.shared,
             cooperative: false,
         };
-        let which = Then::ALL.iter().position(|(t, _)| *t == then);
-        gpu.launch(&gemm.functions[which.unwrap_or(0)], shape, &arguments)
+        gpu.launch(&gemm.functions[then.index()], shape, &arguments)
     }
 
     /// Norms of f32 rows.
@@ -396,14 +423,16 @@ impl Kernels {
         gpu.launch(&self.patches, blocks(rows, 256), &arguments)
     }
 
-    /// Embeddings of prompts' rows, f32.
+    /// Embeddings of prompts' rows, f32, and what they are turned by.
     pub fn embed(
         &self,
         gpu: &Gpu,
         rows: Rows<'_>,
         table: &Weights,
         out: &mut Memory,
+        (frequencies, turns): (&Memory, &mut Memory),
     ) -> Result<()> {
+        let half = frequencies.bytes() / size_of::<f32>();
         let arguments = raw::Embed {
             rows: rows.rows(),
             sequences: rows.sequences(),
@@ -411,33 +440,12 @@ impl Kernels {
                 .memory
                 .part(0, table.rows * table.columns * self.number.bytes()),
             out: out.part(0, rows.count * table.columns * size_of::<f32>()),
+            frequencies: frequencies.part(0, frequencies.bytes()),
+            turns: turns.part(0, rows.count * half * 2 * size_of::<f32>()),
             hidden: table.columns as i32,
-            padding: 0,
+            half: half as i32,
         };
         gpu.launch(&self.embed, blocks(rows.count, 128), &arguments)
-    }
-
-    /// Turns queries and keys by their positions, and puts keys and values into the cache.
-    pub fn turn(
-        &self,
-        gpu: &Gpu,
-        qkv: &mut Memory,
-        rows: Rows<'_>,
-        frequencies: &Memory,
-        heads: Heads,
-        layer: usize,
-    ) -> Result<()> {
-        let arguments = raw::Turn {
-            qkv: qkv.part(0, rows.count * heads.width() * self.number.bytes()),
-            rows: rows.rows(),
-            sequences: rows.sequences(),
-            frequencies: frequencies.part(0, heads.size / 2 * 4),
-            layer: layer as i32,
-            heads: heads.heads as i32,
-            kv_heads: heads.kv_heads as i32,
-            head_size: heads.size as i32,
-        };
-        gpu.launch(&self.turn, blocks(rows.count, 256), &arguments)
     }
 
     /// Attention of rows of queries, keys and values.
@@ -576,9 +584,8 @@ mod tests {
                 let mut out = gpu.memory(m * n * size_of::<f32>()).unwrap();
                 gpu.clear(&mut out).unwrap();
                 for times in 1..3 {
-                    let to = (&mut out, None);
                     kernels
-                        .multiply(&gpu, gemm, (&x, m), &weights, Then::Add, to)
+                        .multiply(&gpu, gemm, (&x, m), &weights, Then::Add, &mut out)
                         .unwrap();
                     let made: Vec<f32> = gpu.read(&out, 0, m * n).unwrap();
                     let all = made.iter().zip(&expected);

@@ -93,15 +93,28 @@ template <class T> __device__ __forceinline__ void norm(const Norm& a) {
     });
 }
 
-// Rows of a prompt to what the decoder takes.
+// Cosine and sine.
+__device__ __forceinline__ float2 turn_of(int position, float frequency) {
+    const float angle = position * frequency;
+    return make_float2(cosf(angle), sinf(angle));
+}
+
+// Rotary position embedding of a value of a head's first half and its partner in the second.
+__device__ __forceinline__ float2 turn_pair(float first, float second, float2 turn) {
+    return make_float2(first * turn.x - second * turn.y, second * turn.x + first * turn.y);
+}
+
+// Rows of a prompt to what the decoder takes, and what they are turned by, `[rows, half]`.
 struct Embed {
     const Row* rows;
     const Sequence* sequences;
     const void* table;
     float* out;
-    int hidden;
+    const float* frequencies;
+    float2* turns;
+    int hidden, half;
 };
-static_assert(sizeof(Embed) == 40);
+static_assert(sizeof(Embed) == 56);
 
 template <class T> __device__ __forceinline__ void embed(const Embed& a) {
     const Row row = a.rows[blockIdx.x];
@@ -111,51 +124,6 @@ template <class T> __device__ __forceinline__ void embed(const Embed& a) {
             out[i] = to_float(((const T*)a.table)[size_t(row.token) * a.hidden + i]);
         else
             out[i] = a.sequences[row.sequence].features[size_t(-1 - row.token) * a.hidden + i];
-}
-
-// Queries are turned by their position where they are, keys on their way into the cache, values go with them. Rows of the
-// weights of queries and keys are in such an order that a pair to be turned lies beside each other.
-struct Turn {
-    void* qkv;
-    const Row* rows;
-    const Sequence* sequences;
-    const float* frequencies;
-    int layer, heads, kv_heads, head_size;
-};
-static_assert(sizeof(Turn) == 48);
-
-// Cosine and sine.
-__device__ __forceinline__ float2 turn_of(int position, float frequency) {
-    const float angle = position * frequency;
-    return make_float2(cosf(angle), sinf(angle));
-}
-
-// Rotary position embedding of a value of a head's first half and its partner in the second, which lie beside each other.
-__device__ __forceinline__ float2 turn_pair(float first, float second, float2 turn) {
-    return make_float2(first * turn.x - second * turn.y, second * turn.x + first * turn.y);
-}
-
-template <class T> __device__ __forceinline__ void turn(const Turn& a) {
-    const Row row = a.rows[blockIdx.x];
-    const Sequence& s = a.sequences[row.sequence];
-    const int half = a.head_size / 2, both = a.heads + a.kv_heads;
-    T* qkv = (T*)a.qkv + size_t(blockIdx.x) * (a.heads + 2 * a.kv_heads) * a.head_size;
-    for (int i = threadIdx.x; i < both * half; i += blockDim.x) {
-        const int head = i / half, at = i % half;
-        T* x = qkv + head * a.head_size + 2 * at;
-        const float2 by = turn_of(row.position, a.frequencies[at]);
-        const float2 turned = turn_pair(to_float(x[0]), to_float(x[1]), by);
-        T* to = x;
-        if (head >= a.heads) {
-            const size_t place = cache_place(s, a.layer, 0, a.kv_heads, head - a.heads, a.head_size);
-            to = (T*)s.cache + place + size_t(row.position) * a.head_size + 2 * at;
-        }
-        to[0] = from_float<T>(turned.x);
-        to[1] = from_float<T>(turned.y);
-    }
-    const T* values = qkv + both * a.head_size;
-    for (int i = threadIdx.x; i < a.kv_heads * a.head_size; i += blockDim.x) {
-        const size_t place = cache_place(s, a.layer, 1, a.kv_heads, i / a.head_size, a.head_size);
-        ((T*)s.cache + place)[size_t(row.position) * a.head_size + i % a.head_size] = values[i];
-    }
+    for (int i = threadIdx.x; i < a.half; i += blockDim.x)
+        a.turns[blockIdx.x * a.half + i] = turn_of(row.position, a.frequencies[i]);
 }

@@ -64,6 +64,9 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
+// Of a power of two.
+__device__ __forceinline__ int log_2(int x) { return 31 - __clz(x); }
+
 __device__ __forceinline__ unsigned shared_address(const void* shared) {
     return unsigned(__cvta_generic_to_shared(shared));
 }

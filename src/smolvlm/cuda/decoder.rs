@@ -9,7 +9,7 @@ use super::{
 };
 use crate::kernels::cuda::{
     Attended, Decode, Gpu, Heads, Kernels, MOST_STOPS, Memory, Norm, Plan, Result, Rows, Stack,
-    Then, Weights,
+    Then, Turned, Weights,
 };
 
 pub(super) struct Decoder {
@@ -134,7 +134,13 @@ impl Decoder {
         scratch.reserve(
             gpu,
             rows,
-            [hidden, heads.width(), heads.heads * heads.size, inner],
+            [
+                hidden,
+                heads.width(),
+                heads.heads * heads.size,
+                inner,
+                heads.size,
+            ],
         )
     }
 
@@ -153,6 +159,7 @@ impl Decoder {
             attended,
             inner,
             rows,
+            turns,
             sequences,
             ..
         } = scratch;
@@ -163,11 +170,17 @@ impl Decoder {
             sequences,
             sequence_count,
         };
-        kernels.embed(gpu, rows, &self.embed_tokens, x)?;
+        let turning = (&self.frequencies, &mut *turns);
+        kernels.embed(gpu, rows, &self.embed_tokens, x, turning)?;
         for (i, layer) in self.layers.iter().enumerate() {
             kernels.norm(gpu, (x, count), &layer.input_layernorm, normed, None)?;
-            kernels.gemm(gpu, (normed, count), &layer.qkv, Then::Store, qkv, None)?;
-            kernels.turn(gpu, qkv, rows, &self.frequencies, heads, i)?;
+            let turn = Then::Turn(Turned {
+                rows,
+                turns,
+                heads,
+                layer: i,
+            });
+            kernels.gemm(gpu, (normed, count), &layer.qkv, turn, qkv)?;
             // Nobody reads what comes out of the last layer.
             if i + 1 == self.layers.len() {
                 break;
@@ -180,7 +193,7 @@ impl Decoder {
                 layer: i,
             };
             kernels.attention(gpu, qkv, heads, attention, attended)?;
-            kernels.gemm(gpu, (attended, count), &layer.o_proj, Then::Add, x, None)?;
+            kernels.gemm(gpu, (attended, count), &layer.o_proj, Then::Add, x)?;
             kernels.norm(
                 gpu,
                 (x, count),
@@ -188,15 +201,8 @@ impl Decoder {
                 normed,
                 None,
             )?;
-            kernels.gemm(
-                gpu,
-                (normed, count),
-                &layer.gate_up,
-                Then::GatedSilu,
-                inner,
-                None,
-            )?;
-            kernels.gemm(gpu, (inner, count), &layer.down_proj, Then::Add, x, None)?;
+            kernels.gemm(gpu, (normed, count), &layer.gate_up, Then::GatedSilu, inner)?;
+            kernels.gemm(gpu, (inner, count), &layer.down_proj, Then::Add, x)?;
         }
         Ok(())
     }

@@ -137,7 +137,7 @@ impl Encoder {
         let hidden = self.hidden();
         let rows = count * grid.patches.max(grid.tokens * self.fold.pow(2));
         let widest = self.inner.max(self.patch_embedding.columns);
-        let moved = scratch.reserve(gpu, rows, [hidden, self.heads.width(), hidden, widest])?;
+        let moved = scratch.reserve(gpu, rows, [hidden, self.heads.width(), hidden, widest, 0])?;
         let features = scratch.features(gpu, count * grid.tokens * self.connector.rows)?;
         Ok(scratch.pictures(gpu, count * side * side * 3)? | features | moved)
     }
@@ -200,9 +200,8 @@ impl Encoder {
             gpu,
             (inner, rows),
             &self.patch_embedding,
-            Then::Embed,
+            Then::Embed(places),
             x,
-            Some(places),
         )?;
         after(x, rows)?;
         let attention = Attended::Pictures {
@@ -211,12 +210,12 @@ impl Encoder {
         };
         for layer in &self.layers {
             kernels.norm(gpu, (x, rows), &layer.layer_norm1, normed, None)?;
-            kernels.gemm(gpu, (normed, rows), &layer.qkv, Then::Store, qkv, None)?;
+            kernels.gemm(gpu, (normed, rows), &layer.qkv, Then::Store, qkv)?;
             kernels.attention(gpu, qkv, self.heads, attention, attended)?;
-            kernels.gemm(gpu, (attended, rows), &layer.out_proj, Then::Add, x, None)?;
+            kernels.gemm(gpu, (attended, rows), &layer.out_proj, Then::Add, x)?;
             kernels.norm(gpu, (x, rows), &layer.layer_norm2, normed, None)?;
-            kernels.gemm(gpu, (normed, rows), &layer.fc1, Then::Gelu, inner, None)?;
-            kernels.gemm(gpu, (inner, rows), &layer.fc2, Then::Add, x, None)?;
+            kernels.gemm(gpu, (normed, rows), &layer.fc1, Then::Gelu, inner)?;
+            kernels.gemm(gpu, (inner, rows), &layer.fc2, Then::Add, x)?;
             after(x, rows)?;
         }
         let places = grid.tokens * self.fold.pow(2);
@@ -238,7 +237,6 @@ impl Encoder {
             &self.connector,
             Then::Set,
             features,
-            None,
         )
     }
 }

@@ -14,6 +14,8 @@ pub(super) struct Scratch {
     pub(super) attended: Memory,
     pub(super) inner: Memory,
     pub(super) rows: Memory,
+    /// What rows are turned by.
+    pub(super) turns: Memory,
     pub(super) sequences: Memory,
     pub(super) guesses: Memory,
 }
@@ -42,15 +44,17 @@ impl Scratch {
             attended: empty()?,
             inner: empty()?,
             rows: empty()?,
+            turns: empty()?,
             sequences: gpu.memory(MOST_CAPTIONS * size_of::<Sequence>())?,
             guesses: gpu.memory(MOST_CAPTIONS * most_tokens * size_of::<i32>())?,
         })
     }
 
-    /// For rows of so many values: states, queries with keys and values, attention's, and the widest.
-    pub(super) fn reserve(&mut self, gpu: &Gpu, rows: usize, widths: [usize; 4]) -> Result<bool> {
+    /// For rows of so many values: states, queries with keys and values, attention's, the widest, and for prompts those
+    /// of a head.
+    pub(super) fn reserve(&mut self, gpu: &Gpu, rows: usize, widths: [usize; 5]) -> Result<bool> {
         let size = self.number.bytes();
-        let [hidden, qkv, attended, inner] = widths.map(|width| rows * width);
+        let [hidden, qkv, attended, inner, head] = widths.map(|width| rows * width);
         let grown = [
             grow(gpu, &mut self.x, hidden * size_of::<f32>())?,
             grow(gpu, &mut self.normed, hidden * size)?,
@@ -58,6 +62,7 @@ impl Scratch {
             grow(gpu, &mut self.attended, attended * size)?,
             grow(gpu, &mut self.inner, inner * size)?,
             grow(gpu, &mut self.rows, rows * size_of::<Row>())?,
+            grow(gpu, &mut self.turns, head * size_of::<f32>())?,
         ];
         Ok(grown.contains(&true))
     }

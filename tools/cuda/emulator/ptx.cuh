@@ -75,6 +75,7 @@ inline unsigned long long min(unsigned long long a, unsigned long long b) { retu
 inline unsigned long long max(unsigned long long a, unsigned long long b) { return a > b ? a : b; }
 inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
+inline int log_2(int x) { return 31 - __builtin_clz(x); }
 inline float exp2_fast(float x) { return exp2f(x); }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 
