@@ -12,5 +12,4 @@ rustup target list --installed | grep -qx "$target" || rustup -q target add "$ta
 export PKG_CONFIG_ALLOW_CROSS=1
 # Without the hub: its TLS library is in C, and a compiler for Macs is not here.
 build=(--target "$target" --no-default-features --features metal,overlay)
-cargo check "${build[@]}"
 cargo clippy "${build[@]}" -- -D warnings
