@@ -108,7 +108,8 @@ __device__ __forceinline__ void Decoder<T>::attend(int layer, int row, int head)
         for (int i = 0; i < MOST; i++) {
             const int now = key + i * stride;
             if (now >= past && now <= position) {
-                const Tagged* from = qkv + (first + now - past) * words + ((a.heads + kv_head) * size + at) / IN_A_WORD<T>;
+                const int in_row = ((a.heads + kv_head) * size + at) / IN_A_WORD<T>;
+                const Tagged* from = qkv + (first + now - past) * words + in_row;
                 k[i].await(from, turn);
                 v[i].await(from + a.kv_heads * size / IN_A_WORD<T>, turn);
                 if (now == position && head % queries == 0) {

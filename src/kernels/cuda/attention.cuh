@@ -103,7 +103,8 @@ template <class T, int SIZE> __device__ __forceinline__ void attention(const Att
     const int last = seen.causal ? min(seen.keys, seen.past + q0 + QUERIES) : seen.keys;
     const int steps = ceil_div(last, KEYS);
     using Load = AttentionLoad<SIZE, T>;
-    const Load load_k{seen.k, seen.kv_stride, seen.keys, a.head_size}, load_v{seen.v, seen.kv_stride, seen.keys, a.head_size};
+    const Load load_k{seen.k, seen.kv_stride, seen.keys, a.head_size};
+    const Load load_v{seen.v, seen.kv_stride, seen.keys, a.head_size};
     auto load = [&](int step) {
         if (step < steps) {
             T* tile = tiles + step % 2 * 2 * TILE;

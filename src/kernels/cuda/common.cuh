@@ -65,6 +65,7 @@ struct Row {
 };
 static_assert(sizeof(Row) == 12);
 
-__device__ __forceinline__ size_t cache_place(const Sequence& s, int layer, int which, int kv_heads, int head, int size) {
+__device__ __forceinline__ size_t cache_place(const Sequence& s, int layer, int which, int kv_heads, int head,
+                                              int size) {
     return ((size_t(layer) * 2 + which) * kv_heads + head) * s.capacity * size;
 }

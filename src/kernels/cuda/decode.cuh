@@ -98,7 +98,8 @@ __device__ __forceinline__ void Decoder<T>::give_inner(int row, int at, float fi
 
 // The states, of which this block keeps its columns.
 template <class T>
-__device__ __forceinline__ void Decoder<T>::give_states(Tagged* both, int row, int col, int own_col, float (&y)[4], bool is_first) {
+__device__ __forceinline__ void Decoder<T>::give_states(Tagged* both, int row, int col, int own_col, float (&y)[4],
+                                                        bool is_first) {
     float* mine = own + row * own_columns + own_col;
     float x[4];
     if (is_first)

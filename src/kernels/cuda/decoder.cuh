@@ -24,7 +24,7 @@ struct Decode {
     Tagged* qkv;
     Tagged* attended;
     Tagged* inner;
-    // The best of each block's tokens for each row, scores and tokens, `[2, blocks, 16]`; then which captions shall end.
+    // The best of each block's tokens for each row, score and token, `[blocks, 16, 2]`; then which captions shall end.
     Tagged* best;
     // Scores of all tokens, `[16, vocabulary]`, if somebody wants them.
     float* scores;
@@ -85,8 +85,8 @@ enum Kind { QKV, O, GATE_UP, DOWN, HEAD };
 template <class T> struct Decoder {
     const Decode& a;
     // Parts of the shared memory: cosine and sine of each row's position, this block's columns of the states, each
-    // thread's sum of squares, what each warp has seen of keys and values, sums that warps share and other small things,
-    // rows for the next product.
+    // thread's sum of squares, what each warp has seen of keys and values, sums that warps share and other small
+    // things, rows for the next product.
     float2* turned;
     float* own;
     float* squares;
@@ -176,7 +176,8 @@ template <class T> struct Decoder {
     __device__ __forceinline__ void give_sums(const Product& p, Kind kind, bool is_first);
     __device__ __forceinline__ void give_qkv(int row, int col, float (&y)[4]);
     __device__ __forceinline__ void give_inner(int row, int at, float first, float second);
-    __device__ __forceinline__ void give_states(Tagged* both, int row, int col, int own_col, float (&y)[4], bool is_first);
+    __device__ __forceinline__ void give_states(Tagged* both, int row, int col, int own_col, float (&y)[4],
+                                                bool is_first);
     __device__ __forceinline__ void pass();
     __device__ __forceinline__ void run();
 };

@@ -54,7 +54,8 @@ __device__ __forceinline__ void await_first(const Tagged* from, unsigned turn) {
 }
 
 // N pairs of words, where `place(i)` says, or zeros if that is null: all are asked for before the first is waited for.
-template <int N, class P> __device__ __forceinline__ void await_pairs(uint32_t (&words)[2 * N], unsigned turn, P place) {
+template <int N, class P>
+__device__ __forceinline__ void await_pairs(uint32_t (&words)[2 * N], unsigned turn, P place) {
     TwoWords got[N];
 #pragma unroll
     for (int i = 0; i < N; i++) {

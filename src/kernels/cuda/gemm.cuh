@@ -56,7 +56,8 @@ template <class T> __device__ __forceinline__ void turn(const Gemm& a, int row, 
 }
 
 // Columns `col` and the next of a row.
-template <class T, Then THEN> __device__ __forceinline__ void finish(const Gemm& a, int row, int col, float y0, float y1) {
+template <class T, Then THEN>
+__device__ __forceinline__ void finish(const Gemm& a, int row, int col, float y0, float y1) {
     if (row >= a.m || col >= a.n)
         return;
     if (a.bias) {

@@ -73,10 +73,9 @@ template <class T> struct Sums {
         high = rows + min(row + 8, count - 1) * stride + lane_id() % 4 * 8;
     }
 
-    // Each lane has eight weights of a column and the values that belong to them, four words each. The unit is told that
-    // they are of other places than they are, which for a sum over all places is all the same; and that the third and
-    // fourth word of the values are of another row, where their sums come out then. So all words are where it wants them
-    // as they come from memory.
+    // Each lane has eight weights of a column and the values that belong to them, four words each. The unit is told
+    // that they are of other places than they are, which for a sum over all places is all the same; and that half of
+    // the values are of another row, where their sums come out then. So all words come from memory as it wants them.
     __device__ __forceinline__ void add(const T* w, int at, int count) {
         const uint4 b = *(const uint4*)w;
         add(low_first, low_second, low + at, b);
@@ -219,7 +218,8 @@ template <class T> struct Ring {
     }
 
     // Sums of this warp's part of a tile's columns, for so many rows.
-    __device__ __forceinline__ void multiply(float (&y)[4], const Product& p, const T* rows, int row_stride, int count) {
+    __device__ __forceinline__ void multiply(float (&y)[4], const Product& p, const T* rows, int row_stride,
+                                             int count) {
         Sums<T> sums(rows + p.part() * STEP, row_stride, count);
         const int step = p.parts() * STEP;
         int steps = p.steps(), at = 0;

@@ -7,7 +7,8 @@
 // States of a row of some turn, or its token's embedding: N times four values, where `place(i)` says.
 template <class T>
 template <int N, class P>
-__device__ __forceinline__ void Decoder<T>::await_states(float (&x)[N][4], const Tagged* states, unsigned of, int row, P place) {
+__device__ __forceinline__ void Decoder<T>::await_states(float (&x)[N][4], const Tagged* states, unsigned of, int row,
+                                                         P place) {
     if (states) {
         const Tagged* from = states + row * a.hidden;
         uint32_t words[4 * N];
