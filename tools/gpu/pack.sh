@@ -23,10 +23,10 @@ build() {
     tools/cuda/toolkit.sh cargo "$@" --no-run --no-default-features --features "${FEATURES-cuda}" \
         --message-format=json-render-diagnostics | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
 }
-for program in gpu parity; do
+for program in gpu parity cuda; do
     case $program in
     gpu) built=$(build bench --bench gpu) ;;
-    parity) built=$(build test --release --test parity) ;;
+    *) built=$(build test --release --test $program) ;;
     esac
     strip -o "$work/bin/$program" "$built"
 done

@@ -7,7 +7,7 @@
 # transformers, which make the weights and are what vlmnarrate is compared with; PYTHON names another than python3. No
 # Rust, no GStreamer, no network. Of 256m, 500m and 2.2b, PyTorch compiles 256m if --compiled names no others, or none.
 #
-#   parity     every member of the family against the reference's goldens
+#   parity     every member of the family against the reference's goldens; guesses and callers against captions alone
 #   models     weights of full size, random, in MODELS if that is set: what is there already is kept
 #   bench      captions in turn with PyTorch's, and of several callers
 #   sanitize   memory and races under compute-sanitizer, where there is one
@@ -92,7 +92,7 @@ part() {
 }
 
 parity() {
-    "$built/bin/parity" --nocapture --test-threads=4
+    "$built/bin/parity" --nocapture --test-threads=4 && "$built/bin/cuda" --test-threads=1
 }
 
 sanitize() {
