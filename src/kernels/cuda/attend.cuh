@@ -39,14 +39,14 @@ template <class T> struct Eight {
 
     __device__ __forceinline__ void widen(float (&to)[8]) const {
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-            to[i] = value(words, i, T());
-    }
-
-    static __device__ __forceinline__ float value(const uint32_t* words, int i, float) { return float_of(words[i]); }
-    template <class H> static __device__ __forceinline__ float value(const uint32_t* words, int i, H) {
-        const float2 pair = unpack<H>(words[i / 2]);
-        return i % 2 ? pair.y : pair.x;
+        for (int i = 0; i < 8; i += IN_A_WORD<T>)
+            if constexpr (IN_A_WORD<T> == 1) {
+                to[i] = float_of(words[i]);
+            } else {
+                const float2 pair = unpack<T>(words[i / 2]);
+                to[i] = pair.x;
+                to[i + 1] = pair.y;
+            }
     }
 };
 

@@ -40,12 +40,9 @@ __device__ __forceinline__ void Decoder<T>::multiply(const Product& p, Kind kind
 // What comes out of a product to those who wait for it, four columns by a thread.
 template <class T>
 __device__ __forceinline__ void Decoder<T>::give_sums(const Product& p, Kind kind, bool is_first) {
-    int shift = 0;
-    while ((1 << shift) < count)
-        shift++;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < p.tiles << (shift + 1); i += DECODE_THREADS) {
-        const int beside = i % 2 * 4, row = (i / 2) & ((1 << shift) - 1), tile = i >> (shift + 1);
+    for (int i = threadIdx.x; i < p.tiles << (row_shift + 1); i += DECODE_THREADS) {
+        const int beside = i % 2 * 4, row = (i / 2) & ((1 << row_shift) - 1), tile = i >> (row_shift + 1);
         const int col = p.column(tile) + beside;
         if (row >= count || col >= p.n)
             continue;

@@ -99,7 +99,8 @@ template <class T> struct Decoder {
     Ring<T> ring;
     int own_columns;
     float of_hidden;
-    int count = 0;
+    // Rows of the pass, and the power of two that they fit into.
+    int count = 0, row_shift = 0;
     unsigned turn;
     // The best of a lane's columns of the head: of row lane / 4, and the eighth behind it.
     float score[2];

@@ -136,9 +136,7 @@ __device__ __forceinline__ void Decoder<T>::take(const Tagged* from, int length)
             clear(values, length);
     } else {
         // All warps for the rows, or one for each of many: 2^shift for one.
-        int shift = LOG_WARPS;
-        for (int rows = 1; rows < count && shift > 0; rows *= 2)
-            shift--;
+        const int shift = max(LOG_WARPS - row_shift, 0);
         const int first = warp_id() & ((1 << shift) - 1);
         for (int row = warp_id() >> shift; row < count; row += DECODE_WARPS >> shift) {
             T* to = values + row * a.row_stride;

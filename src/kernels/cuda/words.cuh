@@ -58,6 +58,8 @@ __device__ void Decoder<T>::line_up() {
     }
     sync_block();
     count = *(int*)partial;
+    for (row_shift = 0; (1 << row_shift) < count;)
+        row_shift++;
     const int half = a.head_size / 2;
     for (int i = threadIdx.x; i < count * half; i += DECODE_THREADS)
         turned[i] = turn_of(rows[i / half].position, a.frequencies[i % half]);

@@ -32,12 +32,6 @@
 
 #define SHARED_MEMORY(name) unsigned char* const name = emulator::self->warp->block->shared
 
-struct alignas(8) int2 {
-    int x, y;
-};
-struct alignas(16) int4 {
-    int x, y, z, w;
-};
 struct alignas(8) uint2 {
     unsigned x, y;
 };
@@ -50,8 +44,6 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
@@ -250,7 +242,6 @@ inline TwoWords load_relaxed_two(const uint64_t* address) {
     return {load_relaxed(address), second};
 }
 inline unsigned load_acquire(const unsigned* address) { return __atomic_load_n(address, __ATOMIC_ACQUIRE); }
-inline void store_release(unsigned* address, unsigned value) { __atomic_store_n(address, value, __ATOMIC_RELEASE); }
 inline int load_volatile(const int* address) { return *static_cast<const volatile int*>(address); }
 inline void store_volatile(int* address, int value) { *static_cast<volatile int*>(address) = value; }
 inline void prefetch(const void* address) { static_cast<void>(*static_cast<const volatile char*>(address)); }
