@@ -10,16 +10,15 @@
 mod captions;
 mod common;
 
-use std::{error::Error, io, ops::ControlFlow, path::PathBuf};
+use std::error::Error;
 
-use gstvlmnarrate::smolvlm::{Checkpoint, LoadOptions, Model, Quantization, Source};
+use gstvlmnarrate::smolvlm::{LoadOptions, Quantization};
 
-use captions::{change_slowly, describe, noise};
+use captions::{arguments, load, ms, one_by_one};
 use common::memory;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments = std::env::args().skip(1).filter(|a| a != "--bench");
-    let arguments = arguments.collect::<Vec<_>>();
+    let arguments = arguments();
     let [folder, side, threads, quantization, rest @ ..] = &arguments[..] else {
         return Err("FOLDER SIDE THREADS none|q8-0|q4-0 [cut|slow|static [TOKENS]]".into());
     };
@@ -35,27 +34,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         },
         ..LoadOptions::default()
     };
-    let checkpoint = Checkpoint::open(&Source::Folder(PathBuf::from(folder)))?;
-    let model = Model::load(&checkpoint, &options, &mut |_, _| ControlFlow::Continue(()))?;
-    let mut session = model.session();
-    let side = side.parse()?;
-    let mut rng = fastrand::Rng::with_seed(0);
-    let mut changes = rng.fork();
-    let mut picture = noise(&mut rng, side);
-    println!(r#"{{"ready": true}}"#);
-    for line in io::stdin().lines() {
-        line?;
-        match scene {
-            "cut" => {
-                picture = noise(&mut rng, side);
-                session = model.session();
-            }
-            "slow" => change_slowly(&mut changes, &mut picture),
-            "static" => (),
-            other => return Err(other.into()),
-        }
-        let made = describe(&model, &mut session, &picture, tokens)?;
-        let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+    let model = load(folder, &options)?;
+    let forget = |session: &mut _| *session = model.session();
+    one_by_one(&model, side.parse()?, (scene, tokens), forget, |made, _| {
         println!(
             r#"{{"vision": {}, "prefill": {}, "decode": {}, "peak": {}}}"#,
             ms(made.timings.preprocess + made.timings.vision),
@@ -63,6 +44,5 @@ fn main() -> Result<(), Box<dyn Error>> {
             ms(made.timings.decode),
             memory("VmHWM").unwrap_or(f64::NAN)
         );
-    }
-    Ok(())
+    })
 }

@@ -5,7 +5,7 @@
 //! cargo bench --features cuda --bench gpu -- FOLDER SIDE bf16|f16|f32 callers N SECONDS
 //! ```
 //!
-//! * `cut`: nothing is known from the last caption
+//! * `cut`: nothing is known from the last caption but the question's tokens, in the same memory
 //! * `slow`: one byte in a hundred is another
 //! * `static`: the same picture
 //! * `callers`: so many threads with a session each, who ask again as soon as they are answered
@@ -16,21 +16,17 @@ mod common;
 
 use std::{
     error::Error,
-    io,
-    ops::ControlFlow,
-    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
 
-use gstvlmnarrate::smolvlm::{Checkpoint, DType, DeviceKind, LoadOptions, Model, Source};
+use gstvlmnarrate::smolvlm::{DType, DeviceKind, LoadOptions, Model, Session};
 
-use captions::{change_slowly, describe, noise};
+use captions::{arguments, describe, load, ms, noise, one_by_one};
 use common::memory;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments = std::env::args().skip(1).filter(|a| a != "--bench");
-    let arguments = arguments.collect::<Vec<_>>();
+    let arguments = arguments();
     let [folder, side, dtype, scene, rest @ ..] = &arguments[..] else {
         return Err(
             "FOLDER SIDE bf16|f16|f32 cut|slow|static [TOKENS], or callers N SECONDS".into(),
@@ -47,53 +43,34 @@ fn main() -> Result<(), Box<dyn Error>> {
         },
         ..LoadOptions::default()
     };
-    let checkpoint = Checkpoint::open(&Source::Folder(PathBuf::from(folder)))?;
-    let model = Model::load(&checkpoint, &options, &mut |_, _| ControlFlow::Continue(()))?;
+    let model = load(folder, &options)?;
     match (scene.as_str(), rest) {
         ("callers", [callers, seconds]) => {
             callers_at_once(&model, side, callers.parse()?, seconds.parse()?)
         }
         ("cut" | "slow" | "static", [] | [_]) => {
             let tokens = rest.first().map_or(Ok(20), |tokens| tokens.parse())?;
-            one_by_one(&model, side, scene, tokens)
+            one_by_one(
+                &model,
+                side,
+                (scene, tokens),
+                Session::forget,
+                |made, total| {
+                    let timings = made.timings;
+                    // What is neither of the others' is the way there and back.
+                    println!(
+                        r#"{{"vision": {}, "prefill": {}, "decode": {}, "gpu_vision": {}, "peak": {}}}"#,
+                        ms(total - timings.prefill - timings.decode),
+                        ms(timings.prefill),
+                        ms(timings.decode),
+                        ms(timings.vision),
+                        memory("VmHWM").unwrap_or(f64::NAN)
+                    );
+                },
+            )
         }
         (other, _) => Err(other.into()),
     }
-}
-
-fn one_by_one(model: &Model, side: u32, scene: &str, tokens: usize) -> Result<(), Box<dyn Error>> {
-    let mut session = model.session();
-    let mut rng = fastrand::Rng::with_seed(0);
-    let mut changes = rng.fork();
-    let mut picture = noise(&mut rng, side);
-    println!(r#"{{"ready": true}}"#);
-    for line in io::stdin().lines() {
-        line?;
-        match scene {
-            "cut" => {
-                picture = noise(&mut rng, side);
-                // The same memory, but nothing that is known.
-                session.forget();
-            }
-            "slow" => change_slowly(&mut changes, &mut picture),
-            _ => (),
-        }
-        let start = Instant::now();
-        let made = describe(model, &mut session, &picture, tokens)?;
-        let total = start.elapsed();
-        let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        let timings = made.timings;
-        // What is neither of the others' is the way there and back.
-        println!(
-            r#"{{"vision": {}, "prefill": {}, "decode": {}, "gpu_vision": {}, "peak": {}}}"#,
-            ms(total - timings.prefill - timings.decode),
-            ms(timings.prefill),
-            ms(timings.decode),
-            ms(timings.vision),
-            memory("VmHWM").unwrap_or(f64::NAN)
-        );
-    }
-    Ok(())
 }
 
 fn callers_at_once(
