@@ -91,6 +91,8 @@ pub struct Caption {
     /// Running time of the pipeline when the caption was ready.
     pub arrival_time: Option<ClockTime>,
     pub text: String,
+    /// Name of the element that made it.
+    pub element: String,
     pub prompt: String,
     pub model: String,
     pub revision: String,

@@ -1,8 +1,32 @@
 //! Properties as one table: each row shows one field of a struct of settings.
 
-use std::ops::RangeInclusive;
+use std::{ffi::OsString, ops::RangeInclusive, path::PathBuf};
 
 use gst::{glib, prelude::*};
+
+/// The bytes of a string, whatever they are: GLib's strings need not be UTF-8, and Rust's view of those that
+/// aren't is a panic.
+fn bytes(value: &glib::Value) -> Option<OsString> {
+    value.get::<Option<PathBuf>>().ok()?.map(OsString::from)
+}
+
+/// A string from outside; empty if there is none.
+pub fn lossy(value: &glib::Value) -> String {
+    let text = bytes(value).unwrap_or_default();
+    text.to_string_lossy().into_owned()
+}
+
+/// A string from outside, or what is wrong with it.
+pub fn utf8(value: &glib::Value) -> Result<Option<String>, NotUtf8> {
+    bytes(value)
+        .map(|text| text.into_string().map_err(NotUtf8))
+        .transpose()
+}
+
+/// Text from outside that is not UTF-8.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not UTF-8")]
+pub struct NotUtf8(OsString);
 
 /// A property that shows one field of `S`.
 pub struct Property<S> {
@@ -12,7 +36,7 @@ pub struct Property<S> {
 }
 
 type Get<S> = dyn Fn(&mut S) -> glib::Value + Send + Sync;
-type Set<S> = dyn Fn(&mut S, &glib::Value) + Send + Sync;
+type Set<S> = dyn Fn(&mut S, &glib::Value) -> Result<(), NotUtf8> + Send + Sync;
 
 impl<S> Property<S> {
     pub fn find<'t>(table: &'t [Self], name: &str) -> Option<&'t Self> {
@@ -25,8 +49,11 @@ impl<S> Property<S> {
         (self.get)(settings)
     }
 
-    pub fn set(&self, settings: &mut S, value: &glib::Value) {
-        (self.set)(settings, value);
+    /// # Errors
+    ///
+    /// [`NotUtf8`]; the setting stays as it was.
+    pub fn set(&self, settings: &mut S, value: &glib::Value) -> Result<(), NotUtf8> {
+        (self.set)(settings, value)
     }
 }
 
@@ -38,12 +65,15 @@ pub enum Mutable {
 }
 
 impl Mutable {
-    fn flags(self) -> glib::ParamFlags {
-        glib::ParamFlags::READWRITE
-            | match self {
-                Self::Ready => gst::PARAM_FLAG_MUTABLE_READY,
-                Self::Playing => gst::PARAM_FLAG_MUTABLE_PLAYING,
+    fn flags<T: Field>(self) -> glib::ParamFlags {
+        let mutable = match self {
+            Self::Ready => gst::PARAM_FLAG_MUTABLE_READY,
+            Self::Playing if T::CONTROLLABLE => {
+                gst::PARAM_FLAG_MUTABLE_PLAYING | gst::PARAM_FLAG_CONTROLLABLE
             }
+            Self::Playing => gst::PARAM_FLAG_MUTABLE_PLAYING,
+        };
+        glib::ParamFlags::READWRITE | mutable
     }
 }
 
@@ -60,13 +90,23 @@ pub trait Field: ToValue + for<'v> glib::value::FromValue<'v> + 'static {
     /// Numbers have one.
     type Range;
 
+    /// Whether a curve can drive it, by GStreamer's controller.
+    const CONTROLLABLE: bool;
+
     fn spec(texts: Texts<'_>, range: Self::Range, default: &Self) -> glib::ParamSpec;
+
+    /// GObject has checked type and range.
+    fn read(value: &glib::Value) -> Result<Option<Self>, NotUtf8> {
+        Ok(value.get().ok())
+    }
 }
 
 macro_rules! field {
-    ($type:ty, $range:ty, |$name:ident, $bounds:pat_param, $default:ident| $builder:expr) => {
+    ($type:ty, $controllable:literal, $range:ty, |$name:ident, $bounds:pat_param, $default:ident| $builder:expr) => {
         impl Field for $type {
             type Range = $range;
+
+            const CONTROLLABLE: bool = $controllable;
 
             fn spec(texts: Texts<'_>, $bounds: $range, $default: &Self) -> glib::ParamSpec {
                 let $name = texts.name;
@@ -79,29 +119,50 @@ macro_rules! field {
         }
     };
     ($type:ty, $spec:ty) => {
-        field!($type, RangeInclusive<$type>, |name, range, default| {
-            <$spec>::builder(name)
-                .minimum(*range.start())
-                .maximum(*range.end())
-                .default_value(*default)
-        });
+        field!(
+            $type,
+            true,
+            RangeInclusive<$type>,
+            |name, range, default| {
+                <$spec>::builder(name)
+                    .minimum(*range.start())
+                    .maximum(*range.end())
+                    .default_value(*default)
+            }
+        );
     };
 }
 field!(u32, glib::ParamSpecUInt);
 field!(u64, glib::ParamSpecUInt64);
 field!(f64, glib::ParamSpecDouble);
-field!(bool, (), |name, (), default| {
+field!(bool, true, (), |name, (), default| {
     glib::ParamSpecBoolean::builder(name).default_value(*default)
 });
-field!(Option<String>, (), |name, (), default| {
-    glib::ParamSpecString::builder(name).default_value(default.as_deref())
-});
-field!(gst::ClockTime, (), |name, (), default| {
+field!(gst::ClockTime, true, (), |name, (), default| {
     // The largest value stands for "no time".
     glib::ParamSpecUInt64::builder(name)
         .maximum(gst::ClockTime::MAX.nseconds())
         .default_value(default.nseconds())
 });
+
+impl Field for Option<String> {
+    type Range = ();
+
+    const CONTROLLABLE: bool = false;
+
+    fn spec(texts: Texts<'_>, (): (), default: &Self) -> glib::ParamSpec {
+        glib::ParamSpecString::builder(texts.name)
+            .default_value(default.as_deref())
+            .nick(texts.nick)
+            .blurb(texts.blurb)
+            .flags(texts.flags)
+            .build()
+    }
+
+    fn read(value: &glib::Value) -> Result<Option<Self>, NotUtf8> {
+        utf8(value).map(Some)
+    }
+}
 
 /// An enumeration that can be a property.
 pub trait Choice:
@@ -117,6 +178,8 @@ pub trait Choice:
 
 impl<T: Choice> Field for T {
     type Range = ();
+
+    const CONTROLLABLE: bool = false;
 
     fn spec(texts: Texts<'_>, (): (), default: &Self) -> glib::ParamSpec {
         glib::ParamSpecEnum::builder_with_default(texts.name, *default)
@@ -139,16 +202,16 @@ pub fn row<S: Default + 'static, T: Field>(
         name,
         nick,
         blurb,
-        flags: mutable.flags(),
+        flags: mutable.flags::<T>(),
     };
     Property {
         spec: T::spec(texts, range, field(&mut S::default())),
         get: Box::new(move |settings| field(settings).to_value()),
         set: Box::new(move |settings, value| {
-            // GObject has checked type and range.
-            if let Ok(value) = value.get() {
+            if let Some(value) = T::read(value)? {
                 *field(settings) = value;
             }
+            Ok(())
         }),
     }
 }

@@ -26,6 +26,7 @@ fn caption() -> Caption {
             request_id: 6,
         },
         arrival_time: Some(ms(7)),
+        element: "n".into(),
         text: "Ein Wörtchen, \"zitiert\"".into(),
         prompt: "What?".into(),
         model: "a model".into(),
@@ -50,7 +51,7 @@ fn caption() -> Caption {
 }
 
 /// The contract: name and type of each field.
-const FIELDS: [(&str, &str); 28] = [
+const FIELDS: [(&str, &str); 29] = [
     ("timestamp", "guint64"),
     ("stream-time", "guint64"),
     ("running-time", "guint64"),
@@ -59,6 +60,7 @@ const FIELDS: [(&str, &str); 28] = [
     ("frames", "guint"),
     ("arrival-time", "guint64"),
     ("text", "gchararray"),
+    ("element", "gchararray"),
     ("prompt", "gchararray"),
     ("model", "gchararray"),
     ("revision", "gchararray"),

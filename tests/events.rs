@@ -281,7 +281,8 @@ fn a_new_segment_starts_a_new_grid() {
     for at in [0, 900, 1000] {
         harness.push(frame(at)).unwrap();
     }
-    let segment = gst::FormattedSegment::<ClockTime>::new();
+    let mut segment = gst::FormattedSegment::<ClockTime>::new();
+    segment.set_base(ms(1100));
     harness.push_event(gst::event::Segment::new(&segment));
     for at in [1500, 2000, 2500] {
         harness.push(frame(at)).unwrap();

@@ -491,7 +491,7 @@ fn a_question_waits_for_the_picture_behind_a_gap() {
         pass(&mut harness, common::buffer(64, 0, ms(0)));
         hear(&log, captioned);
         narrator.describe_now(None, None).unwrap();
-        let mut gap = common::buffer(64, 0, ms(100));
+        let mut gap = common::buffer(0, 0, ms(100));
         gap.get_mut().unwrap().set_flags(BufferFlags::GAP);
         pass(&mut harness, gap);
         assert!(harness.push_event(gst::event::Gap::new(ms(200), None)));

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::Duration};
 
 use common::{Fake, Pipeline, harness, ms};
 use gst::{glib, prelude::*};
@@ -261,4 +261,113 @@ fn interval_may_change_while_playing() {
     assert_eq!(push(12..17), [ms(1200), ms(1500)]);
     narrator.set_property("every-nth", 2u32);
     assert_eq!(push(17..31), [ms(1800), ms(2400), ms(3000)]);
+}
+
+/// A string as C has it, whatever its bytes.
+fn latin1() -> glib::Value {
+    let text = OsString::from_vec(b"caf\xe9".to_vec());
+    let value = PathBuf::from(text).to_value();
+    assert_eq!(value.type_(), glib::Type::STRING);
+    value
+}
+
+#[test]
+fn text_that_is_not_utf8_changes_nothing_and_is_told_of() {
+    common::init();
+    for name in ["vlmnarrate", "vlmnarrateoverlay"] {
+        let element = gst::ElementFactory::make(name).build().unwrap();
+        let log = common::Log::of(&element);
+        let specs = element.list_properties();
+        let texts = specs.iter().filter(|spec| {
+            let is_text = glib::ParamSpec::value_type(spec) == glib::Type::STRING;
+            let is_ours = spec.owner_type() == element.type_();
+            is_text && is_ours && spec.flags().contains(glib::ParamFlags::WRITABLE)
+        });
+        let mut told = 0;
+        for spec in texts.filter(|spec| spec.name() != "model") {
+            let before = element.property::<Option<String>>(spec.name());
+            element.set_property_from_value(spec.name(), &latin1());
+            let after = element.property::<Option<String>>(spec.name());
+            assert_eq!(before, after, "{}", spec.name());
+            let warnings = log.heard().warnings;
+            assert_eq!(warnings.len(), 1, "{}: {warnings:?}", spec.name());
+            assert!(warnings[0].starts_with(spec.name()), "{warnings:?}");
+            told += 1;
+        }
+        assert!(told >= 6, "{name}: {told}");
+
+        element.set_state(gst::State::Ready).unwrap();
+        let id = element.emit_by_name_with_values("describe-now", &[latin1(), 0u32.to_value()]);
+        assert_eq!(id.unwrap().get(), Ok(0u32));
+        let warnings = log.wait(|heard| !heard.warnings.is_empty()).warnings;
+        assert!(
+            warnings.iter().all(|w| w.contains("not UTF-8")),
+            "{warnings:?}"
+        );
+        element.set_state(gst::State::Null).unwrap();
+    }
+}
+
+/// Names of elements, pads and streams are not always ours to choose.
+#[test]
+fn a_name_that_is_not_utf8_is_narrated_too() {
+    let caps = "video/x-raw,format=GRAY8,width=8,height=8,framerate=10/1";
+    let (mut harness, narrator, log) = harness(&Fake::new(), caps);
+    narrator.set_property_from_value("name", &latin1());
+    let text = narrator.request_pad_simple("text_src").unwrap();
+    harness.push(common::buffer(64, 0, ms(0))).unwrap();
+    assert_eq!(log.heard().captions[0].element, "caf\u{fffd}");
+    drop(text);
+}
+
+#[test]
+fn numbers_that_may_change_while_playing_follow_a_curve() {
+    use gst_controller::prelude::*;
+    common::init();
+    for name in ["vlmnarrate", "vlmnarrateoverlay"] {
+        let element = gst::ElementFactory::make(name).build().unwrap();
+        for spec in element.list_properties().iter() {
+            let flags = spec.flags();
+            let number = [
+                glib::Type::U32,
+                glib::Type::U64,
+                glib::Type::F64,
+                glib::Type::BOOL,
+            ];
+            let expected = number.contains(&spec.value_type())
+                && flags.contains(gst::PARAM_FLAG_MUTABLE_PLAYING);
+            let controllable = flags.contains(gst::PARAM_FLAG_CONTROLLABLE);
+            if spec.owner_type() == element.type_() {
+                assert_eq!(controllable, expected, "{}", spec.name());
+            }
+        }
+
+        // 10 tokens in the first second, 20 from then on.
+        let curve = gst_controller::InterpolationControlSource::new();
+        curve.set_mode(gst_controller::InterpolationMode::None);
+        curve.set(gst::ClockTime::ZERO, 10.0);
+        curve.set(gst::ClockTime::SECOND, 20.0);
+        let binding =
+            gst_controller::DirectControlBinding::new_absolute(&element, "max-tokens", &curve);
+        element.add_control_binding(&binding).unwrap();
+
+        let fake = Fake::new();
+        let narrator = match element.clone().downcast::<gstvlmnarrate::VlmNarrate>() {
+            Ok(narrator) => narrator,
+            Err(element) => {
+                let bin = element.downcast::<gstvlmnarrate::VlmNarrateOverlay>();
+                bin.unwrap().narrator().clone()
+            }
+        };
+        narrator.set_engine_loader(fake.clone());
+        narrator.set_property_from_str("mode", "recorded");
+        let mut harness = gst_check::Harness::with_element(&element, Some("sink"), Some("src"));
+        harness.set_src_caps_str("video/x-raw,format=RGB,width=8,height=8,framerate=10/1");
+        harness.play();
+        for at in [0, 1000, 2000] {
+            harness.push(common::buffer(8 * 24, 0, ms(at))).unwrap();
+        }
+        let lengths = fake.asked().into_iter().map(|asked| asked.max_tokens);
+        assert_eq!(Vec::from_iter(lengths), [10, 20, 20], "{name}");
+    }
 }

@@ -2,7 +2,10 @@
 
 mod common;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use common::programs::{Plugin, Said};
 use gst::{glib, prelude::*};
@@ -116,4 +119,74 @@ fn the_python_program_runs() {
     assert_eq!(said.status, Some(0), "{said:?}");
     assert_eq!(said.out.lines().count(), 3, "{said:?}");
     assert!(said.out.contains("0.00 s  A white ball"), "{said:?}");
+}
+
+/// Lines for gst-launch-1.0 in the code blocks of a text, each with what continues it.
+fn launch_lines(text: &str) -> Vec<String> {
+    let text = text.replace("    /// ", "").replace("\\\n", " ");
+    let mut lines = vec![];
+    for block in text.split("```").skip(1).step_by(2) {
+        let launched = block.lines().filter(|l| l.starts_with("gst-launch-1.0 "));
+        lines.extend(launched.map(str::to_owned));
+    }
+    // Dots stand for what the reader has.
+    lines.retain(|line| !line.contains('…'));
+    lines
+}
+
+/// The line with what is here: a file for the reader's file, no camera and no screen, and an end.
+fn with_what_is_here(line: &str, folder: &Path) -> String {
+    let line = line.split(" | ").next().unwrap();
+    let words = line.split_whitespace().map(|word| match word {
+        "autovideosink" => "fakesink".into(),
+        "v4l2src" => "videotestsrc is-live=true num-buffers=60".into(),
+        "videotestsrc" if !line.contains("num-buffers") => "videotestsrc num-buffers=60".into(),
+        _ if word.starts_with("model=") => String::new(),
+        _ if word.starts_with("uri=file:///tmp/") => {
+            format!("uri=file://{}", folder.join("in.mp4").display())
+        }
+        _ => match word.strip_prefix("location=") {
+            Some(file) => {
+                let name = Path::new(file).file_name().unwrap();
+                format!("location={}", folder.join("out").join(name).display())
+            }
+            None => word.into(),
+        },
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn every_recipe_runs_to_its_end() {
+    let plugin = Plugin::new();
+    let folder = plugin.folder();
+    std::fs::create_dir(folder.join("out")).unwrap();
+    let sample = format!(
+        "gst-launch-1.0 -q videotestsrc pattern=ball num-buffers=45 \
+         ! video/x-raw,width=320,height=240,framerate=30/1 ! x264enc ! mp4mux ! filesink location={}",
+        folder.join("in.mp4").display()
+    );
+    let run = |line: &str| {
+        let mut command = plugin.command("timeout");
+        command.args(["60", "sh", "-c", &format!("exec {line}")]);
+        Said::from(command.output().unwrap())
+    };
+    assert_eq!(run(&sample).status, Some(0));
+    let lines = [
+        README,
+        include_str!("../src/vlmnarrate/mod.rs"),
+        include_str!("../src/overlay/mod.rs"),
+    ];
+    let lines = Vec::from_iter(lines.into_iter().flat_map(launch_lines));
+    assert!(lines.len() >= 9, "{lines:#?}");
+    for line in lines {
+        let line = with_what_is_here(&line, folder);
+        let said = run(&line);
+        assert_eq!(said.status, Some(0), "{line}\n{said:?}");
+        for file in std::fs::read_dir(folder.join("out")).unwrap() {
+            let file = file.unwrap().path();
+            assert!(file.metadata().unwrap().len() > 50, "{line}: {file:?}");
+            std::fs::remove_file(file).unwrap();
+        }
+    }
 }

@@ -101,7 +101,7 @@ fn a_stream_of_its_own_in_the_videos_group() {
     let [(video, group, _), (text, text_group, flags)] = &noted[..] else {
         panic!("{noted:?}");
     };
-    assert_eq!(*text, format!("{video}/text"));
+    assert_eq!(*text, format!("{video}/text/n"));
     assert!(group.is_some());
     assert_eq!(group, text_group);
     assert!(flags.contains(gst::StreamFlags::SPARSE));
@@ -206,7 +206,8 @@ fn merged_captions() {
             }
         }
         // The next segment has other times: what is held goes before it.
-        let segment = gst::FormattedSegment::<ClockTime>::new();
+        let mut segment = gst::FormattedSegment::<ClockTime>::new();
+        segment.set_base(ms(1200));
         harness.push_event(gst::event::Segment::new(&segment));
         assert_contiguous(&items);
         let cues = pieces(&items)
@@ -272,7 +273,7 @@ fn a_caption_after_the_last_frame_is_shown_before_eos() {
     let _sink = sink(&text);
     harness.push(frame(0)).unwrap();
     harness.push_event(gst::event::Eos::new());
-    assert_eq!(texts(&items), [(ms(100), ms(1100))]);
+    assert_eq!(texts(&items), [(ms(100), ms(600))]);
     assert_contiguous(&items);
     let last = items.lock().unwrap().last().cloned();
     assert_eq!(last, Some(Item::Event(EventType::Eos)));

@@ -19,6 +19,23 @@ use loom::{
 /// Moves on with each flush.
 pub type Epoch = u64;
 
+/// The newest epoch that somebody has heard of. Those who begin an epoch may tell of it in any order.
+#[derive(Debug, Default)]
+pub struct NewestEpoch(Epoch);
+
+impl NewestEpoch {
+    /// Whether it is not older than what was heard of before.
+    pub fn reach(&mut self, epoch: Epoch) -> bool {
+        let is_newest = epoch >= self.0;
+        self.0 = self.0.max(epoch);
+        is_newest
+    }
+
+    pub fn is(&self, epoch: Epoch) -> bool {
+        self.0 == epoch
+    }
+}
+
 /// No job can be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -88,7 +105,8 @@ impl<J> Slots<J> {
 /// Unique in the process: what a worker that was let go still says can't be taken for its
 /// successor's word.
 fn new_epoch() -> Epoch {
-    static NEXT: atomic::AtomicU64 = atomic::AtomicU64::new(0);
+    // 0 is older than any.
+    static NEXT: atomic::AtomicU64 = atomic::AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
@@ -129,59 +147,74 @@ impl<J> Mailbox<J> {
 
     /// Drops everything and refuses jobs until [started](Self::start) again. Returns the epoch
     /// that begins.
+    ///
+    /// A word of the worker that is under way is waited for, so that none of the old epoch comes after this.
+    /// Not in that very word, and not for long: it may itself wait for us.
     pub fn stop(&self) -> Epoch {
-        let mut slots = self.lock();
-        slots.stopped = true;
-        self.next_epoch(&mut slots)
+        self.begin_epoch(|slots| slots.stopped = true)
     }
 
     /// As [`stop`](Self::stop), until [`flush_stop`](Self::flush_stop).
     pub fn flush_start(&self) -> Epoch {
-        let mut slots = self.lock();
-        slots.flushing = true;
-        self.next_epoch(&mut slots)
+        self.begin_epoch(|slots| slots.flushing = true)
+    }
+
+    /// As [`stop`](Self::stop), and takes jobs at once.
+    pub fn cancel(&self) -> Epoch {
+        self.begin_epoch(|_| ())
     }
 
     pub fn flush_stop(&self) {
         self.lock().flushing = false;
     }
 
-    /// [Stops](Self::stop) for good. From here on the worker isn't heard any more; a word under way is
-    /// waited for, since whoever hears it is about to go. Not in that very word, and not for long: it
-    /// may itself wait for us.
+    /// [Stops](Self::stop) for good. From here on the worker isn't heard any more.
     pub fn close(&self) {
+        self.begin_epoch(|slots| {
+            slots.stopped = true;
+            slots.closed = true;
+        });
+    }
+
+    /// Empties the slots, disowns the job under way and wakes all who wait.
+    fn begin_epoch(&self, change: impl FnOnce(&mut Slots<J>)) -> Epoch {
         const PATIENCE: Duration = Duration::from_millis(100);
         let deadline = Instant::now() + PATIENCE;
         let mut slots = self.lock();
-        slots.stopped = true;
-        slots.closed = true;
-        self.next_epoch(&mut slots);
+        change(&mut slots);
+        let epoch = new_epoch();
+        slots.epoch = epoch;
+        slots.newest = None;
+        slots.asked = None;
+        self.epoch.store(epoch, Ordering::Release);
+        self.changed.notify_all();
         let here = thread::current().id();
         while slots.speaker.is_some_and(|speaker| speaker != here) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return;
+                break;
             }
             slots = self.changed.wait_timeout(slots, left).unwrap().0;
         }
+        epoch
     }
 
     /// For the worker: asks to be heard for as long as it keeps what it gets. `None` once closed.
     pub fn speak(&self) -> Option<Speech<'_, J>> {
-        let mut slots = self.lock();
-        debug_assert!(slots.speaker.is_none());
-        slots.speaker = (!slots.closed).then(|| thread::current().id());
-        slots.speaker.map(|_| Speech(self))
+        self.speak_if(|_| true)
     }
 
-    /// Empties the slots, disowns the job under way and wakes all who wait.
-    fn next_epoch(&self, slots: &mut Slots<J>) -> Epoch {
-        slots.epoch = new_epoch();
-        slots.newest = None;
-        slots.asked = None;
-        self.epoch.store(slots.epoch, Ordering::Release);
-        self.changed.notify_all();
-        slots.epoch
+    /// For the worker: the same of a job, which nobody wants to hear of in another epoch than its own.
+    pub fn speak_in(&self, epoch: Epoch) -> Option<Speech<'_, J>> {
+        self.speak_if(|slots| slots.epoch == epoch)
+    }
+
+    fn speak_if(&self, heard: impl FnOnce(&Slots<J>) -> bool) -> Option<Speech<'_, J>> {
+        let mut slots = self.lock();
+        debug_assert!(slots.speaker.is_none());
+        let heard = !slots.closed && heard(&slots);
+        slots.speaker = heard.then(|| thread::current().id());
+        slots.speaker.map(|_| Speech(self))
     }
 
     pub fn is_closed(&self) -> bool {
@@ -418,6 +451,25 @@ mod tests {
     }
 
     #[test]
+    fn a_word_is_of_its_own_epoch() {
+        let mailbox = started();
+        let epoch = mailbox.epoch();
+        assert!(mailbox.speak_in(epoch).is_some());
+        let next = mailbox.cancel();
+        assert!(mailbox.speak_in(epoch).is_none());
+        assert!(mailbox.speak_in(next).is_some());
+        assert_eq!(mailbox.check(), Ok(()));
+    }
+
+    #[test]
+    fn the_newest_epoch_stays_the_newest() {
+        let mut newest = NewestEpoch::default();
+        assert!(newest.reach(2) && newest.reach(2));
+        assert!(!newest.reach(1));
+        assert!(newest.is(2) && !newest.is(1));
+    }
+
+    #[test]
     fn a_word_is_waited_for_but_not_forever_and_not_in_itself() {
         let mailbox = &started();
         let speech = mailbox.speak();
@@ -445,161 +497,6 @@ mod tests {
     }
 }
 
-/// Every order in which the threads can get in each other's way: `tools/sanitize.sh loom`. A wake-up that is
-/// lost is a deadlock, which loom reports.
 #[cfg(all(test, loom))]
-mod models {
-    use loom::{sync::Arc, thread};
-
-    use super::*;
-
-    /// Checks one with the worker's thread, which hands all that it takes to `narrate`.
-    fn model<N>(worker: fn() -> N, rest: fn(&Arc<Mailbox<u32>>))
-    where
-        N: FnMut(&Mailbox<u32>, Epoch, u32) + 'static,
-    {
-        loom::model(move || {
-            let mailbox = Arc::new(Mailbox::new());
-            mailbox.start();
-            let mut narrate = worker();
-            let worker = thread::spawn({
-                let mailbox = mailbox.clone();
-                move || {
-                    while let Some((epoch, job)) = mailbox.take() {
-                        narrate(&mailbox, epoch, job);
-                    }
-                    mailbox.die();
-                }
-            });
-            rest(&mailbox);
-            mailbox.close();
-            worker.join().unwrap();
-        });
-    }
-
-    fn anything() -> impl FnMut(&Mailbox<u32>, Epoch, u32) {
-        |_, _, _| ()
-    }
-
-    #[test]
-    fn a_wait_ends_when_the_job_is_done() {
-        model(anything, |mailbox| {
-            assert_eq!(mailbox.put_newest(1), Ok(None));
-            assert_eq!(mailbox.wait_idle(None), Wait::Idle);
-            assert!(mailbox.is_idle());
-            assert_eq!(mailbox.put_asked(2), Ok(()));
-            assert_eq!(mailbox.wait_idle(None), Wait::Idle);
-        });
-    }
-
-    /// All that is put is taken or replaced, and nothing twice.
-    #[test]
-    fn nothing_is_lost() {
-        fn once() -> impl FnMut(&Mailbox<u32>, Epoch, u32) {
-            let mut last = 0;
-            move |_, _, job| {
-                assert!(job > last, "{job} after {last}");
-                last = job;
-            }
-        }
-        model(once, |mailbox| {
-            assert_eq!(mailbox.put_newest(1), Ok(None));
-            let replaced = mailbox.put_newest(2).unwrap();
-            assert!(replaced.is_none_or(|job| job == 1));
-            assert_eq!(mailbox.wait_idle(None), Wait::Idle);
-        });
-    }
-
-    #[test]
-    fn a_job_is_of_the_epoch_in_which_it_was_put() {
-        // What is put is the epoch, cut to a job's size.
-        fn own() -> impl FnMut(&Mailbox<u32>, Epoch, u32) {
-            |mailbox, epoch, job| {
-                assert_eq!(epoch as u32, job);
-                assert!(mailbox.epoch() >= epoch);
-            }
-        }
-        model(own, |mailbox| {
-            assert_eq!(mailbox.put_newest(mailbox.epoch() as u32), Ok(None));
-            let epoch = mailbox.flush_start();
-            assert_eq!(mailbox.put_newest(0), Err(Refused::Flushing));
-            mailbox.flush_stop();
-            assert_eq!(mailbox.put_newest(epoch as u32), Ok(None));
-            assert_eq!(mailbox.wait_idle(None), Wait::Idle);
-        });
-    }
-
-    #[test]
-    fn a_close_ends_with_the_word_it_waits_for() {
-        fn spoken() -> impl FnMut(&Mailbox<u32>, Epoch, u32) {
-            |mailbox, _, _| drop(mailbox.speak())
-        }
-        model(spoken, |mailbox| {
-            assert_eq!(mailbox.put_newest(1), Ok(None));
-        });
-    }
-
-    /// A streaming thread that waits, and somebody else who flushes, stops or closes.
-    #[test]
-    fn a_wait_ends_when_it_is_flushed() {
-        fn stop(mailbox: &Mailbox<u32>) {
-            mailbox.stop();
-        }
-        fn flush(mailbox: &Mailbox<u32>) {
-            mailbox.flush_start();
-            mailbox.flush_stop();
-        }
-        fn check(mailbox: &Arc<Mailbox<u32>>, interrupt: fn(&Mailbox<u32>)) {
-            let streaming = thread::spawn({
-                let mailbox = mailbox.clone();
-                move || match mailbox.put_newest(1) {
-                    Ok(_) => mailbox.wait_idle(None),
-                    Err(refused) => Wait::Refused(refused),
-                }
-            });
-            interrupt(mailbox);
-            let wait = streaming.join().unwrap();
-            let flushed = Wait::Refused(Refused::Flushing);
-            assert!(wait == Wait::Idle || wait == flushed, "{wait:?}");
-        }
-        model(anything, |mailbox| check(mailbox, stop));
-        model(anything, |mailbox| check(mailbox, flush));
-        model(anything, |mailbox| check(mailbox, Mailbox::close));
-    }
-
-    #[test]
-    fn a_wait_ends_when_the_worker_dies() {
-        loom::model(|| {
-            let mailbox = Arc::new(Mailbox::new());
-            mailbox.start();
-            let worker = thread::spawn({
-                let mailbox = mailbox.clone();
-                move || {
-                    assert!(mailbox.take().is_some());
-                    mailbox.die();
-                }
-            });
-            assert_eq!(mailbox.put_newest(1), Ok(None));
-            let dead = Wait::Refused(Refused::Dead);
-            assert_eq!(mailbox.wait_idle(None), dead);
-            assert_eq!(mailbox.put_newest(2), Err(Refused::Dead));
-            worker.join().unwrap();
-        });
-    }
-
-    #[test]
-    fn a_wait_for_the_load_ends_with_it_or_with_the_stop() {
-        model(anything, |mailbox| {
-            assert_eq!(mailbox.wait_loaded(), Ok(()));
-        });
-        model(anything, |mailbox| {
-            let streaming = thread::spawn({
-                let mailbox = mailbox.clone();
-                move || mailbox.wait_loaded()
-            });
-            mailbox.stop();
-            let wait = streaming.join().unwrap();
-            assert!(wait.is_ok() || wait == Err(Refused::Flushing), "{wait:?}");
-        });
-    }
-}
+#[path = "mailbox/models.rs"]
+mod models;

@@ -23,7 +23,7 @@ pub use engine::{
 };
 pub use smolvlm::SmolVlmLoader;
 
-pub(crate) use mailbox::{Epoch, Refused, Wait};
+pub(crate) use mailbox::{Epoch, NewestEpoch, Refused, Wait};
 pub(crate) use worker::{
     Death, Download, Events, Job, Load, Narrated, Narrator, Question, is_own_thread, percent,
 };

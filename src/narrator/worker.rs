@@ -67,7 +67,7 @@ pub struct Job {
 /// A caption, whole or partial, and what only the statistics want to know.
 #[derive(Debug)]
 pub struct Narrated {
-    /// Its `sequence`, `repeated` and `arrival_time` are for the listener to fill in.
+    /// Its `element`, `sequence`, `repeated` and `arrival_time` are for the listener to fill in.
     pub caption: Caption,
     pub epoch: Epoch,
     /// How long the frame waited for the worker.
@@ -224,6 +224,11 @@ impl Narrator {
         self.0.mailbox.flush_stop();
     }
 
+    /// As [`stop`](Self::stop), and takes frames at once.
+    pub fn cancel(&self) -> Epoch {
+        self.0.mailbox.cancel()
+    }
+
     /// Cancels everything, download and load too, for good.
     pub fn close(&self) {
         self.0.mailbox.close();
@@ -316,6 +321,13 @@ impl Shared {
     fn say<T>(&self, word: impl FnOnce(&dyn Events) -> T) -> Option<T> {
         let _speech = self.mailbox.speak()?;
         Some(word(self.events.as_ref()))
+    }
+
+    /// The same of a caption, which must be heard in its own epoch.
+    fn say_in(&self, epoch: Epoch, word: impl FnOnce(&dyn Events)) {
+        if let Some(_speech) = self.mailbox.speak_in(epoch) {
+            word(self.events.as_ref());
+        }
     }
 
     fn download(&self, remote: Arc<dyn Remote>) -> Result<Arc<dyn Checkpoint>, Error> {
@@ -435,7 +447,7 @@ impl Shared {
                         probability: 1.0,
                         timings: Default::default(),
                     };
-                    self.say(|events| {
+                    self.say_in(epoch, |events| {
                         events.partial(Narrated {
                             caption: caption(&job, info, description, true),
                             epoch,
@@ -453,16 +465,14 @@ impl Shared {
             return Err(error.clone());
         }
         // What nobody waits for any more is nobody's failure either.
-        if self.mailbox.epoch() == epoch {
-            self.say(|events| match result {
-                Ok(description) => events.caption(Narrated {
-                    caption: caption(&job, info, description, false),
-                    epoch,
-                    queue,
-                }),
-                Err(error) => events.failed(epoch, &job.stamp, &error),
-            });
-        }
+        self.say_in(epoch, |events| match result {
+            Ok(description) => events.caption(Narrated {
+                caption: caption(&job, info, description, false),
+                epoch,
+                queue,
+            }),
+            Err(error) => events.failed(epoch, &job.stamp, &error),
+        });
         self.recycle(job);
         Ok(())
     }
@@ -483,6 +493,7 @@ fn caption(job: &Job, info: &EngineInfo, description: Description, partial: bool
         stamp: job.stamp,
         arrival_time: None,
         text: printable(description.text),
+        element: String::new(),
         prompt: job.question.prompt.clone(),
         model: info.model.clone(),
         revision: info.revision.clone(),

@@ -81,7 +81,14 @@ impl ObjectImpl for VlmNarrateOverlay {
             return;
         };
         let mut look = self.drawing().look.clone();
-        property.set(&mut look, value);
+        if let Err(error) = property.set(&mut look, value) {
+            gst::element_imp_warning!(
+                self,
+                gst::LibraryError::Settings,
+                ("{}: {error}; it stays as it was", spec.name())
+            );
+            return;
+        }
         // Until READY anything goes: fonts may still be installed.
         if spec.name() == "font-desc"
             && self.obj().current_state() > gst::State::Null
@@ -91,7 +98,7 @@ impl ObjectImpl for VlmNarrateOverlay {
             return;
         }
         let mut drawing = self.drawing();
-        property.set(&mut drawing.look, value);
+        drawing.look = look;
         drawing.layout = None;
     }
 
@@ -117,6 +124,7 @@ impl ObjectImpl for VlmNarrateOverlay {
         if let Err(error) = self.build() {
             gst::error!(CAT, imp = self, "Can't be put together: {error}");
         }
+        self.narrator.set_bin(&*self.obj());
         let bin = self.obj().downgrade();
         self.narrator.connect_notify(Some("caption"), move |_, _| {
             if let Some(bin) = bin.upgrade() {
@@ -219,6 +227,21 @@ impl VlmNarrateOverlay {
             let template = template.ok_or_else(|| glib::bool_error!("no template {name}"))?;
             let ghost = gst::GhostPad::builder_from_template_with_target(&template, &pad)?.build();
             bin.add_pad(&ghost)?;
+        }
+        // Before the frame is described.
+        if let Some(pad) = self.narrator.static_pad("sink") {
+            let bin = bin.downgrade();
+            pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+                if let (Some(bin), Some(buffer)) = (bin.upgrade(), info.buffer())
+                    && bin.has_active_control_bindings()
+                    && let Some(segment) = pad.sticky_event::<gst::event::Segment>(0)
+                    && let Some(segment) = segment.segment().downcast_ref::<gst::ClockTime>()
+                    && let Some(time) = segment.to_stream_time(buffer.pts())
+                {
+                    let _ = bin.sync_values(time);
+                }
+                gst::PadProbeReturn::Ok
+            });
         }
         if let Some(pad) = self.narrator.static_pad("src") {
             let bin = bin.downgrade();

@@ -16,7 +16,9 @@ pub(super) struct Shot {
     pub(super) stamp: FrameStamp,
     /// Where it stands in the stream.
     pub(super) position: Option<ClockTime>,
-    /// Where its share of the interval starts.
+    /// What had been played when it came.
+    pub(super) elapsed: Option<ClockTime>,
+    /// What had been played when its share of the interval started.
     pub(super) slot: Option<ClockTime>,
 }
 
@@ -37,22 +39,33 @@ impl Shots {
     pub(super) fn take(&mut self, interval: ClockTime) -> Option<Taken> {
         let mut shots = std::mem::take(&mut self.0);
         let mut stamp = shots.last()?.stamp;
-        // Played backwards, they came newest first.
-        shots.sort_by_key(|shot| shot.position);
+        let step_back = |pair: &[Shot]| pair[1].position < pair[0].position;
+        let backwards = shots.len() > 1 && shots.windows(2).all(step_back);
+        if backwards {
+            // They came newest first.
+            shots.reverse();
+        }
+        let time = |shot: &Shot| match backwards {
+            true => shot.position,
+            false => shot.elapsed,
+        };
         let (first, last) = (shots.first()?, shots.last()?);
-        let start = shots.iter().filter_map(|shot| shot.slot).min();
+        let start = match backwards {
+            true => first.position,
+            false => first.slot,
+        };
         let since = |start: Option<ClockTime>, time: Option<ClockTime>| {
             let both = start.zip(time);
             both.map_or(ClockTime::ZERO, |(start, time)| time.saturating_sub(start))
         };
-        let span = since(first.position, last.position);
+        let span = since(time(first), time(last));
         // In a row, the last frame lasts as long as the others.
         let steps = shots.len() as u64 - 1;
         let lasting = match (interval.is_zero(), steps) {
             (true, 1..) => span + span / steps,
             _ => span.max(interval),
         };
-        let times = shots.iter().map(|shot| since(start, shot.position).into());
+        let times = shots.iter().map(|shot| since(start, time(shot)).into());
         let clip = Clip {
             times: times.collect(),
             duration: lasting.into(),
@@ -107,6 +120,7 @@ mod tests {
                     request_id: 0,
                 },
                 position: Some(at(ms)),
+                elapsed: Some(at(ms)),
                 slot: Some(at(ms / 250 * 250)),
             });
         }

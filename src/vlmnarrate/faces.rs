@@ -48,14 +48,94 @@ pub(crate) fn register_meta() {
     }
 }
 
-/// Attaches the caption to a buffer.
+/// Field of the meta that has a caption of each of several elements, by their names.
+const CAPTIONS: &str = "captions";
+
+/// Attaches the caption to a buffer, in place of one that the same element attached before. Another element's
+/// stays, in the field `captions`.
 pub(crate) fn attach(
     caption: &Caption,
     buffer: &mut gst::BufferRef,
 ) -> Result<(), glib::BoolError> {
-    let mut meta = gst::meta::CustomMeta::add(buffer, META_NAME)?;
-    write(caption, meta.mut_structure());
+    let Ok(mut meta) = gst::meta::CustomMeta::from_mut_buffer(buffer, META_NAME) else {
+        let mut meta = gst::meta::CustomMeta::add(buffer, META_NAME)?;
+        write(caption, meta.mut_structure());
+        return Ok(());
+    };
+    let s = meta.mut_structure();
+    if let Some(mut captions) = captions_of_others(s, &caption.element) {
+        let mut own = gst::Structure::new_empty(META_NAME);
+        write(caption, &mut own);
+        captions.set(&caption.element, own);
+        s.set(CAPTIONS, captions);
+    }
+    write(caption, s);
     Ok(())
+}
+
+/// Takes from a buffer what this element attached before, if it did.
+pub(crate) fn detach(element: impl FnOnce() -> String, buffer: &mut gst::BufferRef) {
+    let Ok(mut meta) = gst::meta::CustomMeta::from_mut_buffer(buffer, META_NAME) else {
+        return;
+    };
+    let (s, element) = (meta.mut_structure(), element());
+    let Some(mut captions) = captions_of_others(s, &element) else {
+        // It is alone there.
+        let _ = meta.remove();
+        return;
+    };
+    let others: Vec<_> = captions.fields().map(|name| name.to_string()).collect();
+    if s.get::<&str>("element") == Ok(&element)
+        && let Some(last) = others.last()
+        && let Ok(caption) = captions.get::<gst::Structure>(last)
+    {
+        for (name, value) in caption.iter() {
+            s.set_value(name, value.clone());
+        }
+    }
+    match others.len() {
+        1 => s.remove_field(CAPTIONS),
+        _ => s.set(
+            CAPTIONS,
+            std::mem::replace(&mut captions, gst::Structure::new_empty(CAPTIONS)),
+        ),
+    }
+}
+
+/// The captions in a meta by the names of their elements, but for this one's. `None` if there are no others.
+fn captions_of_others(s: &gst::StructureRef, element: &str) -> Option<gst::Structure> {
+    let mut captions = s.get::<gst::Structure>(CAPTIONS).unwrap_or_else(|_| {
+        let mut captions = gst::Structure::new_empty(CAPTIONS);
+        if let Ok(only) = s.get::<&str>("element") {
+            captions.set(only, s.to_owned());
+        }
+        captions
+    });
+    captions.remove_field(element);
+    (captions.n_fields() > 0).then_some(captions)
+}
+
+impl Caption {
+    /// The caption on a buffer that the element of this name made.
+    ///
+    /// Where several elements narrate one stream, `Caption::try_from` gives that of the last.
+    ///
+    /// # Errors
+    ///
+    /// [`NotACaption::NoMeta`] if that element attached none.
+    pub fn from_buffer(buffer: &gst::BufferRef, element: &str) -> Result<Self, NotACaption> {
+        let meta = gst::meta::CustomMeta::from_buffer(buffer, META_NAME)
+            .map_err(|_| NotACaption::NoMeta)?;
+        let s = meta.structure();
+        let captions = s.get::<gst::Structure>(CAPTIONS);
+        if let Ok(caption) = captions.and_then(|captions| captions.get::<gst::Structure>(element)) {
+            return read(&caption);
+        }
+        match s.get::<&str>("element") {
+            Ok(only) if only == element => read(s),
+            _ => Err(NotACaption::NoMeta),
+        }
+    }
 }
 
 fn write(caption: &Caption, s: &mut gst::StructureRef) {
@@ -68,6 +148,7 @@ fn write(caption: &Caption, s: &mut gst::StructureRef) {
     s.set("frames", stamp.frames);
     s.set("arrival-time", caption.arrival_time);
     s.set("text", &caption.text);
+    s.set("element", &caption.element);
     s.set("prompt", &caption.prompt);
     s.set("model", &caption.model);
     s.set("revision", &caption.revision);
@@ -111,6 +192,7 @@ fn read(s: &gst::StructureRef) -> Result<Caption, NotACaption> {
         },
         arrival_time: field(s, "arrival-time")?,
         text: field(s, "text")?,
+        element: field(s, "element")?,
         prompt: field(s, "prompt")?,
         model: field(s, "model")?,
         revision: field(s, "revision")?,

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     narrator::{EngineLoader, SmolVlmLoader},
-    properties::Property,
+    properties::{NotUtf8, Property, utf8},
 };
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -43,6 +43,8 @@ pub struct VlmNarrate {
     pub(super) stats: Stats,
     pub(super) stream: Stream,
     pub(super) text: TextPad,
+    /// The element that we are a part of.
+    pub(super) bin: Mutex<glib::WeakRef<gst::Object>>,
 }
 
 pub(super) struct Loader(pub(super) Arc<dyn EngineLoader>);
@@ -71,11 +73,14 @@ impl ObjectImpl for VlmNarrate {
             && let Ok(side) = value.get()
             && let Err(error) = self.check_image_size(side)
         {
-            gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{error}"));
+            self.warn_of_setting(error);
             return;
         }
         if let Some(property) = Property::find(&PROPERTIES, spec.name()) {
-            property.set(&mut self.settings.lock().unwrap(), value);
+            let set = property.set(&mut self.settings.lock().unwrap(), value);
+            if let Err(error) = set {
+                self.warn_of_setting(format_args!("{}: {error}; it stays as it was", spec.name()));
+            }
         }
     }
 
@@ -93,6 +98,19 @@ impl ObjectImpl for VlmNarrate {
                 .map(|caption| caption.text.clone())
                 .to_value(),
         }
+    }
+
+    fn constructed(&self) {
+        self.parent_constructed();
+        let element = self.obj().downgrade();
+        let queries = gst::PadProbeType::QUERY_DOWNSTREAM | gst::PadProbeType::PUSH;
+        self.obj().src_pad().add_probe(queries, move |_, info| {
+            let waits = element.upgrade().is_some_and(|e| e.imp().would_wait(info));
+            match waits {
+                true => gst::PadProbeReturn::Drop,
+                false => gst::PadProbeReturn::Ok,
+            }
+        });
     }
 
     fn signals() -> &'static [glib::subclass::Signal] {
@@ -162,7 +180,6 @@ impl ElementImpl for VlmNarrate {
                     |this| this.text_src_event(pad, event),
                 )
             })
-            .flags(gst::PadFlags::FIXED_CAPS)
             .build();
         pad.set_active(true).ok()?;
         if !self.text.add(&pad, self.obj().src_pad()) {
@@ -219,19 +236,22 @@ impl BaseTransformImpl for VlmNarrate {
         }
         match event.view() {
             EventView::StreamStart(stream_start) => {
+                self.finish_recorded();
                 // Nobody wants to hear of the last stream over the pictures of the next.
-                self.flush_start();
-                self.flush_stop();
+                self.cancel();
                 self.stream.start_over();
-                self.text.stream_start(stream_start);
+                self.text.stream_start(stream_start, &self.element_name());
             }
-            EventView::Segment(segment) => {
+            EventView::Segment(segment) if self.stream.is_new_segment(segment.segment()) => {
+                self.finish_recorded();
                 self.stream.set_segment(segment.segment());
                 self.text.segment(segment);
             }
             EventView::Gap(gap) => {
                 let (position, duration) = gap.get();
-                self.text.gap(position, duration);
+                if let Some(place) = self.stream.gap(position, duration) {
+                    self.text.gap(place);
+                }
             }
             EventView::FlushStart(_) => {
                 self.flush_start();
@@ -255,6 +275,16 @@ impl BaseTransformImpl for VlmNarrate {
             _ => (),
         }
         self.parent_sink_event(event)
+    }
+
+    fn before_transform(&self, buffer: &gst::BufferRef) {
+        if self.obj().has_active_control_bindings()
+            && let Some(time) = self.stream.stream_time(buffer.pts())
+        {
+            // A value that can't be had was logged by the controller.
+            let _ = self.obj().sync_values(time);
+        }
+        self.parent_before_transform(buffer);
     }
 
     fn src_event(&self, event: gst::Event) -> bool {
@@ -307,9 +337,37 @@ impl VlmNarrate {
         }
     }
 
+    /// Whether a query for memory would wait for ourselves. With another size of the video it comes when queues
+    /// behind us are full, and waits until they are empty; a muxer that empties them waits for text, which comes
+    /// from this thread. Unanswered, whoever asked allocates by itself.
+    fn would_wait(&self, info: &gst::PadProbeInfo) -> bool {
+        let type_ = info.query().map(|query| query.type_());
+        matches!(
+            type_,
+            Some(gst::QueryType::Allocation | gst::QueryType::Drain)
+        ) && self.stats.frames.get() > 0
+            && self.text.is_linked()
+    }
+
+    fn warn_of_setting(&self, error: impl std::fmt::Display) {
+        gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{error}"));
+    }
+
+    /// A prompt from outside; says so if it can't be read.
+    fn prompt(&self, value: &glib::Value) -> Result<Option<String>, NotUtf8> {
+        let refused = |error: &NotUtf8| {
+            self.warn_of_setting(format_args!("{DESCRIBE_NOW}: the prompt {error}"));
+        };
+        utf8(value).inspect_err(refused)
+    }
+
     fn describe_now_by(&self, event: &gst::EventRef) -> bool {
         let field = event.structure();
-        let prompt = field.and_then(|s| s.get::<String>("prompt").ok());
+        let prompt = field.and_then(|s| s.value("prompt").ok());
+        let prompt = prompt.filter(|value| value.type_() == glib::Type::STRING);
+        let Ok(prompt) = prompt.map_or(Ok(None), |value| self.prompt(value)) else {
+            return false;
+        };
         // gst-launch and Python make an int of it where nobody says otherwise.
         let max_tokens = field.and_then(|s| {
             let signed = || u32::try_from(s.get::<i32>("max-tokens").ok()?).ok();
@@ -367,14 +425,13 @@ pub(crate) fn describe_now_signal(
                 return None;
             };
             let narrator = narrator(element)?;
-            let prompt = prompt.get::<Option<&str>>().ok()?;
             let max_tokens = Some(max_tokens.get::<u32>().ok()?).filter(|max| *max > 0);
-            Some(
-                narrator
-                    .describe_now(prompt, max_tokens)
-                    .unwrap_or(0)
-                    .to_value(),
-            )
+            let narrator = narrator.imp();
+            let id = match narrator.prompt(prompt) {
+                Ok(prompt) => narrator.describe_now(prompt, max_tokens),
+                Err(_) => None,
+            };
+            Some(id.unwrap_or(0).to_value())
         })
         .build()
 }

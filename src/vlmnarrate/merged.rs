@@ -37,12 +37,13 @@ struct Cue {
 }
 
 impl Merged {
-    /// A frame comes on which `caption` is current, until a time that bounds its cue.
+    /// A frame comes on which `caption` is current, until a time that bounds its cue, and with the time at
+    /// which that begins which it is about.
     pub(super) fn frame(
         &mut self,
         position: ClockTime,
         duration: Option<ClockTime>,
-        caption: Option<(&Arc<Caption>, ClockTime)>,
+        caption: Option<(&Arc<Caption>, ClockTime, ClockTime)>,
     ) -> Vec<Piece> {
         let end = frame_end(position, duration);
         let mut pieces = Vec::new();
@@ -52,7 +53,7 @@ impl Merged {
             pieces.extend(self.finish());
             self.cursor = None;
         }
-        if let (Some(cue), Some((caption, until))) = (&mut self.cue, caption)
+        if let (Some(cue), Some((caption, until, _))) = (&mut self.cue, caption)
             && cue.caption.text == caption.text
             && position.saturating_sub(cue.start) < LONGEST
         {
@@ -63,8 +64,7 @@ impl Merged {
         // Live, a caption is ready some frames after the one it is about; that of a clip is about
         // all its frames.
         let begin = match caption {
-            Some((caption, _)) if self.is_new(caption) => {
-                let about = caption.stamp.first_timestamp.unwrap_or(position);
+            Some((caption, _, about)) if self.is_new(caption) => {
                 about.clamp(start.unwrap_or(position).min(position), position)
             }
             _ => position,
@@ -75,7 +75,7 @@ impl Merged {
         pieces.extend(self.finish());
         let begin = begin.max(self.cursor.unwrap_or(begin));
         match caption {
-            Some((caption, until)) => {
+            Some((caption, until, _)) => {
                 // Nothing was sent so far: a sink that waits for the first of it would hold up the
                 // video, and the cue with it. A gap of no length is enough for it.
                 if self.cursor.is_none() {
@@ -155,6 +155,7 @@ mod tests {
             },
             arrival_time: None,
             text: text.into(),
+            element: String::new(),
             prompt: String::new(),
             model: String::new(),
             revision: String::new(),
@@ -185,7 +186,8 @@ mod tests {
         }
 
         fn at(&mut self, position: u64, caption: Option<&Arc<Caption>>) -> &mut Self {
-            let caption = caption.map(|caption| (caption, ms(1_000_000)));
+            let about = |caption: &Arc<Caption>| caption.stamp.first_timestamp.unwrap();
+            let caption = caption.map(|caption| (caption, ms(1_000_000), about(caption)));
             let pieces = self.0.frame(ms(position), Some(ms(40)), caption);
             self.note(pieces);
             self
@@ -244,11 +246,15 @@ mod tests {
     fn a_cue_does_not_outlast_its_caption() {
         let mut merged = Merged::default();
         let a = said("a", 0);
-        let until = Some((&a, ms(100)));
+        let until = Some((&a, ms(100), ms(0)));
         let nothing = Piece::Gap(ms(0)..ms(0));
         assert_eq!(merged.frame(ms(0), Some(ms(40)), until), [nothing]);
         // The next frame is late.
-        let pieces = merged.frame(ms(5000), Some(ms(40)), Some((&said("b", 5000), ms(9000))));
+        let pieces = merged.frame(
+            ms(5000),
+            Some(ms(40)),
+            Some((&said("b", 5000), ms(9000), ms(5000))),
+        );
         let text = Piece::Text(ms(0)..ms(100), a);
         assert_eq!(pieces, [text, Piece::Gap(ms(100)..ms(5000))]);
     }

@@ -11,6 +11,8 @@ mod imp;
 mod merged;
 mod narration;
 mod panics;
+mod playhead;
+mod push_watch;
 mod requests;
 mod sampler;
 mod scene;
@@ -61,7 +63,7 @@ glib::wrapper! {
     ///   Of a clip it is the last one; `first-timestamp` (#guint64) is that of the first, and `frames`
     ///   (#guint) their number, 1 where there is no clip.
     /// - `arrival-time` (#guint64, nanoseconds): the running time at which the caption was ready.
-    /// - `text`, `prompt` (string).
+    /// - `text`, `prompt` (string); `element` (string): name of the element that made it.
     /// - `model`, `revision`, `device` (string): what made it; `device-name` (string) and `device-memory`
     ///   (#guint64, bytes): of that device.
     /// - `sequence` (#guint64): number of the caption since the element started, from 0.
@@ -76,6 +78,9 @@ glib::wrapper! {
     ///   `request`; `request-id` (#guint): what `describe-now` returned, or 0.
     /// - `latency-ms`, `preprocess-ms`, `vision-ms`, `prefill-ms`, `decode-ms` (#gdouble): from the
     ///   moment the frame was taken to the finished caption, and the stages of that.
+    ///
+    /// Where several narrators stand in one chain, the meta has the fields of the last one's caption; its
+    /// field `captions` (#GstStructure) has each one's under the name of its element.
     ///
     /// The debug category `vlmnarrate` logs one line per caption at level INFO.
     ///
@@ -121,20 +126,20 @@ glib::wrapper! {
     /// `webvttenc`, which writes text as it comes. Every caption has a duration and every
     /// stretch without one a GAP event, so nothing downstream waits in vain. Recorded, a caption
     /// lasts until the next frame that is due; live, it starts where the video is when it is ready
-    /// and is repeated every `interval`, at most every second, for as long as it is current. A
+    /// and is repeated every `interval`, at most every half second, for as long as it is current. A
     /// caption that comes while the one before has not ended waits for its end. None lasts longer
-    /// than `expire`.
+    /// than `expire`. Played backwards, each ends where the one before starts.
     ///
     /// For files, `merge-captions` makes better cues: identical captions in a row are one, and each
     /// starts with the frame or clip it is about and ends where the next starts. Because that is
-    /// known only then, text comes behind the video by a whole cue: fine for `webvttenc` and a
-    /// `filesink`; in front of a muxer the encoded video needs a queue without limits, and whoever
-    /// waits for the text of each frame, as `textoverlay` does, would wait for ever.
+    /// known only then, text comes behind the video by a whole cue: fine for a `filesink` and for
+    /// muxers with the queues below; whoever waits for the text of each frame, as `textoverlay` does,
+    /// would wait for ever.
     ///
-    /// One thread feeds both pads: put a `queue` behind each, as behind a demuxer. A cue may last
-    /// longer than a queue's default limit of a second, and a video encoder that looks ahead takes
-    /// more than that before it gives anything, so in front of a muxer lift the limit of the text's
-    /// queue (`max-size-time=0`).
+    /// One thread feeds both pads: put a `queue` behind each, as behind a demuxer. A muxer waits for
+    /// video until it has text, and for text until it has video, so in front of it the queues behind
+    /// `text_src` and behind the video encoder must have no limits: `queue max-size-time=0
+    /// max-size-bytes=0 max-size-buffers=0`. Text that nobody takes for seconds is told of in a WARNING.
     ///
     /// ## Example launch lines
     ///
@@ -149,6 +154,14 @@ glib::wrapper! {
     ///     merge-captions=true ! fakesink n.text_src ! queue ! srtenc ! filesink location=/tmp/in.srt
     /// ```
     /// Writes SubRip subtitles of a file. To draw captions there is #vlmnarrateoverlay.
+    ///
+    /// ```bash
+    /// gst-launch-1.0 uridecodebin uri=file:///tmp/in.mp4 ! videoconvert \
+    ///     ! vlmnarrate name=n model=/models/SmolVLM-256M-Instruct ! videoconvert ! x264enc \
+    ///     ! queue max-size-time=0 max-size-bytes=0 max-size-buffers=0 ! mp4mux name=m ! filesink location=/tmp/out.mp4 \
+    ///     n.text_src ! queue max-size-time=0 max-size-bytes=0 max-size-buffers=0 ! m.
+    /// ```
+    /// Adds a subtitle track to a video.
     ///
     /// ```bash
     /// gst-launch-1.0 v4l2src ! videoconvert ! vlmnarrate name=n model=/models/SmolVLM-256M-Instruct \
@@ -167,6 +180,12 @@ impl VlmNarrate {
     /// and makes of them what it likes.
     pub fn set_engine_loader(&self, loader: impl EngineLoader + 'static) {
         self.imp().loader.lock().unwrap().0 = Arc::new(loader);
+    }
+
+    /// Captions are said to be made by this element, of which it is a part.
+    #[cfg(feature = "overlay")]
+    pub(crate) fn set_bin(&self, bin: &impl IsA<gst::Object>) {
+        self.imp().bin.lock().unwrap().set(Some(bin.upcast_ref()));
     }
 
     /// What to draw on the frame that goes out.

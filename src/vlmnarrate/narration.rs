@@ -15,8 +15,9 @@ use crate::{
     caption::{Caption, FrameStamp},
     narrator::{
         Checkpoint, Death, Download, Epoch, Error, ErrorKind, Events, Found, Load, ModelSettings,
-        Narrated, Narrator, percent,
+        Narrated, Narrator, NewestEpoch, percent,
     },
+    properties::lossy,
 };
 
 /// Codes of the PROGRESS messages.
@@ -52,7 +53,7 @@ impl Loaded {
 #[derive(Default)]
 pub(super) struct Shown {
     /// Captions of another epoch come too late.
-    epoch: Epoch,
+    epoch: NewestEpoch,
     /// Number of the next caption.
     sequence: u64,
     caption: Option<Arc<Caption>>,
@@ -188,6 +189,13 @@ impl VlmNarrate {
         }
     }
 
+    /// Cancels what is under way, and takes what comes.
+    pub(super) fn cancel(&self) {
+        if let Some(loaded) = self.loaded() {
+            self.cancelled(loaded.narrator.cancel());
+        }
+    }
+
     fn cancelled(&self, epoch: Epoch) {
         self.requests.ask_again();
         self.reset_shown(epoch);
@@ -196,7 +204,10 @@ impl VlmNarrate {
     fn reset_shown(&self, epoch: Epoch) {
         let was_shown = {
             let mut shown = self.shown.lock().unwrap();
-            shown.epoch = epoch;
+            if !shown.epoch.reach(epoch) {
+                // Somebody else who cancelled after us came here first.
+                return;
+            }
             shown.partial = None;
             shown.caption.take().is_some()
         };
@@ -267,9 +278,10 @@ impl VlmNarrate {
 
     fn on_caption(&self, mut narrated: Narrated) {
         narrated.caption.arrival_time = self.running_time();
+        narrated.caption.element = self.element_name();
         let caption = {
             let mut shown = self.shown.lock().unwrap();
-            if narrated.epoch != shown.epoch {
+            if !shown.epoch.is(narrated.epoch) {
                 return;
             }
             narrated.caption.sequence = shown.sequence;
@@ -302,7 +314,7 @@ impl VlmNarrate {
     fn on_failure(&self, epoch: Epoch, stamp: &FrameStamp, error: &Error) {
         let is_ours = {
             let mut shown = self.shown.lock().unwrap();
-            let is_ours = shown.epoch == epoch;
+            let is_ours = shown.epoch.is(epoch);
             shown.partial.take_if(|_| is_ours);
             is_ours
         };
@@ -324,6 +336,13 @@ impl VlmNarrate {
                 stamp.timestamp.display()
             )
         );
+    }
+
+    /// What captions say made them: of the bin that applications see, where there is one around us.
+    pub(super) fn element_name(&self) -> String {
+        let bin = self.bin.lock().unwrap().upgrade();
+        let element = bin.unwrap_or_else(|| self.obj().clone().upcast());
+        lossy(&element.property_value("name"))
     }
 
     /// Now, as buffers count it.

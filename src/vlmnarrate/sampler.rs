@@ -4,47 +4,33 @@ use gst::ClockTime;
 
 use super::settings::Pace;
 
-/// Lays a grid over stream positions, `frames` cells to an interval, from the first frame of the
-/// segment on: a frame is due when it is in another cell than the last one that was due. So the
-/// pace doesn't drift, and a jump of the timestamps in either direction (reverse playback, a source
-/// that starts over) makes a frame due rather than silencing the narrator.
+/// Lays a grid over what has been played, `frames` cells to an interval, from the first frame of the
+/// segment on: a frame is due when it is in another cell than the last one that was due. So the pace doesn't
+/// drift, and holes that the [`Playhead`](super::playhead::Playhead) saw make a frame due at once.
 #[derive(Debug, Default)]
 pub(super) struct Sampler {
     /// Where the grid starts, and the length of its cells.
     grid: Option<(ClockTime, ClockTime)>,
     /// The cell of the last frame whose turn it was.
-    cell: i128,
+    cell: u64,
     /// Turns that passed since a clip began, of `frames` times `every_nth`.
     passed: u64,
     /// A clip is wanted, and so many frames of it were taken.
     clip: Option<u32>,
-    /// Frames in this segment, for those without a timestamp.
-    frames: u64,
 }
 
 impl Sampler {
-    /// Where a frame stands: its timestamp or, without one, its number times the frame duration.
-    /// `None` if neither is known.
-    pub(super) fn position(
-        &mut self,
-        pts: Option<ClockTime>,
-        period: Option<ClockTime>,
-    ) -> Option<ClockTime> {
-        let counted = period.and_then(|period| period.nseconds().checked_mul(self.frames));
-        self.frames += 1;
-        pts.or(counted.map(ClockTime::from_nseconds))
-    }
-
-    /// Whether the frame at `position` is due, and as what. With an interval of 0, or without a
-    /// position, it is every frame's turn, but a clip begins only when the worker is `free`.
+    /// Whether the frame is due before which so much was played, and as what. With an interval of 0, or where
+    /// nobody knows how much was played, it is every frame's turn, but a clip begins only when the worker is
+    /// `free`.
     pub(super) fn due(
         &mut self,
-        position: Option<ClockTime>,
+        elapsed: Option<ClockTime>,
         pace: &Pace,
         free: bool,
     ) -> Option<Due> {
-        let on_grid = position.filter(|_| !pace.interval.is_zero());
-        let turn = on_grid.is_none_or(|position| self.enters_cell(position, pace.step()));
+        let on_grid = elapsed.filter(|_| !pace.interval.is_zero());
+        let turn = on_grid.is_none_or(|elapsed| self.enters_cell(elapsed, pace.step()));
         if turn {
             self.passed += 1;
             // Of clips, from the first on: 1, n + 1, 2n + 1, …
@@ -65,52 +51,43 @@ impl Sampler {
         Some(Due {
             is_first: index == 0,
             is_last,
-            slot: on_grid.and_then(|_| self.slot(0)).or(position),
+            slot: on_grid.and_then(|_| self.slot(0)).or(elapsed),
         })
     }
 
-    /// When the next clip will be whole, seen from a frame at `position` that ends at `end`.
-    pub(super) fn next_whole(&self, position: ClockTime, end: ClockTime, pace: &Pace) -> ClockTime {
+    /// When the next clip will be whole, seen from a frame that lasts from `elapsed` to `end`.
+    pub(super) fn next_whole(&self, elapsed: ClockTime, end: ClockTime, pace: &Pace) -> ClockTime {
         let frames = u64::from(pace.frames);
         let turns = match self.passed {
             passed if passed < frames => frames - passed,
             passed => pace.period().saturating_sub(passed) + frames,
         };
         let next = match pace.interval.is_zero() {
-            false => self.slot(turns.into()),
+            false => self.slot(turns),
             true => None,
         };
-        let counted = || (end.saturating_sub(position)).saturating_mul(turns);
-        next.unwrap_or_else(|| position.saturating_add(counted()))
+        let counted = || (end.saturating_sub(elapsed)).saturating_mul(turns);
+        next.unwrap_or_else(|| elapsed.saturating_add(counted()))
             .max(end)
     }
 
     /// Where a cell starts, so many behind the current one.
-    fn slot(&self, cells: i128) -> Option<ClockTime> {
+    fn slot(&self, cells: u64) -> Option<ClockTime> {
         let (start, step) = self.grid?;
-        let from_start = (self.cell + cells) * i128::from(step.nseconds());
-        let slot = i128::from(start.nseconds()) + from_start;
-        Some(match u64::try_from(slot) {
-            Ok(slot) => ClockTime::try_from(slot).unwrap_or(ClockTime::MAX),
-            Err(_) => ClockTime::ZERO,
-        })
+        let from_start = step.saturating_mul(self.cell.saturating_add(cells));
+        Some(start.saturating_add(from_start))
     }
 
-    fn enters_cell(&mut self, position: ClockTime, step: ClockTime) -> bool {
-        let cell_in = |start: ClockTime| {
-            (i128::from(position.nseconds()) - i128::from(start.nseconds()))
-                .div_euclid(i128::from(step.nseconds()))
-        };
+    fn enters_cell(&mut self, elapsed: ClockTime, step: ClockTime) -> bool {
         match self.grid {
             Some((start, same)) if same == step => {
-                let cell = cell_in(start);
+                let cell = elapsed.saturating_sub(start).nseconds() / step.nseconds();
                 std::mem::replace(&mut self.cell, cell) != cell
             }
             // The first frame, or the interval was changed: a new grid starts here.
             _ => {
                 *self = Self {
-                    grid: Some((position, step)),
-                    frames: self.frames,
+                    grid: Some((elapsed, step)),
                     ..Self::default()
                 };
                 true
@@ -124,7 +101,7 @@ impl Sampler {
 pub(super) struct Due {
     pub(super) is_first: bool,
     pub(super) is_last: bool,
-    /// Where its cell of the grid starts; without a grid its position.
+    /// What had been played where its cell of the grid starts; without a grid what has been played.
     pub(super) slot: Option<ClockTime>,
 }
 
@@ -181,16 +158,6 @@ mod tests {
     }
 
     #[test]
-    fn backwards_is_a_direction_too() {
-        assert_eq!(
-            due([3000, 2500, 2000, 1500, 1000], pace(1000, 1)),
-            [0, 1, 3]
-        );
-        // A source that starts over.
-        assert_eq!(due([5000, 5500, 0, 500, 1000], pace(1000, 1)), [0, 2, 4]);
-    }
-
-    #[test]
     fn every_nth_counts_the_frames_that_are_due() {
         let frames = || (0..100).map(|i| i * 100);
         assert_eq!(due(frames(), pace(1000, 3)), [0, 30, 60, 90]);
@@ -229,16 +196,8 @@ mod tests {
     }
 
     #[test]
-    fn frames_without_timestamps_are_counted() {
+    fn where_nobody_knows_what_was_played_it_is_every_frames_turn() {
         let mut sampler = Sampler::default();
-        assert_eq!(sampler.position(None, Some(PERIOD)), Some(ClockTime::ZERO));
-        assert_eq!(sampler.position(None, Some(PERIOD)), Some(PERIOD));
-        assert_eq!(
-            sampler.position(Some(ClockTime::SECOND), None),
-            Some(ClockTime::SECOND)
-        );
-        assert_eq!(sampler.position(None, None), None);
-        // Not even that: every frame's turn.
         assert!(sampler.due(None, &pace(1000, 1), true).is_some());
         assert!(sampler.due(None, &pace(1000, 1), true).is_some());
     }

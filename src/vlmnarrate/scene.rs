@@ -54,7 +54,7 @@ pub(super) struct Scene(Option<Described>);
 #[derive(Debug)]
 struct Described {
     thumbnail: Thumbnail,
-    position: Option<ClockTime>,
+    elapsed: Option<ClockTime>,
     prompt: String,
     choices: Vec<String>,
 }
@@ -66,7 +66,7 @@ impl Scene {
     pub(super) fn judge(
         &mut self,
         pictures: &[Arc<Picture>],
-        position: Option<ClockTime>,
+        elapsed: Option<ClockTime>,
         question: &Question,
         threshold: f64,
     ) -> Option<Trigger> {
@@ -80,9 +80,9 @@ impl Scene {
             Some(last)
                 if (&last.prompt, &last.choices) == (&question.prompt, &question.choices) =>
             {
-                let silence = position
-                    .zip(last.position)
-                    .map(|(now, then)| now.absdiff(then));
+                let silence = elapsed
+                    .zip(last.elapsed)
+                    .map(|(now, then)| now.saturating_sub(then));
                 let differs = |new: &Thumbnail| new.difference(&last.thumbnail) >= threshold;
                 if thumbnails.iter().any(differs) {
                     Trigger::Scene
@@ -96,7 +96,7 @@ impl Scene {
         };
         self.0 = thumbnails.last().map(|thumbnail| Described {
             thumbnail: *thumbnail,
-            position,
+            elapsed,
             prompt: question.prompt.clone(),
             choices: question.choices.clone(),
         });
@@ -154,9 +154,9 @@ mod tests {
     fn silence_until_the_picture_the_prompt_or_the_hour_changes() {
         let mut scene = Scene::default();
         let mut judge = |level, seconds, prompt: &str, threshold| {
-            let position = Some(ClockTime::from_seconds(seconds));
+            let elapsed = Some(ClockTime::from_seconds(seconds));
             let pictures = [Arc::new(grey(level))];
-            scene.judge(&pictures, position, &question(prompt), threshold)
+            scene.judge(&pictures, elapsed, &question(prompt), threshold)
         };
         assert_eq!(judge(0, 0, "a", 0.1), Some(Trigger::Interval));
         assert_eq!(judge(20, 1, "a", 0.1), None);

@@ -488,7 +488,7 @@ mod tests {
         assert_eq!(changed(&mut Settings::default()), [""; 0]);
         for property in PROPERTIES.iter() {
             let mut settings = Settings::default();
-            property.set(&mut settings, &other(&property.spec));
+            property.set(&mut settings, &other(&property.spec)).unwrap();
             assert_eq!(changed(&mut settings), [property.spec.name()]);
         }
     }

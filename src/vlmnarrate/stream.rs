@@ -17,6 +17,7 @@ use super::{
     faces,
     imp::{CAT, VlmNarrate},
     narration::Loaded,
+    playhead::{Moment, Playhead},
     requests::Request,
     sampler::{Due, Sampler},
     scene::Scene,
@@ -28,6 +29,9 @@ use crate::{
     caption::{FrameStamp, Trigger},
     narrator::{Job, Narrator, Picture, Question, Refused, Wait},
 };
+
+/// Timestamps that leap by less are out of order.
+const LEAST_LEAP: ClockTime = ClockTime::from_nseconds(1);
 
 /// What the streaming thread knows of the stream.
 ///
@@ -44,12 +48,17 @@ pub(super) struct Stream {
 struct State {
     info: Option<gst_video::VideoInfo>,
     segment: gst::FormattedSegment<ClockTime>,
-    /// Found out at the first buffer.
+    /// As it came; `None` before the stream's first.
+    received_segment: Option<gst::Segment>,
+    /// What upstream said last.
     live: Option<bool>,
+    /// Upstream may say something else from the next buffer on.
+    ask_live: bool,
+    playhead: Playhead,
     sampler: Sampler,
     shots: Shots,
     scene: Scene,
-    /// Number of the current caption, and the frame from which its time counts.
+    /// Number of the current caption, and what had been played when its time began to count.
     shown: Option<(u64, ClockTime)>,
     /// For small pictures and for whole ones; each made for the first frame that needs it.
     downscalers: [Option<Downscaler>; 2],
@@ -67,21 +76,53 @@ impl Stream {
     pub(super) fn set_info(&self, info: gst_video::VideoInfo) {
         let mut state = self.lock();
         state.info = Some(info);
-        state.live = None;
+        state.ask_live = true;
         state.downscalers = [None, None];
+    }
+
+    /// Whether a segment differs from the one that is played. Sources may send one again, with every change of
+    /// tags or caps for instance, which means nothing.
+    pub(super) fn is_new_segment(&self, segment: &gst::Segment) -> bool {
+        let state = self.lock();
+        state.received_segment.as_ref().is_none_or(|received| {
+            // Where the sender is in it is the sender's business.
+            let mut segment = segment.clone();
+            segment.format() != received.format() || {
+                segment.set_position(received.position());
+                segment != *received
+            }
+        })
     }
 
     pub(super) fn set_segment(&self, segment: &gst::Segment) {
         let mut state = self.lock();
+        state.received_segment = Some(segment.clone());
         // Buffers of other formats have no times to speak of.
         state.segment = segment
             .downcast_ref::<ClockTime>()
             .cloned()
             .unwrap_or_default();
-        state.live = None;
+        state.ask_live = true;
+        let State {
+            playhead, segment, ..
+        } = &mut *state;
+        playhead.segment(segment);
         state.sampler = Sampler::default();
         state.shots.clear();
-        state.shown = None;
+    }
+
+    pub(super) fn stream_time(&self, pts: Option<ClockTime>) -> Option<ClockTime> {
+        self.lock().segment.to_stream_time(pts)
+    }
+
+    /// A stretch without a frame is played.
+    pub(super) fn gap(&self, position: ClockTime, duration: Option<ClockTime>) -> Option<Place> {
+        let moment = self.lock().playhead.advance(Some(position), duration)?;
+        Some(Place {
+            moment,
+            duration,
+            cue: Cue::Until(moment.elapsed),
+        })
     }
 
     pub(super) fn forget_scene(&self) {
@@ -92,6 +133,7 @@ impl Stream {
     pub(super) fn start_over(&self) {
         self.forget_scene();
         let mut state = self.lock();
+        state.received_segment = None;
         state.sampler = Sampler::default();
         state.shots.clear();
     }
@@ -106,11 +148,14 @@ impl Stream {
         due.is_last.then(|| shots.take(pace.interval))?
     }
 
-    /// The clip that has begun, of recorded video: what live video loses is lost.
+    /// Whether the frames so far were those of a recording.
+    fn is_recorded(&self) -> bool {
+        self.lock().live == Some(false)
+    }
+
+    /// The clip that has begun.
     fn take_rest(&self, interval: ClockTime) -> Option<Taken> {
-        let mut state = self.lock();
-        let rest = state.shots.take(interval);
-        rest.filter(|_| state.live == Some(false))
+        self.lock().shots.take(interval)
     }
 }
 
@@ -144,8 +189,8 @@ struct Scaled {
 
 /// A frame's turn, or the lack of it.
 struct Turn {
-    /// Where the frame stands in the stream.
-    position: Option<ClockTime>,
+    /// Where the frame stands, if that can be told.
+    moment: Option<Moment>,
     /// Where it stands on the text pad's timeline.
     place: Option<Place>,
     due: Option<Due>,
@@ -188,11 +233,16 @@ impl VlmNarrate {
             let settings = self.settings.lock().unwrap();
             (settings.attach_meta, settings.lifetime())
         };
-        let current = self.current_at(turn.position, lifetime);
-        if let Some(Current { caption, .. }) = current.as_ref().filter(|_| attach)
-            && let Err(error) = faces::attach(caption, buffer)
-        {
-            gst::warning!(CAT, imp = self, "No meta on this buffer: {error}");
+        let current = self.current_at(turn.moment.map(|moment| moment.elapsed), lifetime);
+        if attach {
+            match &current {
+                Some(Current { caption, .. }) => {
+                    if let Err(error) = faces::attach(caption, buffer) {
+                        gst::warning!(CAT, imp = self, "No meta on this buffer: {error}");
+                    }
+                }
+                None => faces::detach(|| self.element_name(), buffer),
+            }
         }
         match turn.place {
             Some(place) => self.text.frame(place, current),
@@ -201,9 +251,9 @@ impl VlmNarrate {
     }
 
     /// The caption that is current at a frame; one whose time is up goes.
-    fn current_at(&self, position: Option<ClockTime>, lifetime: ClockTime) -> Option<Current> {
+    fn current_at(&self, elapsed: Option<ClockTime>, lifetime: ClockTime) -> Option<Current> {
         let caption = self.current()?;
-        let Some(position) = position else {
+        let Some(elapsed) = elapsed else {
             let until = ClockTime::MAX;
             return Some(Current { caption, until });
         };
@@ -211,14 +261,12 @@ impl VlmNarrate {
             let mut stream = self.stream.lock();
             let counting = stream
                 .shown
-                .filter(|(sequence, since)| *sequence == caption.sequence && *since <= position);
-            stream
-                .shown
-                .insert(counting.unwrap_or((caption.sequence, position)))
-                .1
+                .filter(|(sequence, _)| *sequence == caption.sequence);
+            let counting = counting.unwrap_or((caption.sequence, elapsed));
+            stream.shown.insert(counting).1
         };
         let until = since.saturating_add(lifetime);
-        if position >= until {
+        if elapsed >= until {
             self.expire(caption.sequence);
             return None;
         }
@@ -227,8 +275,11 @@ impl VlmNarrate {
 
     /// Upstream is asked once per caps or segment, on the streaming thread.
     fn is_live(&self) -> bool {
-        if let Some(live) = self.stream.lock().live {
-            return live;
+        {
+            let state = self.stream.lock();
+            if let Some(live) = state.live.filter(|_| !state.ask_live) {
+                return live;
+            }
         }
         let mode = self.settings.lock().unwrap().mode;
         let live = match mode {
@@ -241,7 +292,9 @@ impl VlmNarrate {
         };
         let word = if live { "live" } else { "recorded" };
         gst::debug!(CAT, imp = self, "This is a {word} stream");
-        self.stream.lock().live = Some(live);
+        let mut state = self.stream.lock();
+        state.live = Some(live);
+        state.ask_live = false;
         live
     }
 
@@ -254,32 +307,39 @@ impl VlmNarrate {
         let State {
             info,
             segment,
+            playhead,
             sampler,
             ..
         } = &mut *stream;
 
         let period = info.as_ref().and_then(frame_period);
-        let position = sampler.position(pts, period);
         let duration = buffer.duration().or(period);
+        let moment = playhead.advance(pts, duration);
+        let elapsed = moment.map(|moment| moment.elapsed);
         let inside = is_inside(segment, pts, duration);
+        if moment.is_some_and(|moment| moment.leap >= pace.interval.max(LEAST_LEAP)) {
+            // Another scene, which is worth a look at once.
+            *sampler = Sampler::default();
+        }
         let due = match inside && has_picture(buffer) {
-            true => sampler.due(position, &pace, free),
+            true => sampler.due(elapsed, &pace, free),
             false => None,
         };
-        let place = position.filter(|_| inside).map(|position| {
+        let place = moment.filter(|_| inside).map(|moment| {
+            let elapsed = moment.elapsed;
             let cue = if live {
                 Cue::Slice(pace.interval)
             } else {
-                Cue::Until(sampler.next_whole(position, frame_end(position, duration), &pace))
+                Cue::Until(sampler.next_whole(elapsed, frame_end(elapsed, duration), &pace))
             };
             Place {
-                position,
+                moment,
                 duration,
                 cue,
             }
         });
         Turn {
-            position,
+            moment,
             place,
             due,
             stamp: FrameStamp {
@@ -326,6 +386,7 @@ impl VlmNarrate {
             .chain(requests.map(Ask::Request))
             .collect::<Vec<_>>();
 
+        let elapsed = turn.moment.map(|moment| moment.elapsed);
         let sampled_at = Instant::now();
         let mut scaled: [Option<Scaled>; 2] = [None, None];
         for ask in asks {
@@ -370,7 +431,8 @@ impl VlmNarrate {
                     let shot = Shot {
                         picture,
                         stamp,
-                        position: turn.position,
+                        position: stamp.timestamp.or(turn.moment.map(|m| m.position)),
+                        elapsed,
                         slot: due.slot,
                     };
                     let Some(taken) = self.stream.take(shot, due, &settings.pace) else {
@@ -378,7 +440,7 @@ impl VlmNarrate {
                     };
                     let clip = (settings.pace.frames > 1).then_some(taken.clip);
                     let job = job(taken.pictures, clip, taken.stamp);
-                    if !self.submit(job, turn.position, &settings, narrator)? {
+                    if !self.submit(job, elapsed, &settings, narrator)? {
                         continue;
                     }
                 }
@@ -398,12 +460,12 @@ impl VlmNarrate {
     fn submit(
         &self,
         mut job: Job,
-        position: Option<ClockTime>,
+        elapsed: Option<ClockTime>,
         settings: &Settings,
         narrator: &Narrator,
     ) -> Result<bool, Refused> {
         let threshold = settings.pace.scene_threshold;
-        match self.judge(&job.pictures, position, &job.question, threshold) {
+        match self.judge(&job.pictures, elapsed, &job.question, threshold) {
             Some(trigger) => job.stamp.trigger = trigger,
             None => {
                 self.stats.unchanged.add_one();
@@ -422,7 +484,7 @@ impl VlmNarrate {
     fn judge(
         &self,
         pictures: &[Arc<Picture>],
-        position: Option<ClockTime>,
+        elapsed: Option<ClockTime>,
         question: &Question,
         threshold: f64,
     ) -> Option<Trigger> {
@@ -430,7 +492,16 @@ impl VlmNarrate {
         if self.stream.scene_forgotten.swap(false, Ordering::Relaxed) {
             stream.scene.forget();
         }
-        stream.scene.judge(pictures, position, question, threshold)
+        stream.scene.judge(pictures, elapsed, question, threshold)
+    }
+
+    /// What comes next has nothing to do with what came: recorded, what came is described to its end.
+    pub(super) fn finish_recorded(&self) {
+        if self.stream.is_recorded() {
+            self.drain();
+            let interval = self.settings.lock().unwrap().pace.interval;
+            self.text.finish(self.current().as_ref(), interval);
+        }
     }
 
     /// Waits for captions under way, at most `drain-timeout`, before an event that ends the
@@ -441,7 +512,9 @@ impl VlmNarrate {
         let Some(loaded) = self.loaded().filter(|_| !timeout.is_zero()) else {
             return;
         };
-        if let Some(taken) = self.stream.take_rest(settings.pace.interval) {
+        // What live video loses is lost.
+        let rest = self.stream.take_rest(settings.pace.interval);
+        if let Some(taken) = rest.filter(|_| self.stream.is_recorded()) {
             let job = Job {
                 pictures: taken.pictures,
                 clip: Some(taken.clip),
@@ -482,6 +555,7 @@ fn is_inside(
     })
 }
 
+/// Whatever its flags say: those who repeat a frame flag it as a gap, with the whole picture in it.
 fn has_picture(buffer: &gst::BufferRef) -> bool {
-    buffer.size() > 0 && !buffer.flags().contains(gst::BufferFlags::GAP)
+    buffer.size() > 0
 }

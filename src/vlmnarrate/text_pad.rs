@@ -10,9 +10,11 @@ use gst::{ClockTime, prelude::*};
 use super::{
     faces::{self, TextCue},
     merged::{Merged, Piece},
-    timeline::{Cue, Timeline, late_cue},
+    playhead::Moment,
+    push_watch::PushWatch,
+    timeline::{Cue, Timeline, frame_end, late_cue},
 };
-use crate::caption::Caption;
+use crate::{caption::Caption, properties::lossy};
 
 pub(crate) const NAME: &str = "text_src";
 
@@ -27,7 +29,7 @@ pub(super) fn caps() -> gst::Caps {
         .build()
 }
 
-/// Says what text comes, as the pad's peer wants it. Where nobody is there, the first push tells.
+/// Says what text comes, as the pad's peer wants it. Until then the pad is open to whoever takes either.
 fn negotiate(pad: &gst::Pad) {
     let [utf8, markup] = [UTF8, MARKUP].map(|format| {
         let caps = gst::Caps::builder("text/x-raw");
@@ -62,8 +64,60 @@ struct State {
     stream_start: Option<gst::Event>,
     segment: Option<gst::Event>,
     cues: Cues,
+    axis: Axis,
     /// Of this pad and of the video's source pad.
     flows: gst_base::UniqueFlowCombiner,
+}
+
+/// Where what has been played is in the stream, whichever way it is played.
+///
+/// Cues are laid out on what has been played, which only grows: so they neither overlap nor leave holes,
+/// backwards or where timestamps jump.
+#[derive(Clone, Copy, Debug, Default)]
+struct Axis {
+    reverse: bool,
+    /// When the last frame began, and where in the stream that was: at its end if it is played backwards.
+    elapsed: ClockTime,
+    position: ClockTime,
+}
+
+impl Axis {
+    fn set(&mut self, moment: &Moment, duration: Option<ClockTime>) {
+        self.elapsed = moment.elapsed;
+        self.position = match self.reverse {
+            true => frame_end(moment.position, duration),
+            false => moment.position,
+        };
+    }
+
+    fn in_stream(&self, span: Range<ClockTime>) -> Range<ClockTime> {
+        match self.reverse {
+            true => self.position_at(span.end)..self.position_at(span.start),
+            false => self.position_at(span.start)..self.position_at(span.end),
+        }
+    }
+
+    fn position_at(&self, elapsed: ClockTime) -> ClockTime {
+        moved(self.position, self.elapsed, elapsed, self.reverse)
+    }
+
+    /// What had been played where a caption's frames begin.
+    fn about(&self, caption: &Caption) -> Option<ClockTime> {
+        let stamp = &caption.stamp;
+        let position = match self.reverse {
+            true => frame_end(stamp.timestamp?, stamp.duration),
+            false => stamp.first_timestamp?,
+        };
+        Some(moved(self.elapsed, self.position, position, self.reverse))
+    }
+}
+
+/// `time` moved by as much as it is from `from` to `to`, or by as much the other way.
+fn moved(time: ClockTime, from: ClockTime, to: ClockTime, back: bool) -> ClockTime {
+    match (to >= from) != back {
+        true => time.saturating_add(to.absdiff(from)),
+        false => time.saturating_sub(to.absdiff(from)),
+    }
 }
 
 /// How captions become cues.
@@ -89,16 +143,18 @@ impl Cues {
         }
     }
 
-    fn frame(&mut self, place: Place, current: Option<Current>) -> Vec<Piece> {
+    fn frame(&mut self, place: Place, current: Option<Current>, axis: &Axis) -> Vec<Piece> {
         let Place {
-            position,
+            moment,
             duration,
             cue,
         } = place;
+        let elapsed = moment.elapsed;
         match self {
             Self::Merged(merged) => {
-                let current = current.as_ref().map(|c| (&c.caption, c.until));
-                merged.frame(position, duration, current)
+                let about = |c: &Current| axis.about(&c.caption).unwrap_or(elapsed);
+                let current = current.as_ref().map(|c| (&c.caption, c.until, about(c)));
+                merged.frame(elapsed, duration, current)
             }
             Self::Ahead(timeline) => {
                 let cue = match (cue, &current) {
@@ -106,11 +162,19 @@ impl Cues {
                     _ => cue,
                 };
                 let sequence = current.as_ref().map(|c| c.caption.sequence);
-                let items = timeline.frame(position, duration, sequence, cue);
+                let items = timeline.frame(elapsed, duration, sequence, cue);
                 let text = items.text.zip(current);
                 let text = text.map(|(span, current)| Piece::Text(span, current.caption));
                 items.gap.map(Piece::Gap).into_iter().chain(text).collect()
             }
+        }
+    }
+
+    /// What is held back ends here.
+    fn finish(&mut self) -> Vec<Piece> {
+        match self {
+            Self::Merged(merged) => Vec::from_iter(merged.finish()),
+            Self::Ahead(_) => Vec::new(),
         }
     }
 
@@ -132,7 +196,7 @@ impl Cues {
 /// One frame's place in the timeline.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    pub(super) position: ClockTime,
+    pub(super) moment: Moment,
     pub(super) duration: Option<ClockTime>,
     pub(super) cue: Cue,
 }
@@ -141,8 +205,25 @@ pub(super) struct Place {
 #[derive(Clone, Debug)]
 pub(super) struct Current {
     pub(super) caption: Arc<Caption>,
-    /// When it ceases to be, if no other comes.
+    /// What will have been played when it ceases to be, if no other comes.
     pub(super) until: ClockTime,
+}
+
+impl State {
+    /// In the time of the stream.
+    fn lay_out(&mut self, pieces: impl FnOnce(&mut Cues, &Axis) -> Vec<Piece>) -> Vec<Piece> {
+        let axis = self.axis;
+        let mut pieces = pieces(&mut self.cues, &axis);
+        for piece in &mut pieces {
+            let (Piece::Gap(span) | Piece::Text(span, _)) = piece;
+            *span = axis.in_stream(span.clone());
+        }
+        pieces
+    }
+
+    fn finish(&mut self) -> Vec<Piece> {
+        self.lay_out(|cues, _| cues.finish())
+    }
 }
 
 impl TextPad {
@@ -155,23 +236,10 @@ impl TextPad {
     }
 
     /// Takes an active pad; `false` if there is one already.
-    ///
-    /// Events that came before are stored as sticky ones: GStreamer sends them ahead of the first
-    /// item, from the streaming thread.
     pub(super) fn add(&self, pad: &gst::Pad, video: &gst::Pad) -> bool {
         let mut state = self.lock();
         if state.pad.is_some() {
             return false;
-        }
-        if let Some(stream_start) = &state.stream_start {
-            let _ = pad.store_sticky_event(stream_start);
-            let caps = gst::Caps::builder("text/x-raw")
-                .field("format", UTF8)
-                .build();
-            let _ = pad.store_sticky_event(&gst::event::Caps::new(&caps));
-        }
-        if let Some(segment) = &state.segment {
-            let _ = pad.store_sticky_event(segment);
         }
         state.flows.add_pad(video);
         state.flows.add_pad(pad);
@@ -203,10 +271,11 @@ impl TextPad {
         };
     }
 
-    /// A new stream begins: ours is named after the video's and in the same group.
-    pub(super) fn stream_start(&self, video: &gst::event::StreamStart) {
+    /// A new stream begins: ours is named after the video's and the element, and in the same group.
+    pub(super) fn stream_start(&self, video: &gst::event::StreamStart, element: &str) {
         self.finish_cue();
-        let event = gst::event::StreamStart::builder(&format!("{}/text", video.stream_id()))
+        let id = format!("{}/text/{element}", stream_id(video));
+        let event = gst::event::StreamStart::builder(&id)
             .group_id_if_some(video.group_id())
             .flags(gst::StreamFlags::SPARSE)
             .seqnum(video.seqnum())
@@ -220,6 +289,28 @@ impl TextPad {
             pad.push_event(event);
             pad.check_reconfigure();
             negotiate(&pad);
+        }
+    }
+
+    /// A pad that was requested while the stream runs hears first what the stream is.
+    fn introduce(&self, pad: &gst::Pad) {
+        let (stream_start, segment) = {
+            let state = self.lock();
+            (state.stream_start.clone(), state.segment.clone())
+        };
+        let Some(stream_start) = stream_start else {
+            return;
+        };
+        let is_new = pad.sticky_event::<gst::event::StreamStart>(0).is_none();
+        if is_new {
+            pad.push_event(stream_start);
+        }
+        // Linked anew, perhaps to someone who wants other text.
+        if pad.check_reconfigure() || is_new {
+            negotiate(pad);
+        }
+        if let Some(segment) = segment.filter(|_| is_new) {
+            pad.push_event(segment);
         }
     }
 
@@ -239,6 +330,7 @@ impl TextPad {
             let mut state = self.lock();
             state.segment = Some(event.clone());
             state.cues.start_over();
+            state.axis.reverse = segment.rate() < 0.0;
             state.pad.clone()
         };
         if let Some(pad) = pad {
@@ -266,20 +358,38 @@ impl TextPad {
         current: Option<Current>,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
         let current = current.filter(|current| !current.caption.text.is_empty());
-        self.push(|cues| cues.frame(place, current))
+        self.push(|state| {
+            let mut pieces = Vec::new();
+            if place.moment.jumped {
+                // It can't end behind the jump.
+                pieces = state.finish();
+            }
+            state.axis.set(&place.moment, place.duration);
+            pieces.extend(state.lay_out(|cues, axis| cues.frame(place, current, axis)));
+            pieces
+        })
     }
 
     /// The video has a gap.
-    pub(super) fn gap(&self, position: ClockTime, duration: Option<ClockTime>) {
-        let cue = Cue::Until(position);
-        let _ = self.frame(
-            Place {
-                position,
-                duration,
-                cue,
-            },
-            None,
-        );
+    pub(super) fn gap(&self, place: Place) {
+        let _ = self.frame(place, None);
+    }
+
+    /// What comes next has other times.
+    fn finish_cue(&self) {
+        let _ = self.push(State::finish);
+    }
+
+    /// Whether somebody takes the text.
+    pub(super) fn is_linked(&self) -> bool {
+        self.pad().is_some_and(|pad| pad.is_linked())
+    }
+
+    /// What comes next is another recording; a caption that came too late for any frame is shown after the
+    /// last.
+    pub(super) fn finish(&self, caption: Option<&Arc<Caption>>, interval: ClockTime) {
+        let caption = caption.filter(|caption| !caption.text.is_empty());
+        let _ = self.push(|state| state.lay_out(|cues, _| cues.end(caption, interval)));
     }
 
     /// The stream ends; a caption that came too late for any frame is shown after the last.
@@ -289,36 +399,24 @@ impl TextPad {
         caption: Option<&Arc<Caption>>,
         interval: ClockTime,
     ) {
-        let caption = caption.filter(|caption| !caption.text.is_empty());
-        let _ = self.push(|cues| cues.end(caption, interval));
+        self.finish(caption, interval);
         if let Some(pad) = self.pad() {
             pad.push_event(event.clone());
         }
     }
 
-    /// What comes next has other times.
-    fn finish_cue(&self) {
-        let _ = self.push(|cues| match cues {
-            Cues::Merged(merged) => Vec::from_iter(merged.finish()),
-            Cues::Ahead(_) => Vec::new(),
-        });
-    }
-
     fn push(
         &self,
-        pieces: impl FnOnce(&mut Cues) -> Vec<Piece>,
+        pieces: impl FnOnce(&mut State) -> Vec<Piece>,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let (pad, pieces, started) = {
+        let (pad, pieces) = {
             let mut state = self.lock();
             let Some(pad) = state.pad.clone() else {
                 return Ok(gst::FlowSuccess::Ok);
             };
-            (pad, pieces(&mut state.cues), state.stream_start.is_some())
+            (pad, pieces(&mut state))
         };
-        // Linked anew, perhaps to someone who wants other text.
-        if started && pad.check_reconfigure() {
-            negotiate(&pad);
-        }
+        self.introduce(&pad);
         for piece in pieces {
             match piece {
                 Piece::Gap(span) => push_gap(&pad, span),
@@ -342,7 +440,13 @@ impl TextPad {
         if wants_markup(pad) {
             cue.text = faces::markup(&cue.text);
         }
-        let flow = pad.push(gst::Buffer::from(cue));
+        let mut buffer = gst::Buffer::from(cue);
+        // It says who made it, too; without it the text is still the text.
+        let _ = faces::attach(caption, buffer.make_mut());
+        let flow = {
+            let _watch = PushWatch::new(pad);
+            pad.push(buffer)
+        };
         let mut state = self.lock();
         if state.pad.as_ref() != Some(pad) {
             // Released meanwhile: what it said is of no interest.
@@ -357,4 +461,10 @@ fn push_gap(pad: &gst::Pad, span: Range<ClockTime>) {
         .duration(span.end.saturating_sub(span.start))
         .build();
     pad.push_event(gap);
+}
+
+/// Whatever bytes it is made of.
+fn stream_id(event: &gst::event::StreamStart) -> String {
+    let id = event.structure().and_then(|s| s.value("stream-id").ok());
+    id.map_or_else(String::new, |id| lossy(id))
 }

@@ -6,10 +6,10 @@ use std::ops::Range;
 use gst::ClockTime;
 
 /// What a frame whose duration nobody knows is taken to last, on the text pad only.
-const UNKNOWN: ClockTime = ClockTime::from_mseconds(40);
+pub(super) const UNKNOWN: ClockTime = ClockTime::from_mseconds(40);
 
 /// Longest cue in live mode, so that a newer caption never waits longer for its place.
-const SLICE: ClockTime = ClockTime::SECOND;
+const SLICE: ClockTime = ClockTime::from_mseconds(500);
 
 /// How long a cue lasts that starts with this frame.
 #[derive(Clone, Copy, Debug)]
@@ -179,11 +179,11 @@ mod tests {
         assert_eq!(at(&mut t, 200, Some(1), cue), Items::default());
         assert_eq!(at(&mut t, 240, Some(1), cue), text(240..440));
         assert_eq!(at(&mut t, 440, Some(1), cue), text(440..640));
-        // At least a frame, at most a second.
+        // At least a frame, at most half a second.
         assert_eq!(at(&mut t, 640, Some(1), Cue::Slice(ms(0))), text(640..680));
         assert_eq!(
             at(&mut t, 680, Some(1), Cue::Slice(ms(60_000))),
-            text(680..1680)
+            text(680..1180)
         );
     }
 
@@ -191,8 +191,8 @@ mod tests {
     fn a_jump_back_starts_over() {
         let mut t = Timeline::default();
         let cue = Cue::Slice(ms(1000));
-        assert_eq!(at(&mut t, 5000, Some(0), cue), text(5000..6000));
-        assert_eq!(at(&mut t, 0, Some(0), cue), text(0..1000));
+        assert_eq!(at(&mut t, 5000, Some(0), cue), text(5000..5500));
+        assert_eq!(at(&mut t, 0, Some(0), cue), text(0..500));
     }
 
     #[test]
