@@ -332,3 +332,58 @@ fn a_tee_costs_no_copy_of_the_picture() {
     memories.dedup();
     assert_eq!(memories.len(), 3);
 }
+
+/// What is said of one frame of these bytes.
+fn said_of(caps: &str, bytes: Vec<u8>, rows: Option<(&[usize], &[i32])>) -> common::Heard {
+    let (mut harness, _narrator, log) = harness(&Fake::new(), caps);
+    let mut buffer = gst::Buffer::from_slice(bytes);
+    let fresh = buffer.get_mut().unwrap();
+    fresh.set_pts(ClockTime::ZERO);
+    if let Some((offset, stride)) = rows {
+        let caps = caps.parse::<gst::Caps>().unwrap();
+        let info = VideoInfo::from_caps(&caps).unwrap();
+        let (format, width, height) = (info.format(), info.width(), info.height());
+        let flags = gst_video::VideoFrameFlags::empty();
+        gst_video::VideoMeta::add_full(fresh, flags, format, width, height, offset, stride)
+            .unwrap();
+    }
+    harness.push_and_pull(buffer).unwrap();
+    log.heard()
+}
+
+/// Colours in the order of their rows, so that it shows which is on top.
+#[test]
+fn frames_may_be_stored_from_the_bottom_up() {
+    let half = |colour: [u8; 4], bytes: usize| colour[..bytes].repeat(160 * 60);
+    for (format, bytes) in [("RGB", 3), ("BGRx", 4), ("ARGB", 4)] {
+        let caps = format!("video/x-raw,format={format},width=160,height=120,framerate=1/1");
+        let [light, dark] = [[255, 200, 200, 200], [255, 20, 20, 20]].map(|c| half(c, bytes));
+        let row = 160 * bytes;
+        let upright = said_of(&caps, [light.clone(), dark.clone()].concat(), None);
+        let rows = ([119 * row], [-(row as i32)]);
+        let flipped = said_of(&caps, [dark, light].concat(), Some((&rows.0, &rows.1)));
+        assert_eq!(flipped.warnings, [""; 0], "{format}");
+        assert_eq!(flipped.texts(), upright.texts(), "{format}");
+    }
+    let caps = "video/x-raw,format=NV12,width=64,height=48,framerate=1/1";
+    let bytes = [vec![180; 64 * 48], vec![110; 64 * 24]].concat();
+    let rows = ([64 * 47, 64 * 71], [-64, -64]);
+    let flipped = said_of(caps, bytes.clone(), Some((&rows.0, &rows.1)));
+    assert_eq!(flipped.texts(), said_of(caps, bytes, None).texts());
+}
+
+/// A meta that doesn't fit the caps costs a caption, no more.
+#[test]
+fn metas_of_something_else_are_refused() {
+    let caps = "video/x-raw,format=NV12,width=64,height=48,framerate=1/1";
+    for (offset, stride) in [
+        (&[0][..], &[64][..]),
+        (&[0, 64 * 48], &[64, i32::MAX]),
+        (&[usize::MAX, 0], &[64, 64]),
+        (&[0, 64 * 60], &[64, 64]),
+    ] {
+        let heard = said_of(caps, vec![100; 64 * 72], Some((offset, stride)));
+        assert!(heard.captions.is_empty(), "{offset:?} {stride:?}");
+        assert_eq!(heard.warnings.len(), 1, "{:?}", heard.warnings);
+    }
+}

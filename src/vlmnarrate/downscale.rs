@@ -5,6 +5,7 @@ use std::ops::Range;
 use gst::glib;
 use gst_video::{VideoFormat, VideoFrameExt, VideoFrameRef, VideoInfo};
 
+use super::layout::{Layout, Window};
 use crate::{
     kernels::scale::{Component, Plane, Sample, Span, Target},
     narrator::Picture,
@@ -22,6 +23,8 @@ pub(super) struct Downscaler {
     window: Window,
     /// How incoming buffers are read.
     input: VideoInfo,
+    /// Where odd rows are copied to.
+    upright: Option<gst::Buffer>,
     /// Components are scaled first, each where it is, and what is left is converted. `None` where
     /// the converter does all.
     small: Option<Small>,
@@ -29,100 +32,6 @@ pub(super) struct Downscaler {
     output: VideoInfo,
     /// Where the converter writes, each time the same.
     scratch: gst::Buffer,
-}
-
-/// What a buffer holds and where in it the picture is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Window {
-    /// Width and height of what the buffer holds.
-    full: (u32, u32),
-    /// Left, top, width and height of what is to be seen.
-    seen: (u32, u32, u32, u32),
-    /// Its rows are [`Rows::Plain`].
-    plain: bool,
-}
-
-impl Window {
-    fn whole(info: &VideoInfo) -> Self {
-        let full = (info.width(), info.height());
-        Self {
-            full,
-            seen: (0, 0, full.0, full.1),
-            plain: true,
-        }
-    }
-
-    fn of(buffer: &gst::BufferRef, info: &VideoInfo) -> Result<Self, glib::BoolError> {
-        let whole = Self::whole(info);
-        let meta = buffer.meta::<gst_video::VideoMeta>();
-        let crop = buffer.meta::<gst_video::VideoCropMeta>();
-        let rows = meta
-            .as_ref()
-            .map_or(Rows::Plain, |meta| Rows::of(meta, buffer.size(), info));
-        if matches!(rows, Rows::Outside) {
-            return Err(glib::bool_error!(
-                "its rows, as its meta tells of them, are not inside its buffer"
-            ));
-        }
-        let window = Self {
-            full: meta
-                .as_ref()
-                .map_or(whole.full, |meta| (meta.width(), meta.height())),
-            seen: crop.map_or(whole.seen, |meta| meta.rect()),
-            plain: matches!(rows, Rows::Plain),
-        };
-        let (left, top, width, height) = window.seen;
-        let fits = |start: u32, length: u32, full| {
-            length > 0 && start.checked_add(length).is_some_and(|end| end <= full)
-        };
-        if !fits(left, width, window.full.0) || !fits(top, height, window.full.1) {
-            return Err(glib::bool_error!(
-                "the picture, {width}x{height} at {left},{top}, is not inside its buffer of {}x{}",
-                window.full.0,
-                window.full.1
-            ));
-        }
-        Ok(window)
-    }
-}
-
-/// How the rows that a meta tells of lie in their buffer.
-enum Rows {
-    /// All with all their padding, the top one first.
-    Plain,
-    /// The bottom one first, or the last one without its padding.
-    Odd,
-    Outside,
-}
-
-impl Rows {
-    fn of(meta: &gst_video::VideoMeta, size: usize, info: &VideoInfo) -> Self {
-        let format = info.format_info();
-        let mut rows = Self::Plain;
-        if format.is_tiled() {
-            // They have tiles for rows, which are whole.
-            return rows;
-        }
-        for (plane, (offset, stride)) in meta.offset().iter().zip(meta.stride()).enumerate() {
-            // All components of a plane have as many rows; a palette has none.
-            let Some(c) = format.plane().iter().position(|p| *p == plane as u32) else {
-                continue;
-            };
-            let wide = |value: u32| i128::from(value);
-            let height = wide(format.scale_height(c as u8, meta.height()));
-            let width = wide(format.scale_width(c as u8, meta.width()));
-            let (offset, stride) = (*offset as i128, i128::from(*stride));
-            let last = offset + stride * (height - 1);
-            let end = last.max(offset) + width * i128::from(format.pixel_stride()[c]);
-            if last < 0 || end > size as i128 {
-                return Self::Outside;
-            }
-            if stride <= 0 || offset + stride * height > size as i128 {
-                rows = Self::Odd;
-            }
-        }
-        rows
-    }
 }
 
 /// A small frame whose components are planes of one size, YUV if the large one is.
@@ -192,15 +101,6 @@ impl Small {
         }))
     }
 
-    /// Whether rows are as long as their pixels.
-    fn fits(&self, large: &VideoFrameRef<&gst::BufferRef>) -> bool {
-        self.planes.iter().all(|(plane, scaler)| {
-            let stride = large.plane_stride()[*plane as usize] as usize;
-            let bytes = large.plane_data(*plane).map_or(0, <[u8]>::len);
-            scaler.size(stride).is_some_and(|size| size <= bytes)
-        })
-    }
-
     fn fill(&mut self, large: &VideoFrameRef<&gst::BufferRef>) -> Result<(), glib::BoolError> {
         let mut small =
             VideoFrameRef::from_buffer_ref_writable(self.buffer.make_mut(), &self.info)?;
@@ -214,6 +114,9 @@ impl Small {
         for (plane, scaler) in &mut self.planes {
             let stride = large.plane_stride()[*plane as usize] as usize;
             let bytes = large.plane_data(*plane)?;
+            if scaler.size(stride).is_none_or(|size| size > bytes.len()) {
+                return Err(glib::bool_error!("its rows are shorter than its pixels"));
+            }
             scaler.scale(bytes, stride, &mut targets);
         }
         Ok(())
@@ -285,7 +188,7 @@ impl Downscaler {
             .build()?;
         let (left, top, seen_width, seen_height) = window.seen;
         let is_scaled = (seen_width, seen_height) != (width, height);
-        let small = match is_scaled && window.plain {
+        let small = match is_scaled {
             true => Small::new(&input, &window, (width, height))?,
             false => None,
         };
@@ -305,6 +208,7 @@ impl Downscaler {
             converter: gst_video::VideoConverter::new(converted, &output, Some(config))?,
             info: info.clone(),
             window,
+            upright: None,
             small,
             scratch: gst::Buffer::with_size(output.size())?,
             input,
@@ -322,24 +226,35 @@ impl Downscaler {
         buffer: &gst::BufferRef,
         rgb: Vec<u8>,
     ) -> Result<Picture, glib::BoolError> {
-        self.picture_in(Window::of(buffer, &self.info)?, buffer, rgb)
+        let layout = Layout::of(buffer, &self.info)?;
+        if layout.window != self.window {
+            *self = Self::with_window(&self.info, layout.window, self.size())?;
+        }
+        if !layout.is_odd() {
+            return self.picture_of(buffer, rgb);
+        }
+        let mut upright = match self.upright.take() {
+            Some(upright) => upright,
+            None => {
+                let mut upright = gst::Buffer::with_size(self.input.size())?;
+                upright.make_mut().memset(.., 0)?;
+                upright
+            }
+        };
+        layout.copy(buffer, &self.input, upright.make_mut())?;
+        let picture = self.picture_of(&upright, rgb);
+        self.upright = Some(upright);
+        picture
     }
 
-    fn picture_in(
+    /// Of a buffer whose rows are as GStreamer expects them.
+    fn picture_of(
         &mut self,
-        window: Window,
         buffer: &gst::BufferRef,
         mut rgb: Vec<u8>,
     ) -> Result<Picture, glib::BoolError> {
         let (width, height) = self.size();
-        if window != self.window {
-            *self = Self::with_window(&self.info, window, (width, height))?;
-        }
         let frame = VideoFrameRef::from_buffer_ref_readable(buffer, &self.input)?;
-        if self.small.as_ref().is_some_and(|small| !small.fits(&frame)) {
-            let plain = false;
-            return self.picture_in(Window { plain, ..window }, buffer, rgb);
-        }
         let mut scaled =
             VideoFrameRef::from_buffer_ref_writable(self.scratch.make_mut(), &self.output)?;
         match &mut self.small {
@@ -362,20 +277,35 @@ impl Downscaler {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    /// A picture with edges, gradients and noise, as `format` has it.
-    fn frame(format: VideoFormat, (width, height): (u32, u32)) -> (VideoInfo, gst::Buffer) {
-        let rgb = VideoInfo::builder(VideoFormat::Rgb, width, height)
+    pub(in super::super) fn convert(
+        from: &VideoInfo,
+        buffer: &gst::BufferRef,
+        to: &VideoInfo,
+        config: gst_video::VideoConverterConfig,
+    ) -> gst::Buffer {
+        let mut converted = gst::Buffer::with_size(to.size()).unwrap();
+        let converter = gst_video::VideoConverter::new(from, to, Some(config)).unwrap();
+        let large = VideoFrameRef::from_buffer_ref_readable(buffer, from).unwrap();
+        let fresh = converted.get_mut().unwrap();
+        let mut frame = VideoFrameRef::from_buffer_ref_writable(fresh, to).unwrap();
+        converter.frame_ref(&large, &mut frame);
+        drop(frame);
+        converted
+    }
+
+    /// A picture with edges, gradients and noise.
+    pub(in super::super) fn rgb((width, height): (u32, u32)) -> (VideoInfo, gst::Buffer) {
+        let info = VideoInfo::builder(VideoFormat::Rgb, width, height)
             .build()
             .unwrap();
-        let info = VideoInfo::builder(format, width, height).build().unwrap();
         let mut rng = fastrand::Rng::with_seed(7);
-        let mut buffer = gst::Buffer::with_size(rgb.size()).unwrap();
+        let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
         {
             let mut map = buffer.get_mut().unwrap().map_writable().unwrap();
-            let stride = rgb.stride()[0] as usize;
+            let stride = info.stride()[0] as usize;
             for (y, row) in map.chunks_exact_mut(stride).enumerate() {
                 for (x, pixel) in row.as_chunks_mut::<3>().0.iter_mut().enumerate() {
                     let at = |v: usize, of: u32| (v * 255 / of as usize) as u8;
@@ -385,26 +315,51 @@ mod tests {
                 }
             }
         }
-        let mut converted = gst::Buffer::with_size(info.size()).unwrap();
+        (info, buffer)
+    }
+
+    /// The same as `format` has it.
+    pub(in super::super) fn frame(
+        format: VideoFormat,
+        (width, height): (u32, u32),
+    ) -> (VideoInfo, gst::Buffer) {
+        let (from, buffer) = rgb((width, height));
+        let info = VideoInfo::builder(format, width, height).build().unwrap();
+        let converted = convert(&from, &buffer, &info, undithered());
+        (info, converted)
+    }
+
+    pub(in super::super) fn undithered() -> gst_video::VideoConverterConfig {
         let mut config = gst_video::VideoConverterConfig::new();
         config.set_dither_method(gst_video::VideoDitherMethod::None);
-        let converter = gst_video::VideoConverter::new(&rgb, &info, Some(config)).unwrap();
-        let from = VideoFrameRef::from_buffer_ref_readable(&buffer, &rgb).unwrap();
-        let mut to =
-            VideoFrameRef::from_buffer_ref_writable(converted.get_mut().unwrap(), &info).unwrap();
-        converter.frame_ref(&from, &mut to);
-        drop(to);
-        (info, converted)
+        config
+    }
+
+    /// How far two pictures are apart, on average and at most.
+    pub(in super::super) fn difference(a: &Picture, b: &Picture) -> (f64, f64) {
+        assert_eq!((a.width, a.height), (b.width, b.height));
+        assert_eq!(a.rgb.len(), b.rgb.len());
+        let off = (a.rgb.iter().zip(&b.rgb)).map(|(a, b)| f64::from(a.abs_diff(*b)));
+        let mean = off.clone().sum::<f64>() / a.rgb.len() as f64;
+        (mean, off.fold(0.0, f64::max))
     }
 
     /// What GStreamer's converter makes of it in one go.
     fn reference(info: &VideoInfo, buffer: &gst::BufferRef, size: (u32, u32)) -> Picture {
-        let mut window = Window::whole(info);
-        window.plain = false;
-        let mut scaler = Downscaler::with_window(info, window, size).unwrap();
-        assert!(scaler.small.is_none());
-        // It keeps its way of doing it as long as the window stays.
-        scaler.picture_in(window, buffer, vec![]).unwrap()
+        let rgb = VideoInfo::builder(VideoFormat::Rgb, size.0, size.1).fps(info.fps());
+        let rgb = rgb.build().unwrap();
+        let mut config = gst_video::VideoConverterConfig::new();
+        config.set_resampler_method(gst_video::VideoResamplerMethod::Linear);
+        let picture = convert(info, buffer, &rgb, config);
+        let map = picture.map_readable().unwrap();
+        let rows = map.chunks_exact(rgb.stride()[0] as usize);
+        Picture {
+            width: size.0,
+            height: size.1,
+            rgb: rows
+                .flat_map(|row| row[..3 * size.0 as usize].to_vec())
+                .collect(),
+        }
     }
 
     #[test]
@@ -422,10 +377,7 @@ mod tests {
                 let mut scaler = Downscaler::new(&info, to).unwrap();
                 let picture = scaler.picture(&buffer, vec![]).unwrap();
                 let reference = reference(&info, &buffer, to);
-                let bytes = picture.rgb.iter().zip(&reference.rgb);
-                let off = bytes.map(|(a, b)| f64::from(a.abs_diff(*b)));
-                let mean = off.clone().sum::<f64>() / picture.rgb.len() as f64;
-                let max = off.fold(0.0, f64::max);
+                let (mean, max) = difference(&picture, &reference);
                 // GStreamer is more exact in colours of 16 bits than in those of 8, which is what
                 // the small frame has.
                 let is_deep = info.format_info().depth()[0] > 8;

@@ -8,6 +8,7 @@ mod clip;
 mod downscale;
 pub mod faces;
 mod imp;
+mod layout;
 mod merged;
 mod narration;
 mod panics;
