@@ -387,3 +387,36 @@ fn metas_of_something_else_are_refused() {
         assert_eq!(heard.warnings.len(), 1, "{:?}", heard.warnings);
     }
 }
+
+/// Nobody sees the colour of transparent pixels.
+#[test]
+fn transparent_pixels_are_white() {
+    common::init();
+    for format in [
+        "RGBA",
+        "BGRA",
+        "AYUV",
+        "GBRA",
+        "RGBA64_LE",
+        "BGRA64_BE",
+        "A420",
+    ] {
+        let caps = format!("video/x-raw,format={format},width=64,height=48,framerate=1/1");
+        let parsed = caps.parse::<gst::Caps>().unwrap();
+        let info = VideoInfo::from_caps(&parsed).unwrap();
+        // Noise, with an alpha of nothing wherever that is.
+        let mut rng = fastrand::Rng::with_seed(6);
+        let mut bytes = std::iter::repeat_with(|| rng.u8(..))
+            .take(info.size())
+            .collect::<Vec<_>>();
+        let alpha = 3;
+        let step = info.comp_pstride(alpha) as usize;
+        let start = info.comp_offset(alpha);
+        let size = info.comp_depth(alpha) as usize / 8;
+        for pixel in bytes[start..].chunks_mut(step).take(64 * 48) {
+            pixel[..size].fill(0);
+        }
+        let heard = said_of(&caps, bytes, None);
+        assert_eq!(heard.texts(), ["mean colour [255, 255, 255]"], "{format}");
+    }
+}

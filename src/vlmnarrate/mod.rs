@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use gst::{glib, prelude::*, subclass::prelude::*};
 
+mod alpha;
 mod clip;
 mod downscale;
 pub mod faces;
@@ -18,6 +19,7 @@ mod requests;
 mod sampler;
 mod scene;
 mod settings;
+mod small;
 mod stats;
 mod stream;
 mod text_pad;
@@ -39,6 +41,7 @@ glib::wrapper! {
     /// Watches raw video and says in words what it sees. Every `interval` it takes a frame, scales
     /// it to a small square and asks a SmolVLM vision language model about it. The video itself
     /// goes through untouched: nothing but metadata is added to it.
+    /// The model sees what is transparent on white.
     ///
     /// Without a `model` it uses a tiny one that is built in and names `videotestsrc` pictures: good
     /// to see that everything works, and for nothing else. For real video, set `model` to a
