@@ -420,3 +420,33 @@ fn transparent_pixels_are_white() {
         assert_eq!(heard.texts(), ["mean colour [255, 255, 255]"], "{format}");
     }
 }
+
+/// Reference white of high dynamic range is white.
+#[test]
+fn tones_of_high_dynamic_range_are_mapped() {
+    for (colorimetry, white, grey) in [("bt2100-pq", 573, 439), ("bt2100-hlg", 721, 476)] {
+        let caps = format!(
+            "video/x-raw,format=P010_10LE,width=64,height=48,framerate=1/1,\
+             colorimetry={colorimetry}"
+        );
+        // 203 and 43.8 cd/m²: 255 and 128 of sRGB.
+        for (code, expected) in [(white, 255), (grey, 128)] {
+            let plane = |code: u16, samples| (code << 6).to_le_bytes().repeat(samples);
+            let bytes = [plane(code, 64 * 48), plane(512, 64 * 24)].concat();
+            let heard = said_of(&caps, bytes, None);
+            let [text] = heard.texts()[..] else {
+                panic!("{:?}", heard.warnings);
+            };
+            let colours = text
+                .trim_start_matches("mean colour [")
+                .trim_end_matches(']');
+            for colour in colours.split(", ") {
+                let colour = colour.parse::<i32>().unwrap();
+                assert!(
+                    (colour - expected).abs() < 4,
+                    "{colorimetry} {code}: {text}"
+                );
+            }
+        }
+    }
+}

@@ -161,6 +161,79 @@ fn screen(pattern: &str, set: impl FnOnce(&Pipeline)) -> Heard {
     pipeline.run_to_eos()
 }
 
+/// What the demo model says of one picture.
+fn said_of(info: &gst_video::VideoInfo, mut buffer: gst::Buffer) -> String {
+    let narrator = common::narrator(&Fake::new());
+    narrator.set_engine_loader(SmolVlmLoader);
+    let caps = info.to_caps().unwrap().to_string();
+    let (mut harness, log) = common::harness_with(&narrator, &caps);
+    buffer.make_mut().set_pts(gst::ClockTime::ZERO);
+    harness.push_and_pull(buffer).unwrap();
+    log.heard().texts().concat()
+}
+
+/// The same picture as PQ of BT.2020, its white the reference white.
+fn pq_twin(info: &gst_video::VideoInfo, rgb: &[u8]) -> (gst_video::VideoInfo, gst::Buffer) {
+    let light = |value: u8| match f64::from(value) / 255.0 {
+        value if value <= 0.04045 => value / 12.92,
+        value => ((value + 0.055) / 1.055).powf(2.4),
+    };
+    let code = |light: f64| {
+        let power = (light * 0.0203).powf(2610.0 / 16384.0);
+        let root = (0.8359375 + 18.8515625 * power) / (1.0 + 18.6875 * power);
+        (root.powf(78.84375) * 65535.0).round() as u16
+    };
+    let mut bytes = vec![];
+    for row in rgb.chunks_exact(info.stride()[0] as usize) {
+        for pixel in row.as_chunks().0.iter().take(info.width() as usize) {
+            let [r, g, b] = pixel.map(light);
+            let wide = [
+                0.6274 * r + 0.3293 * g + 0.0433 * b,
+                0.0691 * r + 0.9195 * g + 0.0114 * b,
+                0.0164 * r + 0.0880 * g + 0.8956 * b,
+            ];
+            bytes.extend([0xff; 2]);
+            bytes.extend(wide.iter().flat_map(|light| code(*light).to_ne_bytes()));
+        }
+    }
+    let twin = |format, colorimetry: &str| {
+        gst_video::VideoInfo::builder(format, info.width(), info.height())
+            .fps(info.fps())
+            .colorimetry(&colorimetry.parse().unwrap())
+            .build()
+            .unwrap()
+    };
+    let deep = twin(gst_video::VideoFormat::Argb64, "1:1:14:7");
+    let camera = twin(gst_video::VideoFormat::P01010le, "bt2100-pq");
+    let from = gst::Buffer::from_slice(bytes);
+    let from = gst_video::VideoFrame::from_buffer_readable(from, &deep).unwrap();
+    let to = gst::Buffer::with_size(camera.size()).unwrap();
+    let mut to = gst_video::VideoFrame::from_buffer_writable(to, &camera).unwrap();
+    let converter = gst_video::VideoConverter::new(&deep, &camera, None).unwrap();
+    converter.frame(&from, &mut to);
+    (camera, to.into_buffer())
+}
+
+#[test]
+fn the_demo_model_says_the_same_of_a_twin_in_high_dynamic_range() {
+    common::init();
+    for pattern in ["smpte", "red", "blue", "ball", "checkers-8", "gradient"] {
+        let line = format!(
+            "videotestsrc pattern={pattern} num-buffers=1
+             ! capsfilter caps=video/x-raw,format=RGB,width=96,height=64,framerate=1/1"
+        );
+        let mut source = gst_check::Harness::new_parse(&line);
+        source.play();
+        let buffer = source.pull().unwrap();
+        let caps = source.sinkpad().unwrap().current_caps().unwrap();
+        let info = gst_video::VideoInfo::from_caps(&caps).unwrap();
+        let (camera, twin) = pq_twin(&info, &buffer.map_readable().unwrap());
+        let said = said_of(&info, buffer);
+        assert!(!said.is_empty(), "{pattern}");
+        assert_eq!(said_of(&camera, twin), said, "{pattern}");
+    }
+}
+
 #[test]
 fn weights_may_be_quantized() {
     for (quantization, dtype) in [

@@ -96,10 +96,11 @@ pub struct Component {
     pub target: usize,
 }
 
-/// Where a scaled component goes, a byte a sample.
+/// Where a scaled component goes, one sample after another.
 pub struct Target<'a> {
     pub bytes: &'a mut [u8],
     pub stride: usize,
+    pub sample: Sample,
 }
 
 /// Scales the components of one plane.
@@ -318,8 +319,18 @@ impl Pass {
             let target = &mut targets[out.target];
             let bytes = &mut target.bytes[y * target.stride..];
             let values = self.pixels[out.offset..].iter().step_by(self.step);
-            for (byte, value) in bytes.iter_mut().zip(values) {
-                *byte = (value.saturating_add(1 << 7) >> 8) as u8;
+            match target.sample {
+                Sample::Byte => {
+                    for (byte, value) in bytes.iter_mut().zip(values) {
+                        *byte = (value.saturating_add(1 << 7) >> 8) as u8;
+                    }
+                }
+                Sample::Word(bits) => {
+                    let half = (1 << (16 - bits)) >> 1;
+                    for (word, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                        *word = (value.saturating_add(half) >> (16 - bits)).to_le_bytes();
+                    }
+                }
             }
         }
     }
@@ -420,10 +431,12 @@ mod tests {
             Target {
                 bytes: &mut [],
                 stride: 0,
+                sample: Sample::Byte,
             },
             Target {
                 bytes: &mut out,
                 stride: out_width,
+                sample: Sample::Byte,
             },
         ];
         plane.scale(&bytes, stride, &mut targets);

@@ -1,7 +1,9 @@
 //! From a video buffer to the small RGB picture that the model looks at.
 
 use gst::glib;
-use gst_video::{VideoFlags, VideoFormat, VideoFrameExt, VideoFrameRef, VideoInfo};
+use gst_video::{
+    VideoColorRange, VideoFlags, VideoFormat, VideoFrameExt, VideoFrameRef, VideoInfo,
+};
 
 use super::{
     alpha::{
@@ -9,7 +11,8 @@ use super::{
         widen_alpha,
     },
     layout::{Layout, Window},
-    small::Small,
+    small::{Small, planar},
+    tone_map::ToneMap,
 };
 use crate::narrator::Picture;
 
@@ -35,8 +38,9 @@ pub(super) struct Downscaler {
     detour: Option<Detour>,
     /// All have to go that way.
     is_detoured: bool,
-    /// RGB, with alpha if the input has it.
+    /// RGB, with alpha if the input has it, and in 16 bits where tones are mapped.
     output: VideoInfo,
+    tones: Option<ToneMap>,
     /// Where the converter writes, each time the same.
     scratch: Option<gst::Buffer>,
 }
@@ -60,7 +64,8 @@ impl Detour {
         let frame = Unpacked::new(input, window, is_straight)?;
         let window = Window::whole(&frame.info);
         let size = (output.width(), output.height());
-        let small = Small::new(&frame.info, &window, size)?;
+        let is_deep = output.format() == VideoFormat::Argb64;
+        let small = Small::new(&frame.info, &window, size, is_deep)?;
         let small = small.ok_or_else(|| glib::bool_error!("{} can't be scaled", info.format()))?;
         Ok(Self {
             converter: gst_video::VideoConverter::new(&small.info, output, Some(one_thread()))?,
@@ -97,20 +102,26 @@ impl Downscaler {
             .build()?;
         let (left, top, width, height) = window.seen;
         let is_scaled = (width, height) != size;
-        let format = match has_alpha(&info.format_info()) {
-            true => VideoFormat::Rgba,
-            false => VideoFormat::Rgb,
+        let is_planar = is_scaled && planar(input.format()).is_some();
+        let tones = ToneMap::new(&input.colorimetry(), largest_code(&input, is_planar));
+        let format = match (&tones, has_alpha(&info.format_info())) {
+            (Some(_), _) => VideoFormat::Argb64,
+            (None, true) => VideoFormat::Rgba,
+            (None, false) => VideoFormat::Rgb,
         };
         let output = VideoInfo::builder(format, size.0, size.1)
             .fps(info.fps())
             .build()?;
-        let small = match is_scaled {
-            true => Small::new(&input, &window, size)?,
+        let small = match is_planar {
+            true => Small::new(&input, &window, size, tones.is_some())?,
             false => None,
         };
         // GStreamer 1.22 leaves part of the picture out where words grow on one axis and shrink on
-        // the other.
-        let is_wrong = is_deep(&input.format_info()) && (width < size.0) != (height < size.1);
+        // the other, and does too little for bytes whose tones are mapped.
+        let is_wrong = match is_deep(&input.format_info()) {
+            true => (width < size.0) != (height < size.1),
+            false => tones.is_some(),
+        };
         let is_detoured = is_scaled && small.is_none() && is_wrong;
         let mut config = one_thread();
         if small.is_none() {
@@ -130,6 +141,7 @@ impl Downscaler {
             small,
             detour: None,
             is_detoured,
+            tones,
             scratch: None,
             input,
             output,
@@ -192,8 +204,9 @@ impl Downscaler {
         let stride = scaled.plane_stride()[0] as usize;
         let pixels = scaled.plane_data(0)?;
         rgb.clear();
-        match self.output.format() {
-            VideoFormat::Rgba => append_composed(pixels, mode, &mut rgb),
+        match (&self.tones, self.output.format()) {
+            (Some(tones), _) => tones.map(pixels, mode, &mut rgb),
+            (None, VideoFormat::Rgba) => append_composed(pixels, mode, &mut rgb),
             _ => {
                 for line in pixels.chunks_exact(stride) {
                     rgb.extend_from_slice(&line[..3 * width as usize]);
@@ -270,6 +283,17 @@ impl Downscaler {
 
 fn is_premultiplied(info: &VideoInfo) -> bool {
     info.flags().contains(VideoFlags::PREMULTIPLIED_ALPHA)
+}
+
+/// Words of a small frame have bits behind those of the input, so that the largest code is less
+/// than one where it is not that of some range.
+fn largest_code(input: &VideoInfo, is_planar: bool) -> f64 {
+    match (is_planar, input.colorimetry().range()) {
+        (true, VideoColorRange::Range0_255) => {
+            1.0 - 0.5f64.powi(input.format_info().depth()[0] as i32)
+        }
+        _ => 1.0,
+    }
 }
 
 #[cfg(test)]

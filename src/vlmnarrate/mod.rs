@@ -24,6 +24,7 @@ mod stats;
 mod stream;
 mod text_pad;
 mod timeline;
+mod tone_map;
 
 use crate::narrator::EngineLoader;
 // What a bin around the element shows of it.
@@ -41,7 +42,8 @@ glib::wrapper! {
     /// Watches raw video and says in words what it sees. Every `interval` it takes a frame, scales
     /// it to a small square and asks a SmolVLM vision language model about it. The video itself
     /// goes through untouched: nothing but metadata is added to it.
-    /// The model sees what is transparent on white.
+    /// The model sees what is transparent on white, and high dynamic range (PQ, HLG) or BT.2020 as
+    /// an sRGB display would show it.
     ///
     /// Without a `model` it uses a tiny one that is built in and names `videotestsrc` pictures: good
     /// to see that everything works, and for nothing else. For real video, set `model` to a

@@ -18,6 +18,8 @@ pub(super) struct Small {
     buffer: gst::Buffer,
     /// From planes of the large frame.
     planes: Vec<(u32, Plane)>,
+    /// How much is kept of each sample.
+    sample: Sample,
     /// Of frames that have it.
     alpha: Option<Vec<u8>>,
 }
@@ -28,10 +30,17 @@ impl Small {
         input: &VideoInfo,
         window: &Window,
         (width, height): (u32, u32),
+        is_deep: bool,
     ) -> Result<Option<Self>, glib::BoolError> {
         let large = input.format_info();
         let Some(small) = planar(input.format()) else {
             return Ok(None);
+        };
+        let (small, sample) = match (is_deep, small) {
+            (false, small) => (small, Sample::Byte),
+            (true, VideoFormat::Y444) => (VideoFormat::Y44412le, Sample::Word(12)),
+            (true, VideoFormat::Gbr) => (VideoFormat::Gbr12le, Sample::Word(12)),
+            (true, _) => (VideoFormat::Gray16Le, Sample::Word(16)),
         };
         let info = VideoInfo::builder(small, width, height)
             .colorimetry(&input.colorimetry())
@@ -81,6 +90,7 @@ impl Small {
         Ok(Some(Self {
             buffer: gst::Buffer::with_size(info.size())?,
             planes,
+            sample,
             alpha: has_alpha.then(|| vec![0; width as usize * height as usize]),
             info,
         }))
@@ -116,11 +126,13 @@ impl Small {
             .map(|(bytes, stride)| Target {
                 bytes,
                 stride: stride as usize,
+                sample: self.sample,
             })
             .collect::<Vec<_>>();
         targets.extend(self.alpha.as_mut().map(|alpha| Target {
             bytes: alpha,
             stride: self.info.width() as usize,
+            sample: Sample::Byte,
         }));
         for (plane, scaler) in &mut self.planes {
             let stride = large.plane_stride()[*plane as usize] as usize;
@@ -136,7 +148,7 @@ impl Small {
 
 /// The format of small frames, where all samples are bytes or words and GStreamer tells of all where
 /// they are.
-fn planar(large: VideoFormat) -> Option<VideoFormat> {
+pub(super) fn planar(large: VideoFormat) -> Option<VideoFormat> {
     use VideoFormat::*;
     match large {
         I420 | Yv12 | Y41b | Y42b | Y444 | Yuv9 | Yvu9 | A420 => Some(Y444),
