@@ -86,7 +86,7 @@ pub struct Texts<'a> {
 }
 
 /// A type of field that can be a property.
-pub trait Field: ToValue + for<'v> glib::value::FromValue<'v> + 'static {
+pub trait Field: Sized + 'static {
     /// Numbers have one.
     type Range;
 
@@ -96,9 +96,9 @@ pub trait Field: ToValue + for<'v> glib::value::FromValue<'v> + 'static {
     fn spec(texts: Texts<'_>, range: Self::Range, default: &Self) -> glib::ParamSpec;
 
     /// GObject has checked type and range.
-    fn read(value: &glib::Value) -> Result<Option<Self>, NotUtf8> {
-        Ok(value.get().ok())
-    }
+    fn read(value: &glib::Value) -> Result<Option<Self>, NotUtf8>;
+
+    fn write(&self) -> glib::Value;
 }
 
 macro_rules! field {
@@ -115,6 +115,14 @@ macro_rules! field {
                     .blurb(texts.blurb)
                     .flags(texts.flags)
                     .build()
+            }
+
+            fn read(value: &glib::Value) -> Result<Option<Self>, NotUtf8> {
+                Ok(value.get().ok())
+            }
+
+            fn write(&self) -> glib::Value {
+                self.to_value()
             }
         }
     };
@@ -162,6 +170,35 @@ impl Field for Option<String> {
     fn read(value: &glib::Value) -> Result<Option<Self>, NotUtf8> {
         utf8(value).map(Some)
     }
+
+    fn write(&self) -> glib::Value {
+        self.to_value()
+    }
+}
+
+/// A path, or a word.
+impl Field for Option<OsString> {
+    type Range = ();
+
+    const CONTROLLABLE: bool = false;
+
+    fn spec(texts: Texts<'_>, (): (), default: &Self) -> glib::ParamSpec {
+        let default = default.as_ref().map(|text| text.to_string_lossy());
+        glib::ParamSpecString::builder(texts.name)
+            .default_value(default.as_deref())
+            .nick(texts.nick)
+            .blurb(texts.blurb)
+            .flags(texts.flags)
+            .build()
+    }
+
+    fn read(value: &glib::Value) -> Result<Option<Self>, NotUtf8> {
+        Ok(Some(bytes(value)))
+    }
+
+    fn write(&self) -> glib::Value {
+        self.as_ref().map(PathBuf::from).to_value()
+    }
 }
 
 /// An enumeration that can be a property.
@@ -188,6 +225,14 @@ impl<T: Choice> Field for T {
             .flags(texts.flags)
             .build()
     }
+
+    fn read(value: &glib::Value) -> Result<Option<Self>, NotUtf8> {
+        Ok(value.get().ok())
+    }
+
+    fn write(&self) -> glib::Value {
+        self.to_value()
+    }
 }
 
 /// One row of a table.
@@ -206,7 +251,7 @@ pub fn row<S: Default + 'static, T: Field>(
     };
     Property {
         spec: T::spec(texts, range, field(&mut S::default())),
-        get: Box::new(move |settings| field(settings).to_value()),
+        get: Box::new(move |settings| field(settings).write()),
         set: Box::new(move |settings, value| {
             if let Some(value) = T::read(value)? {
                 *field(settings) = value;

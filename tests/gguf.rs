@@ -51,7 +51,7 @@ fn f32(quantization: Quantization) -> LoadOptions {
 }
 
 fn load(model: &Path, options: LoadOptions) -> Result<Model, Error> {
-    let source = Source::parse(model.to_str(), None)?;
+    let source = Source::parse(Some(model.as_os_str()), None)?;
     Model::load(&Checkpoint::open(&source)?, &options, &mut |_, _| {
         ControlFlow::Continue(())
     })
@@ -476,7 +476,7 @@ fn files_are_paired_or_what_is_missing_is_named() {
     ]);
     let path = |file: &str| all.path().join(file);
     for (text, projector) in [(TEXT, PROJECTOR), (TEXT_Q8_0, PROJECTOR_Q8_0)] {
-        let source = Source::parse(path(text).to_str(), None).unwrap();
+        let source = Source::parse(Some(path(text).as_os_str()), None).unwrap();
         let (text, projector) = (path(text), path(projector));
         assert_eq!(source, Source::Gguf { text, projector });
     }
@@ -512,7 +512,7 @@ fn files_are_paired_or_what_is_missing_is_named() {
     for file in fs::read_dir(checkpoint()).unwrap().map(Result::unwrap) {
         fs::copy(file.path(), both.path().join(file.file_name())).unwrap();
     }
-    let source = Source::parse(both.path().to_str(), None).unwrap();
+    let source = Source::parse(Some(both.path().as_os_str()), None).unwrap();
     assert_eq!(source, Source::Folder(both.path().into()));
 }
 
@@ -658,7 +658,7 @@ fn blocks_are_computed_with_in_f32() {
 
 #[test]
 fn progress_goes_to_the_end_and_a_break_ends_it() {
-    let source = Source::parse(data(TEXT_Q8_0).to_str(), None).unwrap();
+    let source = Source::parse(Some(data(TEXT_Q8_0).as_os_str()), None).unwrap();
     let checkpoint = Checkpoint::open(&source).unwrap();
     let mut heard = Vec::new();
     let mut report = |done, total| {
@@ -681,7 +681,7 @@ fn progress_goes_to_the_end_and_a_break_ends_it() {
 fn a_file_is_the_same_until_it_is_replaced() {
     let folder = folder(&[TEXT, PROJECTOR]);
     let fingerprint = |model: &Path| {
-        let source = Source::parse(model.to_str(), None).unwrap();
+        let source = Source::parse(Some(model.as_os_str()), None).unwrap();
         Checkpoint::open(&source).unwrap().fingerprint().clone()
     };
     let first = fingerprint(folder.path());

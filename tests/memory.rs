@@ -92,7 +92,7 @@ fn costs(model: &Model, pictures: &[&Picture], splitting: bool) -> (usize, usize
 fn a_caption_takes_no_more_than_it_asked_for() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/reference/smolvlm-256m");
     let path = folder.to_str().expect("a path in UTF-8");
-    let small = Source::parse(Some(path), None).expect("a folder");
+    let small = Source::parse(Some(path.as_ref()), None).expect("a folder");
     let picture = |side: u32| Picture::new(side, side, vec![99; (3 * side * side) as usize]);
     let (large, native) = (picture(512).unwrap(), picture(256).unwrap());
     for (source, picture) in [(small, &large), (Source::Demo, &native)] {

@@ -371,3 +371,34 @@ fn numbers_that_may_change_while_playing_follow_a_curve() {
         assert_eq!(Vec::from_iter(lengths), [10, 20, 20], "{name}");
     }
 }
+
+/// A folder has whatever name the disk gives it.
+#[test]
+fn a_model_may_be_in_a_folder_whose_name_is_not_utf8() {
+    let fake = Fake::new();
+    let narrator = common::narrator(&fake);
+    narrator.set_property_from_value("model", &latin1());
+    let back = narrator.property_value("model").get::<PathBuf>().unwrap();
+    assert_eq!(back.into_os_string().into_vec(), b"caf\xe9");
+    narrator.set_state(gst::State::Ready).unwrap();
+    let model = fake.loads()[0].model.clone().unwrap();
+    assert_eq!(model.into_vec(), b"caf\xe9");
+    narrator.set_state(gst::State::Null).unwrap();
+
+    // A real one.
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join(OsString::from_vec(b"caf\xe9".to_vec()));
+    std::fs::create_dir(&model).unwrap();
+    let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    for file in std::fs::read_dir(demo).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), model.join(file.file_name())).unwrap();
+    }
+    let narrator = gst::ElementFactory::make("vlmnarrate").build().unwrap();
+    let log = common::Log::of(&narrator);
+    narrator.set_property_from_value("model", &model.to_value());
+    narrator.set_state(gst::State::Ready).unwrap();
+    let loaded = log.wait(|heard| heard.progress.len() >= 2 || !heard.errors.is_empty());
+    assert_eq!(loaded.errors.len(), 0, "{loaded:?}");
+    narrator.set_state(gst::State::Null).unwrap();
+}

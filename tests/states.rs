@@ -313,9 +313,9 @@ fn the_model_is_loaded_once_and_again_when_ready_changes_it() {
     run();
     let loads = fake.loads();
     assert_eq!(loads.len(), 2);
-    assert_eq!(loads[0].model.as_deref(), Some("first"));
+    assert_eq!(loads[0].model.as_deref(), Some("first".as_ref()));
     assert_eq!((loads[0].dtype, loads[0].threads), (DType::Auto, 0));
-    assert_eq!(loads[1].model.as_deref(), Some("second"));
+    assert_eq!(loads[1].model.as_deref(), Some("second".as_ref()));
     assert_eq!((loads[1].dtype, loads[1].threads), (DType::Bf16, 3));
     wait_for(|| fake.engines() == 1);
 }

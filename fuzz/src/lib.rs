@@ -172,7 +172,7 @@ fn folder(name: &str) -> TempDir {
 
 /// `len` is that of what the fuzzer made up.
 fn run(folder: &Path, len: usize, quantization: Quantization, splitting: bool) -> bool {
-    let Ok(source) = Source::parse(folder.to_str(), None) else {
+    let Ok(source) = Source::parse(Some(folder.as_os_str()), None) else {
         return false;
     };
     let Ok(checkpoint) = Checkpoint::open(&source) else {

@@ -3,7 +3,7 @@
 //! SmolVLM is one engine (see [`super::SmolVlmLoader`]); an application brings another through
 //! [`VlmNarrate::set_engine_loader`](crate::vlmnarrate::VlmNarrate::set_engine_loader).
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{ffi::OsString, ops::ControlFlow, sync::Arc};
 
 pub use crate::smolvlm::{
     Clip, DType, Description, DeviceKind, ErrorKind, Event, Picture, Quantization, Request,
@@ -14,7 +14,7 @@ pub use crate::smolvlm::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelSettings {
     /// A folder or an id of the Hugging Face hub; `None` is the model embedded in the library.
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     /// Branch, tag or commit on the hub; `None` is `main`.
     pub revision: Option<String>,
     pub device: DeviceKind,

@@ -75,7 +75,7 @@ mod tests {
             let file = file.unwrap();
             fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
         }
-        let source = Source::parse(folder.path().to_str(), None).unwrap();
+        let source = Source::parse(Some(folder.path().as_os_str()), None).unwrap();
         let fingerprint = || Checkpoint::open(&source).unwrap().fingerprint().clone();
         let before = fingerprint();
         assert!(before == fingerprint());

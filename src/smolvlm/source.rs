@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     fs,
     io::{self, Read},
     path::{Component, Path, PathBuf},
@@ -45,7 +46,7 @@ impl Source {
     /// `None` and the empty string are the demo model; anything else is a folder, a GGUF file or, where there
     /// is neither and it looks like one, an id of the hub, behind which `:Q8_0` may choose among GGUF files.
     /// Asks no network: a model that is whole in the hub's cache is what it has there.
-    pub fn parse(model: Option<&str>, revision: Option<&str>) -> Result<Self> {
+    pub fn parse(model: Option<&OsStr>, revision: Option<&str>) -> Result<Self> {
         let Some(model) = model.filter(|m| !m.is_empty()) else {
             return Ok(Self::Demo);
         };
@@ -53,11 +54,13 @@ impl Source {
         if path.is_dir() {
             return Self::inside(path);
         }
-        if gguf::is_gguf(model) {
+        if gguf::is_gguf(&model.to_string_lossy()) {
             return gguf::beside(&path);
         }
+        // An id is ASCII; a path is whatever the disk has.
+        let id = model.to_str().and_then(hub_id);
         #[cfg(feature = "hub")]
-        if let Some((id, tag)) = hub_id(model).filter(|_| !path.exists()) {
+        if let Some((id, tag)) = id.filter(|_| !path.exists()) {
             let repository = super::Repository::new(id, tag, revision)?;
             return match repository.cached() {
                 Some(source) => Ok(source),
@@ -72,7 +75,7 @@ impl Source {
             "Set model to a folder with config.json, tokenizer.json and model.safetensors, to a GGUF file, or \
              to the id of a model on the Hugging Face hub, as in HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
                 .into()
-        } else if let Some((id, _)) = hub_id(model) {
+        } else if let Some((id, _)) = id {
             format!(
                 "This build does without the Hugging Face hub: download the model (hf download {id} \
                  --local-dir DIR) and set model=DIR"
@@ -323,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_missing_folder_is_told_from_a_hub_id() {
-        let error = Source::parse(Some("/no/such/folder"), None)
+        let error = Source::parse(Some("/no/such/folder".as_ref()), None)
             .unwrap_err()
             .to_string();
         assert!(error.contains("/no/such/folder: no such"), "{error}");
@@ -338,7 +341,7 @@ mod tests {
         }
         #[cfg(not(feature = "hub"))]
         assert!(
-            Source::parse(Some("a/b"), None)
+            Source::parse(Some("a/b".as_ref()), None)
                 .unwrap_err()
                 .to_string()
                 .contains("hf download a/b")

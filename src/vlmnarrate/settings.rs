@@ -1,6 +1,6 @@
 //! The element's settings and, in one table, the properties that show them.
 
-use std::sync::LazyLock;
+use std::{ffi::OsString, sync::LazyLock};
 
 use gst::{glib, prelude::*};
 
@@ -145,7 +145,8 @@ pub struct Asking {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    pub model: Option<String>,
+    /// A path need not be UTF-8.
+    pub model: Option<OsString>,
     pub revision: Option<String>,
     pub device: Device,
     pub dtype: DType,
