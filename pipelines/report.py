@@ -20,7 +20,8 @@ from narrate import GLib, Gst, clock
 import gi
 
 gi.require_version("GstPbutils", "1.0")
-from gi.repository import GstPbutils
+gi.require_version("GstVideo", "1.0")
+from gi.repository import GstPbutils, GstVideo
 
 META = "VlmNarrateMeta"
 WIDTH = 320
@@ -81,12 +82,11 @@ def thumbnails(uri, properties, entries):
         """Makes pixels square and pictures small, in the shape that a player shows."""
         event = info.get_event()
         if event.type == Gst.EventType.CAPS:
-            video = event.parse_caps().get_structure(0)
-            width, height = video["width"], video["height"]
-            known, over, under = video.get_fraction("pixel-aspect-ratio")
-            shown = width * over / under if known else width
+            # Python's face of the caps' structure differs between GStreamer 1.22, 1.26 and 1.28.
+            video = GstVideo.VideoInfo.new_from_caps(event.parse_caps())
+            shown = video.width * video.par_n / video.par_d
             scale = min(1, WIDTH / shown)
-            width, height = (max(1, round(side * scale)) for side in (shown, height))
+            width, height = (max(1, round(side * scale)) for side in (shown, video.height))
             size.set_property(
                 "caps", Gst.Caps.from_string(f"video/x-raw,width={width},height={height},pixel-aspect-ratio=1/1")
             )

@@ -464,3 +464,113 @@ fn up_and_down_again() {
     }
     wait_for(|| fake.engines() == 0);
 }
+
+/// As `playbin video-filter=vlmnarrateoverlay` and editors' effects are made: what is not linked in
+/// a bin gets a ghost.
+#[test]
+fn a_description_of_it_has_its_pads_and_no_others() {
+    common::init();
+    let flags = gst::ParseFlags::NO_SINGLE_ELEMENT_BINS;
+    for description in [
+        "vlmnarrateoverlay",
+        "vlmnarrate",
+        "identity ! vlmnarrateoverlay",
+        "vlmnarrateoverlay ! identity",
+        "vlmnarrateoverlay ! vlmnarrateoverlay",
+    ] {
+        for flags in [flags, gst::ParseFlags::empty()] {
+            let made = gst::parse::bin_from_description_full(description, true, None, flags);
+            let made = made.unwrap();
+            let mut pads = made.pads();
+            pads.sort_by_key(|pad| pad.name());
+            let pads = pads.iter().map(|pad| pad.name()).collect::<Vec<_>>();
+            assert_eq!(pads, ["sink", "src"], "{description}");
+            // No ghost of a pad inside of an overlay.
+            let mut harness = gst_check::Harness::with_element(&made, Some("sink"), Some("src"));
+            harness.set_src_caps_str("video/x-raw,format=GRAY8,width=8,height=8,framerate=1/1");
+        }
+    }
+}
+
+#[test]
+fn players_take_it_for_a_filter() {
+    common::init();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("video.mkv").display().to_string();
+    let play = |pipeline: &gst::Element| {
+        let bus = pipeline.bus().unwrap();
+        pipeline.set_state(gst::State::Playing).unwrap();
+        let wanted = [gst::MessageType::Eos, gst::MessageType::Error];
+        let end = bus.timed_pop_filtered(common::PATIENCE, &wanted).unwrap();
+        assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
+        pipeline.set_state(gst::State::Null).unwrap();
+    };
+    let make = format!(
+        "videotestsrc num-buffers=20 ! video/x-raw,framerate=10/1 ! jpegenc ! matroskamux
+         ! filesink location={file}"
+    );
+    play(&gst::parse::launch(&make).unwrap());
+    for player in ["playbin", "playbin3"] {
+        for filter in ["vlmnarrateoverlay", "vlmnarrate"] {
+            let fake = Fake::new();
+            let player = gst::parse::launch(&format!(
+                "{player} uri=file://{file} video-sink=fakesink audio-sink=fakesink
+                 video-filter={filter}"
+            ));
+            let player = player.unwrap();
+            let element = player.property::<gst::Element>("video-filter");
+            let narrator = match element.downcast::<VlmNarrateOverlay>() {
+                Ok(bin) => bin.narrator().clone(),
+                Err(element) => element.downcast().unwrap(),
+            };
+            narrator.set_engine_loader(fake.clone());
+            play(&player);
+            assert_eq!(fake.asked().len(), 2, "{filter}");
+        }
+    }
+}
+
+#[test]
+fn text_pads_come_and_go() {
+    for factory in ["vlmnarrate", "vlmnarrateoverlay"] {
+        let fake = Fake::new();
+        let pipeline = Pipeline::new(
+            &format!(
+                "videotestsrc ! video/x-raw,format=GRAY8,width=320,height=240,framerate=25/1
+                 ! {factory} name=n interval=0 ! fakesink"
+            ),
+            &fake,
+        );
+        pipeline.reach(gst::State::Playing);
+        let element = pipeline.element("n");
+        let template = element.pad_template("text_src").unwrap();
+        for _ in 0..20 {
+            let pad = element.request_pad(&template, None, None).unwrap();
+            assert_eq!(pad.name(), "text_src");
+            // There is one.
+            assert!(element.request_pad(&template, None, None).is_none());
+            let sink = gst::ElementFactory::make("fakesink")
+                .property("async", false)
+                .build()
+                .unwrap();
+            pipeline.pipeline.add(&sink).unwrap();
+            sink.sync_state_with_parent().unwrap();
+            let text = common::spy(&sink.static_pad("sink").unwrap());
+            pad.link(&sink.static_pad("sink").unwrap()).unwrap();
+            wait_for(|| {
+                let text = text.lock().unwrap();
+                text.iter()
+                    .any(|item| matches!(item, common::Item::Buffer { .. }))
+            });
+            element.release_request_pad(&pad);
+            assert!(pipeline.narrator.static_pad("text_src").is_none());
+            sink.set_state(gst::State::Null).unwrap();
+            pipeline.pipeline.remove(&sink).unwrap();
+        }
+        let heard = pipeline.log.heard();
+        assert!(
+            heard.warnings.is_empty() && heard.errors.is_empty(),
+            "{heard:?}"
+        );
+    }
+}

@@ -333,3 +333,62 @@ fn preroll_has_its_caption() {
     let arrivals: Vec<_> = heard.captions.iter().map(|c| c.arrival_time).collect();
     assert_eq!(arrivals, [Some(gst::ClockTime::ZERO)]);
 }
+
+/// Decoders know no times before they have decoded something.
+#[test]
+fn the_position_may_be_asked_for_before_there_is_one() {
+    common::init();
+    let folder = tempfile::tempdir().unwrap();
+    let run = |description: &str| {
+        let pipeline = gst::parse::launch(description).unwrap();
+        let bus = pipeline.bus().unwrap();
+        pipeline.set_state(gst::State::Playing).unwrap();
+        let wanted = [gst::MessageType::Eos, gst::MessageType::Error];
+        let end = bus.timed_pop_filtered(common::PATIENCE, &wanted).unwrap();
+        assert_eq!(end.type_(), gst::MessageType::Eos, "{description}");
+        pipeline.set_state(gst::State::Null).unwrap();
+    };
+    let [jpeg, png] = ["jpeg", "png"].map(|kind| {
+        let file = folder.path().join(kind).display().to_string();
+        run(&format!(
+            "videotestsrc num-buffers=1 ! {kind}enc ! filesink location={file}"
+        ));
+        file
+    });
+    for (source, decoder) in [
+        (format!("filesrc location={jpeg}"), "jpegdec"),
+        (format!("filesrc location={png}"), "pngdec"),
+        (
+            format!("multifilesrc location={jpeg} num-buffers=3 caps=image/jpeg,framerate=1/1"),
+            "jpegdec",
+        ),
+    ] {
+        let fake = Fake::new();
+        let pipeline = Pipeline::new(
+            &format!(
+                "{source} ! {decoder} name=decoder ! vlmnarrate name=n n.src ! queue ! fakesink
+                 n.text_src ! queue ! fakesink"
+            ),
+            &fake,
+        );
+        let pads = ["src", "text_src"].map(|name| pipeline.narrator.static_pad(name).unwrap());
+        let ask = || {
+            for format in [gst::Format::Bytes, gst::Format::Default] {
+                for pad in &pads {
+                    let _ = pad.query_position_generic(format);
+                }
+            }
+            pads.each_ref()
+                .map(|pad| pad.query_position::<gst::ClockTime>())
+        };
+        assert_eq!(ask(), [None; 2], "{decoder} in NULL");
+        pipeline.reach(gst::State::Ready);
+        assert_eq!(ask(), [None; 2], "{decoder} in READY");
+        pipeline.reach(gst::State::Paused);
+        assert!(ask().iter().all(Option::is_some), "{decoder} prerolled");
+        let sink = pipeline.element("decoder").static_pad("sink").unwrap();
+        sink.send_event(gst::event::FlushStart::new());
+        sink.send_event(gst::event::FlushStop::new(true));
+        assert_eq!(ask(), [None; 2], "{decoder} flushed");
+    }
+}

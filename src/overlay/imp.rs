@@ -29,6 +29,8 @@ pub struct VlmNarrateOverlay {
     pub(super) narrator: VlmNarrate,
     /// `None` where GStreamer's Pango plugin is not installed.
     textoverlay: Option<gst::Element>,
+    /// Of `textoverlay`, which goes on pointing to it.
+    text_sink: Mutex<Option<gst::Pad>>,
     drawing: Mutex<Drawing>,
 }
 
@@ -61,6 +63,7 @@ impl ObjectSubclass for VlmNarrateOverlay {
                 .property_from_str("scale-mode", "par")
                 .build()
                 .ok(),
+            text_sink: Mutex::default(),
             drawing: Mutex::default(),
         }
     }
@@ -176,14 +179,13 @@ impl ElementImpl for VlmNarrateOverlay {
         _name: Option<&str>,
         _caps: Option<&gst::Caps>,
     ) -> Option<gst::Pad> {
+        if self.narrator.static_pad(TEXT_PAD).is_some() {
+            gst::warning!(CAT, imp = self, "There is a text pad already");
+            return None;
+        }
         let text = self.narrator.request_pad_simple(TEXT_PAD)?;
-        let pad = gst::GhostPad::builder_from_template_with_target(template, &text)
-            .ok()?
-            .name(TEXT_PAD)
-            .build();
-        pad.set_active(true).ok()?;
-        match self.obj().add_pad(&pad) {
-            Ok(()) => Some(pad.upcast()),
+        match self.add_ghost(template, &text) {
+            Ok(pad) => Some(pad),
             Err(error) => {
                 gst::warning!(CAT, imp = self, "No text pad: {error}");
                 self.narrator.release_request_pad(&text);
@@ -208,12 +210,30 @@ impl VlmNarrateOverlay {
         self.drawing.lock().unwrap()
     }
 
+    fn add_ghost(
+        &self,
+        template: &gst::PadTemplate,
+        text: &gst::Pad,
+    ) -> Result<gst::Pad, glib::BoolError> {
+        let pad = gst::GhostPad::builder_from_template_with_target(template, text)?;
+        let pad = pad.name(TEXT_PAD).build();
+        pad.set_active(true)?;
+        self.obj().add_pad(&pad)?;
+        Ok(pad.upcast())
+    }
+
     fn build(&self) -> Result<(), glib::BoolError> {
         let bin = self.obj();
         bin.add(&self.narrator)?;
         let last = match &self.textoverlay {
             Some(textoverlay) => {
                 bin.add(textoverlay)?;
+                // Text comes as a property. Whoever looks for pads of ours that are not linked, as parsers of
+                // launch lines do to make an effect of us, must not find this one.
+                if let Some(pad) = textoverlay.static_pad("text_sink") {
+                    textoverlay.remove_pad(&pad)?;
+                    *self.text_sink.lock().unwrap() = Some(pad);
+                }
                 self.narrator
                     .link_pads(Some("src"), textoverlay, Some("video_sink"))?;
                 textoverlay
@@ -362,5 +382,22 @@ impl VlmNarrateOverlay {
         let mut drawing = self.drawing();
         drawing.layout = None;
         drawing.picture = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_pad_that_can_not_be_shown_leaves_none_behind() {
+        gst::init().unwrap();
+        let bin = glib::Object::new::<crate::VlmNarrateOverlay>();
+        let caps = gst::Caps::new_any();
+        let (direction, presence) = (gst::PadDirection::Sink, gst::PadPresence::Request);
+        let foreign = gst::PadTemplate::new("text_%u", direction, presence, &caps).unwrap();
+        assert!(bin.imp().request_new_pad(&foreign, None, None).is_none());
+        assert!(bin.narrator().static_pad(TEXT_PAD).is_none());
+        assert!(bin.request_pad_simple(TEXT_PAD).is_some());
     }
 }

@@ -173,6 +173,16 @@ impl ElementImpl for VlmNarrate {
     ) -> Option<gst::Pad> {
         let pad = gst::Pad::builder_from_template(template)
             .name(text_pad::NAME)
+            .query_function(|pad, parent, query| {
+                Self::catch_panic_pad_function(
+                    parent,
+                    || false,
+                    |this| {
+                        this.may_ask(query)
+                            && gst::Pad::query_default(pad, Some(&*this.obj()), query)
+                    },
+                )
+            })
             .event_function(|pad, parent, event| {
                 Self::catch_panic_pad_function(
                     parent,
@@ -287,6 +297,11 @@ impl BaseTransformImpl for VlmNarrate {
         self.parent_before_transform(buffer);
     }
 
+    fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
+        let may_ask = direction == gst::PadDirection::Sink || self.may_ask(query);
+        may_ask && BaseTransformImplExt::parent_query(self, direction, query)
+    }
+
     fn src_event(&self, event: gst::Event) -> bool {
         if is_describe_now(&event) {
             return self.describe_now_by(&event);
@@ -334,6 +349,17 @@ impl VlmNarrate {
                 ("describe-now {id} is not answered: the stream has ended"),
                 details: gst::Structure::builder("vlmnarrate-describe-now").field("request-id", id).build()
             );
+        }
+    }
+
+    /// Whether a query from downstream can be answered. Decoders that are asked for the position before they
+    /// have a segment in time log a CRITICAL.
+    fn may_ask(&self, query: &gst::QueryRef) -> bool {
+        match query.view() {
+            gst::QueryView::Position(position) => {
+                position.format() == gst::Format::Bytes || self.stream.is_in_time()
+            }
+            _ => true,
         }
     }
 

@@ -111,6 +111,13 @@ impl Stream {
         state.shots.clear();
     }
 
+    /// Whether there is a segment, and in time.
+    pub(super) fn is_in_time(&self) -> bool {
+        let state = self.lock();
+        let segment = state.received_segment.as_ref();
+        segment.is_some_and(|segment| segment.format() == gst::Format::Time)
+    }
+
     pub(super) fn stream_time(&self, pts: Option<ClockTime>) -> Option<ClockTime> {
         self.lock().segment.to_stream_time(pts)
     }
