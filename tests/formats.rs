@@ -245,9 +245,9 @@ fn frames_without_timestamps_or_pictures() {
     assert_eq!(frames, [0, 2]);
     assert_eq!(heard.captions[0].stamp.timestamp, None);
 
-    // Nothing to see: an empty buffer and one that is flagged as a gap.
+    // Nothing to see: an empty buffer, and one that is flagged as a gap too.
     harness.push(gst::Buffer::new()).unwrap();
-    let mut gap = common::buffer(64, 1, ClockTime::from_seconds(100));
+    let mut gap = common::buffer(0, 1, ClockTime::from_seconds(100));
     gap.get_mut().unwrap().set_flags(gst::BufferFlags::GAP);
     harness.push(gap).unwrap();
     assert_eq!(log.heard().captions.len(), 0);
