@@ -583,3 +583,40 @@ fn a_tokenizer_that_is_none() {
     assert!(error.message().contains("tokenizer.json"), "{error}");
     assert_eq!(heard.progress.last().unwrap().0, gst::ProgressType::Error);
 }
+
+/// What a model's files get wrong is told of once, before the first frame, by the name of the file.
+#[test]
+fn a_chat_template_that_fails_is_an_error_at_load() {
+    common::init();
+    for (template, says) in [
+        ("{% if %}", "does not parse"),
+        ("{{ messages[0].gone.away }}", "fails"),
+        (
+            "{{ raise_exception('not with pictures') }}",
+            "not with pictures",
+        ),
+        ("{{ messages[0].role }}", "writes 0 times `<image>`"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+        for file in std::fs::read_dir(demo).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+        }
+        std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+        let narrator = gst::ElementFactory::make("vlmnarrate")
+            .property("model", folder.path().to_str().unwrap())
+            .build()
+            .unwrap();
+        let log = common::Log::of(&narrator);
+        assert!(narrator.set_state(gst::State::Ready).is_err());
+        let heard = log.heard();
+        let error = heard.errors[0].0.to_string();
+        assert!(
+            error.contains("chat_template.jinja") && error.contains(says),
+            "{error}"
+        );
+        assert_eq!((heard.errors.len(), heard.warnings.len()), (1, 0));
+        narrator.set_state(gst::State::Null).unwrap();
+    }
+}

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    Config, Error, Fingerprint, PreprocessorConfig, Result, Source,
+    ChatTemplate, Config, Error, Fingerprint, PreprocessorConfig, Result, Source, chat_template,
     gguf::{self, Vocabulary},
     source::{CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, TOKENIZER, WEIGHTS, weight_files},
     tokenizer,
@@ -17,7 +17,7 @@ pub struct Checkpoint {
     revision: String,
     pub(super) config: Config,
     pub(super) preprocessor: PreprocessorConfig,
-    pub(super) chat_template: String,
+    pub(super) chat_template: ChatTemplate,
     /// Where there is no `tokenizer.json`.
     vocabulary: Option<Vocabulary>,
     /// Ids that end generation, from `generation_config.json`.
@@ -45,7 +45,7 @@ impl Checkpoint {
                 name,
                 revision,
                 fingerprint: Fingerprint::new(source, &parts.weights),
-                chat_template: parts.chat_template.unwrap_or_else(|| CHAT_TEMPLATE.into()),
+                chat_template: parts.chat_template,
                 vocabulary: Some(parts.vocabulary),
                 eos: parts.eos,
                 source: source.clone(),
@@ -58,12 +58,15 @@ impl Checkpoint {
         let preprocessor = preprocessor(source, &config)?;
         // Parsing megabytes of merges is the worker's job; that the file is there is known now.
         source.require(TOKENIZER, source.open(TOKENIZER)?)?;
+        let (template, path) = chat_template::chat_template(source)?;
+        let tokens = chat_template::special_tokens(source)?;
+        let chat_template = ChatTemplate::new(&template, &path, tokens)?;
         let weights = Weights::open(weight_files(source)?)?;
         Ok(Self {
             name,
             revision,
             fingerprint: Fingerprint::new(source, &weights),
-            chat_template: chat_template(source)?,
+            chat_template,
             vocabulary: None,
             eos: eos(source)?,
             source: source.clone(),
@@ -156,27 +159,6 @@ fn preprocessor(source: &Source, config: &Config) -> Result<PreprocessorConfig> 
         }
     }
     source.parsed(PREPROCESSOR_CONFIG, parse)
-}
-
-/// For folders that come without one: the demo model has the template of every published checkpoint.
-const CHAT_TEMPLATE: &str = include_str!("../../models/demo/chat_template.jinja");
-
-fn chat_template(source: &Source) -> Result<String> {
-    if let Some(bytes) = source.read("chat_template.jinja")? {
-        return String::from_utf8(bytes)
-            .map_err(|e| Error::file(&source.path("chat_template.jinja"), e, "Download it again"));
-    }
-    for name in [
-        "chat_template.json",
-        PROCESSOR_CONFIG,
-        "tokenizer_config.json",
-    ] {
-        let json = source.json(name)?;
-        if let Some(template) = json.as_ref().and_then(|j| j.get("chat_template")?.as_str()) {
-            return Ok(template.to_owned());
-        }
-    }
-    Ok(CHAT_TEMPLATE.into())
 }
 
 /// `eos_token_id` is a number or a list of them.

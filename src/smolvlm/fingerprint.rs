@@ -5,7 +5,7 @@ use std::{
 };
 
 use super::{
-    Source,
+    Source, chat_template,
     source::{CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, TOKENIZER},
     weights::Weights,
 };
@@ -33,11 +33,14 @@ impl Fingerprint {
                 PREPROCESSOR_CONFIG,
                 PROCESSOR_CONFIG,
                 TOKENIZER,
-                "chat_template.jinja",
                 "generation_config.json",
             ],
         };
-        let others = others.iter().map(|name| source.path(name));
+        let templates: &[_] = match source {
+            Source::Gguf { .. } => &[],
+            _ => &chat_template::FILES,
+        };
+        let others = others.iter().chain(templates).map(|name| source.path(name));
         let files = others.chain(weights.paths().map(Path::to_owned));
         let states = files.map(|path| {
             let file = fs::metadata(&path).ok();

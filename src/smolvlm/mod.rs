@@ -36,6 +36,7 @@
 //! # }
 //! ```
 
+mod chat_template;
 mod checkpoint;
 mod choices;
 mod config;
@@ -71,6 +72,7 @@ use std::sync::Mutex;
 use candle_core::Device;
 use candle_core::{Tensor, quantized::GgmlDType};
 
+pub use chat_template::{ChatTemplate, SpecialTokens};
 pub use checkpoint::Checkpoint;
 pub use config::{Config, LongestEdge, PreprocessorConfig, TextConfig, VisionConfig};
 pub use device::{DeviceInfo, DeviceKind};
@@ -239,7 +241,8 @@ impl Model {
             });
         }
         let chosen = Chosen::open(device)?;
-        let prompter = Prompter::new(checkpoint.chat_template.clone(), checkpoint.tokenizer()?)
+        let template = checkpoint.chat_template.clone();
+        let prompter = Prompter::with_template(template, checkpoint.tokenizer()?)
             .map_err(|reason| checkpoint.file_error(source::TOKENIZER, reason))?;
         let config = checkpoint.config.clone();
         if let (Some(expected), Some(found)) = (config.image_token_id, prompter.token_id("<image>"))

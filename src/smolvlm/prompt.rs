@@ -1,10 +1,11 @@
 //! Words and pictures to token ids, as the reference's processor writes them.
 
-use minijinja::{Environment, Value, context, syntax::SyntaxConfig, value::Serde};
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
-use super::{Error, Result};
+use super::{ChatTemplate, Error, Result, SpecialTokens};
 
 /// The role of a message; `capitalize`d by the chat template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,22 +48,15 @@ pub struct Span {
     pub tokens: usize,
 }
 
-const IMAGE: &str = "<image>";
+pub(super) const IMAGE: &str = "<image>";
 const FAKE: &str = "<fake_token_around_image>";
 const GLOBAL: &str = "<global-img>";
 /// The token that ends a turn and so a caption.
 pub(super) const END_OF_UTTERANCE: &str = "<end_of_utterance>";
 
-/// Instructions a chat template may take: a published one takes a few hundred.
-const TEMPLATE_FUEL: u64 = 1_000_000;
-
-/// Bytes that a chat template may add to the messages, of which published ones take a hundred. Attention grows
-/// with the square of what it writes.
-const MAX_ADDED: usize = 8192;
-
 /// Chat template and tokenizer of one checkpoint.
 pub struct Prompter {
-    template: Environment<'static>,
+    template: ChatTemplate,
     tokenizer: Tokenizer,
     image: u32,
 }
@@ -84,17 +78,15 @@ pub struct Prompt {
 }
 
 impl Prompter {
-    /// `template` is Jinja source; the error is a reason without the file's name.
-    pub fn new(template: String, mut tokenizer: Tokenizer) -> Result<Self, String> {
-        let mut environment = Environment::new();
-        environment.set_fuel(Some(TEMPLATE_FUEL));
-        // transformers renders with both, and templates rely on it.
-        let mut syntax = SyntaxConfig::builder();
-        syntax.trim_blocks(true).lstrip_blocks(true);
-        environment.set_syntax(syntax.build().map_err(|e| e.to_string())?);
-        environment
-            .add_template_owned(TEMPLATE, template)
-            .map_err(|e| format!("the chat template does not parse: {e}"))?;
+    /// `template` is Jinja source that knows no special tokens, and need not write a picture's place.
+    pub fn new(template: String, tokenizer: Tokenizer) -> Result<Self, String> {
+        let path = Path::new("chat_template.jinja");
+        let template = ChatTemplate::parse(&template, path, SpecialTokens::new());
+        Self::with_template(template.map_err(|e| e.to_string())?, tokenizer)
+    }
+
+    /// The error is a reason without the tokenizer's file.
+    pub fn with_template(template: ChatTemplate, mut tokenizer: Tokenizer) -> Result<Self, String> {
         // Saved truncation would cut a tiled prompt, saved padding would lengthen it.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
@@ -102,7 +94,7 @@ impl Prompter {
             .token_to_id(IMAGE)
             .ok_or_else(|| format!("the token `{IMAGE}` is missing"))?;
         Ok(Self {
-            template: environment,
+            template,
             tokenizer,
             image,
         })
@@ -126,23 +118,7 @@ impl Prompter {
                 "`{text}` contains `{IMAGE}`, which marks a picture's place; leave it out"
             )));
         }
-        let texts = messages.iter().flat_map(|m| &m.content).map(|c| match c {
-            Content::Text { text } => text.len(),
-            Content::Image => IMAGE.len(),
-        });
-        let most = texts.sum::<usize>() + MAX_ADDED;
-        let template = self.template.get_template(TEMPLATE);
-        let messages = Value::from(Serde(messages));
-        let rendered = template
-            .and_then(|t| t.render(context! { messages, add_generation_prompt => true }))
-            .map_err(|e| Error::Prompt(format!("the chat template fails: {e}")))?;
-        if rendered.len() > most {
-            return Err(Error::Prompt(format!(
-                "the chat template makes {} bytes of the messages, at most {most} are read",
-                rendered.len()
-            )));
-        }
-        Ok(rendered)
+        self.template.render(messages)
     }
 
     /// Ids of `messages`, whose pictures take the `spans` in order.
@@ -161,9 +137,12 @@ impl Prompter {
         if left.next().is_some() {
             return Err(Error::Prompt("more pictures than picture places".into()));
         }
+        // A template may write what the tokenizer adds, as the reference knows.
+        let bos = self.template.bos_token();
+        let add = !bos.is_some_and(|bos| rendered.starts_with(bos));
         let encoding = self
             .tokenizer
-            .encode(text, true)
+            .encode(text, add)
             .map_err(|e| Error::Prompt(format!("the tokenizer fails: {e}")))?;
         let ids = encoding.get_ids().to_vec();
         if ids.is_empty() {
@@ -197,8 +176,6 @@ impl Prompter {
             .map_err(|e| Error::Prompt(format!("the tokenizer can't decode: {e}")))
     }
 }
-
-const TEMPLATE: &str = "chat_template";
 
 /// Writes the tokens of one picture: its tiles, a newline after each row, then the whole picture.
 fn expand(text: &mut String, Span { grid, tokens }: Span) {
@@ -334,29 +311,6 @@ mod tests {
                 "{fake}<row_1_col_1><image>{fake}<row_1_col_2><image>\n\n{fake}<global-img><image>{fake}"
             )
         );
-    }
-
-    /// Rendered with a question and a picture, by the demo model's tokenizer.
-    fn rendered(template: &str) -> Result<String> {
-        let checkpoint = super::super::Checkpoint::open(&super::super::Source::Demo)?;
-        let prompter = Prompter::new(template.into(), checkpoint.tokenizer()?).unwrap();
-        prompter.render(&question(None, vec![Content::Image], "What is it?"))
-    }
-
-    #[test]
-    fn a_template_writes_no_more_than_a_prompt() {
-        assert!(rendered("{{ 'x' * 8000 }}<image>").is_ok());
-        for template in [
-            "{{ 'x' * 9000 }}<image>",
-            "{% for i in range(9000) %}x{% endfor %}",
-        ] {
-            let error = rendered(template).unwrap_err().to_string();
-            assert!(error.contains("the chat template makes 90"), "{error}");
-        }
-        // It stops before there is that much.
-        let doubled = "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
-        let error = rendered(doubled).unwrap_err().to_string();
-        assert!(error.contains("the chat template fails"), "{error}");
     }
 
     #[test]

@@ -27,7 +27,7 @@ use tokenizers::{
 };
 
 use super::{
-    Config, Error, PreprocessorConfig, Result,
+    ChatTemplate, Config, Error, PreprocessorConfig, Result, SpecialTokens, chat_template,
     tokenizer::check_merge,
     weights::{Bytes, Entry, Weights},
 };
@@ -44,7 +44,7 @@ pub(super) struct Parts {
     pub(super) config: Config,
     pub(super) preprocessor: PreprocessorConfig,
     pub(super) vocabulary: Vocabulary,
-    pub(super) chat_template: Option<String>,
+    pub(super) chat_template: ChatTemplate,
     /// Ids that end generation.
     pub(super) eos: Vec<u32>,
     pub(super) weights: Weights,
@@ -82,6 +82,13 @@ impl Parts {
             ));
         }
 
+        let template = decoder.chat_template().map_err(in_text)?;
+        let template = template.as_deref().unwrap_or(chat_template::PUBLISHED);
+        let tokens = decoder
+            .special_tokens(&vocabulary.tokens)
+            .map_err(in_text)?;
+        let chat_template = ChatTemplate::new(template, text, tokens)?;
+
         let mut entries = decoder.entries(0, decoder_name).map_err(in_text)?;
         let head_dim = config.text_config.head_dim();
         for (name, entry) in &mut entries {
@@ -102,7 +109,7 @@ impl Parts {
             config,
             preprocessor,
             vocabulary,
-            chat_template: decoder.text("tokenizer.chat_template").map_err(in_text)?,
+            chat_template,
             eos: decoder.eos().map_err(in_text)?,
             weights: Weights::new(vec![decoder.file(), encoder.file()], entries),
         })
@@ -283,6 +290,45 @@ impl Half {
             ids.extend(self.integer(key)?.and_then(|id| u32::try_from(id).ok()));
         }
         Ok(ids)
+    }
+
+    /// The one without a name, or of those with names `default`.
+    fn chat_template(&self) -> Result<Option<String>, String> {
+        const KEY: &str = "tokenizer.chat_template";
+        if let Some(template) = self.text(KEY)? {
+            return Ok(Some(template));
+        }
+        let templates = self.header.values.iter().filter_map(|(key, value)| {
+            let name = key.strip_prefix(KEY)?.strip_prefix('.')?;
+            match value {
+                Value::Text(template) => Some((name.to_owned(), template.clone())),
+                _ => None,
+            }
+        });
+        let mut templates: Vec<_> = templates.collect();
+        templates.sort();
+        chat_template::choose(templates)
+    }
+
+    fn special_tokens(&self, tokens: &[String]) -> Result<SpecialTokens, String> {
+        let mut special = SpecialTokens::new();
+        for (key, name) in [
+            ("bos", "bos_token"),
+            ("eos", "eos_token"),
+            ("unknown", "unk_token"),
+            // As the format spells it.
+            ("seperator", "sep_token"),
+            ("padding", "pad_token"),
+            ("cls", "cls_token"),
+            ("mask", "mask_token"),
+        ] {
+            let id = self.integer(&format!("tokenizer.ggml.{key}_token_id"))?;
+            let id = id.and_then(|id| usize::try_from(id).ok());
+            if let Some(token) = id.and_then(|id| tokens.get(id)) {
+                special.insert(name.into(), token.clone());
+            }
+        }
+        Ok(special)
     }
 
     fn vocabulary(&mut self) -> Result<Vocabulary, String> {

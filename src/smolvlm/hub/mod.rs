@@ -32,7 +32,7 @@ use download::{Download, State};
 const HUB: &str = "https://huggingface.co";
 
 /// In the order in which they are fetched. Weights come last: a snapshot that has them has these too.
-const SMALL: [&str; 9] = [
+const SMALL: [&str; 10] = [
     CONFIG,
     PREPROCESSOR_CONFIG,
     PROCESSOR_CONFIG,
@@ -40,6 +40,7 @@ const SMALL: [&str; 9] = [
     "chat_template.jinja",
     "chat_template.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     TOKENIZER,
     WEIGHTS_INDEX,
 ];
