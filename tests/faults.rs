@@ -606,6 +606,57 @@ fn bloat(model: &Path, gigabytes: u64) {
     file.set_len(end + size).unwrap();
 }
 
+/// A control group of the kernel, gone with this.
+struct Group(PathBuf);
+
+impl Group {
+    /// `None` where this process can't make one: it takes root, and a kernel that has the controller.
+    fn with_memory(bytes: u64) -> Option<Self> {
+        let name = format!("vlmnarrate-test-{}", std::process::id());
+        let v1 = (Path::new("/sys/fs/cgroup/memory"), "memory.limit_in_bytes");
+        let v2 = (Path::new("/sys/fs/cgroup"), "memory.max");
+        for (top, limit) in [v1, v2] {
+            let group = Self(top.join(&name));
+            let has_limit = fs::create_dir(&group.0).is_ok()
+                && fs::write(group.0.join(limit), bytes.to_string()).is_ok();
+            if has_limit {
+                return Some(group);
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// As in a container: beyond the limit the process would be killed, while it uses what it was given.
+#[test]
+fn a_model_that_its_control_group_has_no_memory_for_is_an_error() {
+    let Some(group) = Group::with_memory(600_000_000) else {
+        eprintln!("no control group can be made here");
+        return;
+    };
+    let (_place, model) = models();
+    bloat(&model, 1);
+    let plugin = Plugin::new();
+    let launch = launch(&plugin, &look_at_red(&model));
+    let mut limited = plugin.command("bash");
+    limited
+        .args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""])
+        .arg(&group.0)
+        .arg(launch.get_program())
+        .args(launch.get_args())
+        .stdin(Stdio::null());
+    let said = Said::from(limited.output().unwrap());
+    assert_eq!(said.status, Some(1), "{said:?}");
+    let errors: Vec<_> = said.err.lines().filter(|l| l.contains("ERROR")).collect();
+    assert!(errors[0].contains("no memory for the 1.1 GB"), "{said:?}");
+}
+
 #[test]
 fn a_model_for_which_there_is_no_memory_is_an_error() {
     let (_place, model) = models();

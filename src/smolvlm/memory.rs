@@ -1,12 +1,18 @@
 //! Whether there is memory for what is about to be made: an allocation that fails ends the process, and
 //! what it was for is not told.
 
+use std::path::Path;
+
 use candle_core::DType;
 
-use super::{Config, session::Ahead};
+use super::{Config, memory_limits::available, session::Ahead};
 
-/// Whether so many bytes can be had. They are asked for and given back untouched, which costs nothing.
+/// Whether so many bytes can be had: the system has them, and the process gets them. They are asked for and
+/// given back untouched, which costs nothing.
 pub(super) fn has_room(bytes: u64) -> bool {
+    if available(Path::new("/")).is_some_and(|available| bytes > available) {
+        return false;
+    }
     // glibc takes it for a habit when less than 32 MiB come and go, and keeps all smaller pieces for the
     // process from then on.
     const LEAST: u64 = (32 << 20) + 1;

@@ -54,6 +54,7 @@ mod image;
 mod kv_cache;
 mod linear;
 mod memory;
+mod memory_limits;
 #[cfg(feature = "metal")]
 mod metal;
 mod network;
