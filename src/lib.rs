@@ -14,6 +14,7 @@ pub mod narrator;
 pub mod overlay;
 mod properties;
 pub mod smolvlm;
+mod threads;
 pub mod vlmnarrate;
 
 pub use caption::Caption;

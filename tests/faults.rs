@@ -816,7 +816,14 @@ fn panics_of_others_are_heard_as_before() {
     );
     assert_eq!(errors(&pipeline.run()).len(), 1);
     assert_eq!(HEARD.load(Ordering::SeqCst), 0);
-    let other = std::thread::spawn(|| panic!("as planned"));
-    assert!(other.join().is_err());
-    assert_eq!(HEARD.load(Ordering::SeqCst), 1);
+    // Whatever they are called.
+    for (heard, name) in ["other", "candle-bp-0", "vlmnarrate", "vlmnarrate-cpu0"]
+        .iter()
+        .enumerate()
+    {
+        let other = std::thread::Builder::new().name((*name).into());
+        let other = other.spawn(|| panic!("as planned")).unwrap();
+        assert!(other.join().is_err());
+        assert_eq!(HEARD.load(Ordering::SeqCst), heard + 1, "{name}");
+    }
 }

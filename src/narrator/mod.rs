@@ -25,5 +25,5 @@ pub use smolvlm::SmolVlmLoader;
 
 pub(crate) use mailbox::{Epoch, NewestEpoch, Refused, Wait};
 pub(crate) use worker::{
-    Death, Download, Events, Job, Load, Narrated, Narrator, Question, is_own_thread, percent,
+    Death, Download, Events, Job, Load, Narrated, Narrator, Question, percent,
 };

@@ -9,7 +9,6 @@ use std::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -20,19 +19,10 @@ use super::{
     },
     mailbox::{Epoch, Mailbox, Refused, Wait},
 };
-use crate::caption::{Caption, Cost, FrameStamp};
-
-/// Name of the worker's thread. Those that work for it are called `vlmnarrate-cpu0` and so on or
-/// `vlmnarrate-gpu` by the model, `candle-bp-0` and so on by candle.
-const THREAD: &str = "vlmnarrate";
-
-/// Whether a worker, or a model for it, runs in this thread.
-pub fn is_own_thread() -> bool {
-    let thread = thread::current();
-    let name = thread.name().unwrap_or_default();
-    let helpers = ["vlmnarrate-cpu", "vlmnarrate-gpu", "candle-bp-"];
-    name == THREAD || helpers.iter().any(|helper| name.starts_with(helper))
-}
+use crate::{
+    caption::{Caption, Cost, FrameStamp},
+    threads,
+};
 
 /// What to say about a frame.
 #[derive(Clone, Debug)]
@@ -170,19 +160,17 @@ impl Narrator {
             Phase::Downloading => shared.events.download(Download::Started),
             _ => shared.events.load(Load::Started),
         }
-        thread::Builder::new()
-            .name(THREAD.into())
-            .spawn({
-                let shared = shared.clone();
-                move || {
-                    give_way(nice);
-                    shared.run(found)
-                }
-            })
-            .inspect_err(|error| {
-                let error = Error::new(ErrorKind::Failed, format!("no thread: {error}"));
-                shared.end(Some(&error));
-            })?;
+        let thread = threads::spawn("vlmnarrate", {
+            let shared = shared.clone();
+            move || {
+                give_way(nice);
+                shared.run(found)
+            }
+        });
+        thread.inspect_err(|error| {
+            let error = Error::new(ErrorKind::Failed, format!("no thread: {error}"));
+            shared.end(Some(&error));
+        })?;
         Ok(Self(shared))
     }
 
@@ -297,7 +285,6 @@ impl Shared {
             }
             Ok(())
         }));
-        give_back_memory();
         let death = match result {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(Death::Failed(error)),
@@ -320,7 +307,7 @@ impl Shared {
     /// Calls those who listen, if they still do: once closed there isn't a word more.
     fn say<T>(&self, word: impl FnOnce(&dyn Events) -> T) -> Option<T> {
         let _speech = self.mailbox.speak()?;
-        Some(word(self.events.as_ref()))
+        Some(threads::lend(|| word(self.events.as_ref())))
     }
 
     /// The same of a caption, which must be heard in its own epoch.
@@ -561,19 +548,6 @@ fn give_way(nice: u8) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = nice;
-}
-
-/// Of a model that is gone: glibc keeps for itself what was in pieces of less than 32 MiB.
-#[cfg_attr(
-    all(target_os = "linux", target_env = "gnu"),
-    expect(unsafe_code, reason = "malloc_trim")
-)]
-fn give_back_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: takes no pointer and may be called at any time from any thread.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 /// Lets a download's progress through once a second if the percentage is new, else every ten, with

@@ -97,6 +97,8 @@ use linear::Matrices;
 use network::{Network, Tensors};
 use weights::{LoadProgress, Loader};
 
+use crate::threads::Pool;
+
 /// Told of progress at every vision layer, decoder layer and token; `Break` ends the work there with
 /// [`Error::Cancelled`].
 pub type Observer<'a> = dyn FnMut(Event<'_>) -> std::ops::ControlFlow<()> + Send + 'a;
@@ -217,7 +219,7 @@ pub struct Model {
     /// Tokens that end a caption.
     stop: Vec<u32>,
     info: DeviceInfo,
-    pool: rayon::ThreadPool,
+    pool: Pool,
 }
 
 impl Model {
@@ -297,14 +299,10 @@ impl Model {
                     .map(|t| Network::Tensors(t.into()))
             }
         }?;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("vlmnarrate-cpu{i}"))
-            .build()
-            .map_err(|e| Error::Setting {
-                property: "threads",
-                reason: format!("{e}; lower it"),
-            })?;
+        let pool = Pool::new("vlmnarrate-cpu", threads).map_err(|e| Error::Setting {
+            property: "threads",
+            reason: format!("{e}; lower it"),
+        })?;
         Ok(Self {
             name: checkpoint.name().to_owned(),
             revision: checkpoint.revision().to_owned(),

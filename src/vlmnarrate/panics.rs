@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::imp::CAT;
-use crate::narrator::is_own_thread;
+use crate::threads;
 
 /// Such a panic is caught and comes as an ERROR; what Rust prints of it on stderr besides is noise.
 ///
@@ -24,7 +24,7 @@ pub(super) fn go_to_the_log() {
     }
     ONCE.call_once(|| {
         let others = panic::take_hook();
-        panic::set_hook(Box::new(move |panic| match is_own_thread() {
+        panic::set_hook(Box::new(move |panic| match threads::is_own() {
             true => log(panic),
             false => others(panic),
         }));

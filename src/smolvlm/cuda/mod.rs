@@ -20,12 +20,15 @@ use std::{
         Arc, Mutex,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
     time::Duration,
 };
 
 use super::{Checkpoint, DType, Error, Result, decoder::inverse_frequencies, weights::Loader};
-use crate::kernels::cuda::{self, Gpu, Kernels, MOST_ROWS, MOST_STOPS, Number, Words};
+use crate::{
+    kernels::cuda::{self, Gpu, Kernels, MOST_ROWS, MOST_STOPS, Number, Words},
+    threads,
+};
 use decoder::Decoder;
 use encoder::Encoder;
 use engine::{Engine, Job};
@@ -62,9 +65,7 @@ struct Worker {
 impl Worker {
     fn new(work: impl FnOnce(Receiver<Job>) + Send + 'static) -> Result<Self> {
         let (jobs, asked) = mpsc::channel();
-        let thread = thread::Builder::new().name(THREAD.into());
-        let thread = thread
-            .spawn(move || work(asked))
+        let thread = threads::spawn(THREAD, move || work(asked))
             .map_err(|error| Error::Device(format!("no thread: {error}")))?;
         Ok(Self {
             jobs: Some(jobs),
