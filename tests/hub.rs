@@ -1,4 +1,4 @@
-//! Models of the Hugging Face hub through the element. hf-hub is the real one; the hub is on this machine.
+//! Models of the Hugging Face hub through the element. The hub is on this machine.
 //!
 //! Where a test sets a variable it is alone in its process, as nextest runs it.
 
@@ -11,7 +11,14 @@ mod server;
 use std::{
     collections::BTreeMap,
     fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -127,7 +134,14 @@ fn folder(home: &TempDir) -> PathBuf {
 
 fn part(home: &TempDir) -> PathBuf {
     let weights = etag("model.safetensors", &repository()["model.safetensors"]);
-    folder(home).join("blobs").join(weights + ".part")
+    folder(home).join("blobs").join(weights + ".incomplete")
+}
+
+/// Where huggingface_hub looks whether somebody brings the weights.
+fn lock(home: &TempDir) -> PathBuf {
+    let name = part(home).with_extension("lock");
+    let locks = home.path().join("hub/.locks/models--owner--Some-SmolVLM");
+    locks.join(name.file_name().unwrap())
 }
 
 /// Ranges of the weights that were sent, first bytes that only show their size apart.
@@ -434,6 +448,172 @@ fn gated_models() {
     assert!(asked[1..].iter().all(|a| a.token.is_none()));
 }
 
+/// A hub whose weights are on another server, and a model that only the token may read.
+fn gated_elsewhere() -> (Hub, Hub, TempDir) {
+    let (hub, home) = hub();
+    let cdn = Hub::start(repository());
+    hub.plan().elsewhere = Some(cdn.endpoint());
+    hub.plan().gated = true;
+    set("HF_TOKEN", "hf_secret");
+    (hub, cdn, home)
+}
+
+#[test]
+fn the_token_is_for_the_endpoint_alone_wherever_that_redirects() {
+    let (hub, cdn, home) = gated_elsewhere();
+    let token = Some("Bearer hf_secret".to_owned());
+    narrates();
+    // Paths of its own it redirects to as well.
+    let asked = hub.asked();
+    assert!(asked.iter().any(|a| a.path.contains("resolve-cache")));
+    assert!(asked.iter().all(|a| a.token == token), "{asked:?}");
+    let asked = cdn.asked();
+    assert!(!asked.is_empty());
+    assert!(asked.iter().all(|a| a.token.is_none()), "{asked:?}");
+
+    // A way back is to the endpoint again.
+    cdn.plan().back = Some(hub.endpoint());
+    fs::remove_dir_all(folder(&home)).unwrap();
+    narrates();
+    let asked = hub.asked();
+    assert!(asked.iter().any(|a| a.path.starts_with("/back/")));
+    assert!(asked.iter().all(|a| a.token == token), "{asked:?}");
+    assert!(cdn.asked().iter().all(|a| a.token.is_none()));
+
+    // So it is for what is said of a repository.
+    hub.plan().moved = Some(format!("{}/api/models/{ID}/revision/main", cdn.endpoint()));
+    fs::remove_dir_all(folder(&home)).unwrap();
+    narrates();
+    let asked = cdn.asked();
+    assert!(asked[0].path.contains("/api/"));
+    assert!(asked.iter().all(|a| a.token.is_none()), "{asked:?}");
+}
+
+#[test]
+fn redirects_that_lead_nowhere_are_an_error() {
+    let (hub, _home) = hub();
+    for (to, says) in [
+        (format!("/api/models/{ID}/revision/main"), "in a circle"),
+        ("file:///etc/passwd".into(), "no address"),
+        ("http://[".into(), "no address"),
+    ] {
+        hub.plan().moved = Some(to);
+        fails(ID, ResourceError::OpenRead, &[ID, "redirects", says]);
+    }
+}
+
+/// A proxy that notes what it can read.
+fn proxy() -> (String, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let read = Arc::new(Mutex::new(Vec::new()));
+    let noted = read.clone();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, noted) = (client.unwrap(), noted.clone());
+            thread::spawn(move || -> std::io::Result<()> {
+                let mut lines = BufReader::new(client.try_clone()?).lines();
+                let connect = lines.next().unwrap()?;
+                let to = connect.split(' ').nth(1).unwrap().to_owned();
+                while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+                let mut server = TcpStream::connect(to)?;
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
+                let (mut answers, mut back) = (server.try_clone()?, client.try_clone()?);
+                thread::spawn(move || std::io::copy(&mut answers, &mut back));
+                let mut chunk = [0; 4096];
+                loop {
+                    let count = client.read(&mut chunk)?;
+                    noted.lock().unwrap().extend(&chunk[..count]);
+                    server.write_all(&chunk[..count])?;
+                    if count == 0 {
+                        return server.shutdown(std::net::Shutdown::Write);
+                    }
+                }
+            });
+        }
+    });
+    (address, read)
+}
+
+#[test]
+fn a_proxy_does_not_get_to_see_the_token() {
+    let (hub, _cdn, _home) = gated_elsewhere();
+    let (address, read) = proxy();
+    set("HTTP_PROXY", &address);
+    hub.plan().refuse = Some((401, "GatedRepo"));
+    let words = [ID, "401", "kept from the proxy", "NO_PROXY"];
+    fails(ID, ResourceError::NotAuthorized, &words);
+    let seen = String::from_utf8(read.lock().unwrap().clone()).unwrap();
+    assert!(
+        seen.contains("/api/models/") && !seen.contains("hf_secret"),
+        "{seen}"
+    );
+    assert!(hub.asked().iter().all(|a| a.token.is_none()));
+    read.lock().unwrap().clear();
+    hub.plan().refuse = None;
+    set("NO_PROXY", "127.0.0.1");
+    narrates();
+    assert!(hub.asked()[0].token.is_some());
+    assert!(read.lock().unwrap().is_empty());
+}
+
+#[test]
+fn the_token_is_in_no_message() {
+    let (hub, cdn, _home) = gated_elsewhere();
+    let plugin = Plugin::new();
+    let with_password = hub.endpoint().replace("http://", "http://me:hf_password@");
+    set("HF_ENDPOINT", with_password);
+    set(
+        "GST_DEBUG",
+        "vlmnarrate*:9,GST_ELEMENT*:6,GST_BUS:6,GST_MESSAGE:6",
+    );
+    for fault in 0..5 {
+        hub.plan().refuse = [None, Some((401, "GatedRepo")), Some((503, ""))][fault % 3];
+        hub.plan().refuse_files = (fault == 3).then_some(403);
+        cdn.plan().cut = (fault == 0).then_some(0);
+        if fault == 4 {
+            set("HF_TOKEN", "hf_secret\u{1}");
+        }
+        let said = launch(&plugin, 1_000_000);
+        assert_ne!(said.status, Some(0), "{said:?}");
+        assert!(said.err.contains(&format!("model={ID}")), "{said:?}");
+        for secret in ["hf_secret", "hf_password"] {
+            assert!(!said.err.contains(secret), "{}", said.err);
+            assert!(!said.out.contains(secret), "{}", said.out);
+        }
+    }
+}
+
+#[test]
+fn what_the_list_of_files_does_not_say_the_files_do() {
+    let (hub, home) = hub();
+    hub.plan().no_sums = true;
+    narrates();
+    assert!(part(&home).with_extension("").exists());
+    assert_eq!(narrates().downloads, []);
+}
+
+#[test]
+fn a_server_names_no_file_outside_of_the_cache() {
+    let (hub, home) = hub();
+    for sum in ["../../../x", "", "/x", "a/b"] {
+        hub.plan().sum = Some(sum.into());
+        let words = [&*format!("model={ID}"), "config.json", sum];
+        fails(ID, ResourceError::OpenRead, &words);
+        let blobs = fs::read_dir(folder(&home).join("blobs"));
+        assert_eq!(blobs.map_or(0, |blobs| blobs.count()), 0);
+    }
+}
+
+#[test]
+fn a_part_that_is_of_something_else_is_no_obstacle() {
+    let (hub, home) = hub();
+    fs::create_dir_all(folder(&home).join("blobs")).unwrap();
+    fs::write(part(&home), vec![7; 1000]).unwrap();
+    narrates();
+    assert_eq!(ranges(&hub), ["bytes=1000-", "bytes=0-"]);
+}
+
 #[test]
 fn no_server_or_one_that_fails_or_is_none() {
     let (hub, _home) = hub();
@@ -588,6 +768,77 @@ fn a_cancelled_download_says_so() {
     );
 }
 
+/// Whether a download has yet to end.
+fn is_downloading() -> bool {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let mut names =
+        tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.any(|name| name.starts_with("vlmnarrate-hub"))
+}
+
+/// Goes to READY and, once a download is where `is_there` says, back.
+#[track_caller]
+fn cancels(is_there: impl Fn() -> bool) {
+    common::init();
+    let element = gst::ElementFactory::make("vlmnarrate").build().unwrap();
+    element.set_property("model", ID);
+    let log = common::Log::of(&element);
+    element.set_state(gst::State::Ready).unwrap();
+    wait_for(is_there);
+    element.set_state(gst::State::Null).unwrap();
+    let heard = log.heard();
+    assert_eq!(heard.errors.len(), 0, "{heard:#?}");
+    assert_eq!(heard.downloads.last().unwrap().0, ProgressType::Canceled);
+}
+
+#[test]
+fn a_cancelled_download_leaves_no_thread_behind() {
+    let (hub, _home) = hub();
+    // Silence would end it too, but not as soon as this test would give up.
+    set("HF_HUB_DOWNLOAD_TIMEOUT", "1000");
+    for mute in ["/api/models/", "/resolve/", "/cdn/"] {
+        hub.plan().mute = Some(mute);
+        hub.asked();
+        let is_asked = |a: &server::Asked| a.path.contains(mute);
+        cancels(|| hub.asked().iter().any(is_asked));
+        wait_for(|| !is_downloading());
+    }
+    // Before anything is asked, in the middle of TLS' greetings.
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    set(
+        "HF_ENDPOINT",
+        format!("https://{}", listener.local_addr().unwrap()),
+    );
+    let silent = Mutex::new(None);
+    let greeted = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 5]).unwrap();
+            *silent.lock().unwrap() = Some(stream);
+            greeted.store(true, SeqCst);
+        });
+        cancels(|| greeted.load(SeqCst));
+    });
+    wait_for(|| !is_downloading());
+}
+
+/// A connection that is neither made nor refused can't be interrupted: nobody waits for it.
+#[test]
+fn null_does_not_wait_for_a_connection() {
+    let (_hub, home) = hub();
+    set("HF_HUB_DOWNLOAD_TIMEOUT", "1000");
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    // Until no more are let in.
+    let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(200));
+    let _connections: Vec<_> = std::iter::from_fn(|| connect().ok()).collect();
+    set("HF_ENDPOINT", format!("http://{address}"));
+    cancels(is_downloading);
+    assert!(is_downloading());
+    assert!(!folder(&home).exists());
+}
+
 #[test]
 fn a_server_that_falls_silent_is_given_up() {
     let (hub, _home) = hub();
@@ -601,8 +852,8 @@ fn a_server_that_falls_silent_is_given_up() {
 fn so_is_another_program_that_does_not_get_on() {
     let (_hub, home) = hub();
     set("HF_HUB_DOWNLOAD_TIMEOUT", "1");
-    fs::create_dir_all(folder(&home).join("blobs")).unwrap();
-    let lock = fs::File::create(part(&home).with_extension("lock")).unwrap();
+    fs::create_dir_all(lock(&home).parent().unwrap()).unwrap();
+    let lock = fs::File::create(lock(&home)).unwrap();
     lock.lock().unwrap();
     fails(ID, ResourceError::OpenRead, &["nothing came for 1 s"]);
     drop(lock);

@@ -36,6 +36,17 @@ pub struct Plan {
     pub tamper: bool,
     /// Says of weights that they are longer than they are.
     pub lie: bool,
+    /// Address of another server that has the weights.
+    pub elsewhere: Option<String>,
+    /// Sends those who want weights from here back to this server.
+    pub back: Option<String>,
+    /// Sends those who want to know of the repository to this address.
+    pub moved: Option<String>,
+    /// Its list says of no file what is in it, or this.
+    pub no_sums: bool,
+    pub sum: Option<String>,
+    /// Says nothing at all on paths that contain it.
+    pub mute: Option<&'static str>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -128,6 +139,9 @@ impl Hub {
         }
         self.asked.lock().unwrap().push(asked.clone());
         let path = asked.path.as_str();
+        if self.plan().mute.is_some_and(|mute| path.contains(mute)) {
+            thread::sleep(Duration::from_secs(600));
+        }
         let id = match path.contains(GGUF_ID) {
             true => GGUF_ID,
             false => ID,
@@ -143,7 +157,16 @@ impl Hub {
             self.resolve(&mut stream, revision, name)
         } else if let Some(name) = path.strip_prefix("/api/resolve-cache/") {
             self.send(&mut stream, name, &asked, true)
-        } else if let Some(name) = path.strip_prefix("/cdn/") {
+        } else if let Some((name, back)) = path
+            .strip_prefix("/cdn/")
+            .and_then(|name| Some((name, self.plan().back.clone()?)))
+        {
+            let location = format!("Location: {back}/back/{name}\r\n");
+            answer(&mut stream, "302 Found", &location, b"")
+        } else if let Some(name) = path
+            .strip_prefix("/cdn/")
+            .or_else(|| path.strip_prefix("/back/"))
+        {
             self.send(&mut stream, name, &asked, false)
         } else {
             answer(
@@ -161,6 +184,10 @@ impl Hub {
             let header = format!("X-Error-Code: {code}\r\n");
             return answer(stream, &format!("{status} No"), &header, b"");
         }
+        if let Some(moved) = &plan.moved {
+            let location = format!("Location: {moved}\r\n");
+            return answer(stream, "307 Temporary Redirect", &location, b"");
+        }
         if !["main", "v1", "some%2Fbranch", COMMIT].contains(&revision) {
             let header = "X-Error-Code: RevisionNotFound\r\n";
             return answer(stream, "404 Not Found", header, b"");
@@ -172,6 +199,12 @@ impl Hub {
             if is_large(name) {
                 file["lfs"] = serde_json::json!({"sha256": etag, "size": size, "pointerSize": 134});
                 file["blobId"] = etag[..40].into();
+            }
+            if plan.no_sums {
+                file = serde_json::json!({"rfilename": name});
+            }
+            if let Some(sum) = &plan.sum {
+                file["blobId"] = sum.as_str().into();
             }
             file
         });
@@ -201,13 +234,16 @@ impl Hub {
             );
         };
         if !is_large(name) {
-            let location = format!("Location: /api/resolve-cache/{name}\r\n");
+            let location = format!(
+                "Location: /api/resolve-cache/{name}\r\nX-Linked-Etag: W/\"{}\"\r\n",
+                etag(name, bytes)
+            );
             return answer(stream, "307 Temporary Redirect", &location, b"");
         }
         let headers = format!(
             "Location: {}/cdn/{name}\r\nX-Repo-Commit: {COMMIT}\r\nX-Linked-Size: {}\r\n\
              X-Linked-Etag: \"{}\"\r\nETag: \"of-the-redirect\"\r\n",
-            self.endpoint(),
+            plan.elsewhere.clone().unwrap_or_else(|| self.endpoint()),
             bytes.len(),
             etag(name, bytes)
         );
@@ -227,7 +263,10 @@ impl Hub {
         if plan.tamper && !small {
             *bytes.last_mut().unwrap() ^= 1;
         }
-        let range = asked.range.as_deref().expect("hf-hub asks for ranges");
+        let range = asked
+            .range
+            .as_deref()
+            .expect("files are asked for by range");
         let (from, to) = range.trim_start_matches("bytes=").split_once('-').unwrap();
         let from: usize = from.parse().unwrap();
         let whole = bytes.len();

@@ -1,11 +1,8 @@
-//! The thread that downloads: it drives hf-hub file by file and looks at what has come.
+//! The thread that downloads: what a repository has, what of it is needed, and whether it came whole.
 
 use std::{
-    any::Any,
-    collections::BTreeSet,
     fs,
-    io::{self, ErrorKind as Io, Read},
-    panic::resume_unwind,
+    io::{self, ErrorKind as Io, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -15,12 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hf_hub::{
-    Cache, Repo, RepoType,
-    api::sync::{ApiBuilder, ApiError, ApiRepo},
-};
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use ureq::{
+    Body,
+    http::{Response, StatusCode, header::CONTENT_RANGE},
+};
 
 use super::{
     super::{
@@ -30,7 +26,10 @@ use super::{
             shards,
         },
     },
-    Repository, SMALL, TICK, Token, is_commit,
+    Repository, SMALL, TICK,
+    client::{Client, Failure},
+    is_commit,
+    listing::{File, Info, Lfs, escaped, is_etag, is_inside},
 };
 
 /// Shared by the thread that downloads and the one that waits for it.
@@ -44,31 +43,9 @@ pub(super) struct State {
     received: AtomicU64,
     /// Moves on whenever something happens.
     pub(super) beats: AtomicU64,
-    let_go: AtomicBool,
-    /// The lock that hf-hub holds.
-    lock: Mutex<Option<PathBuf>>,
-    claim: Mutex<Option<Claim>>,
-}
-
-/// Blobs that threads of this process are bringing. hf-hub alone would wait for its lock and then
-/// fetch what has come meanwhile once more.
-static CLAIMED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-
-/// The right to bring a blob, until it is dropped.
-struct Claim(PathBuf);
-
-impl Claim {
-    /// `None` if another has it.
-    fn new(blob: &Path) -> Option<Self> {
-        let is_free = CLAIMED.lock().unwrap().insert(blob.to_owned());
-        is_free.then(|| Self(blob.to_owned()))
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        CLAIMED.lock().unwrap().remove(&self.0);
-    }
+    cancelled: AtomicBool,
+    /// Of the file under way, locked.
+    lock: Mutex<Option<fs::File>>,
 }
 
 impl State {
@@ -80,13 +57,13 @@ impl State {
         }
     }
 
-    pub(super) fn let_go(&self) {
-        self.let_go.store(true, Relaxed);
-        // A thread that is stuck keeps its lock, which must not keep the next download waiting.
-        self.claim.lock().unwrap().take();
-        if let Some(lock) = self.lock.lock().unwrap().take() {
-            let _ = fs::remove_file(lock);
-        }
+    pub(super) fn cancel(&self) {
+        self.cancelled.store(true, Relaxed);
+    }
+
+    /// Lets others bring the file under way.
+    pub(super) fn unlock(&self) {
+        self.lock.lock().unwrap().take();
     }
 
     /// A sign of life, and a look at whether to go on.
@@ -96,7 +73,7 @@ impl State {
     }
 
     fn check(&self) -> Result<()> {
-        match self.let_go.load(Relaxed) {
+        match self.cancelled.load(Relaxed) {
             true => Err(Error::Cancelled),
             false => Ok(()),
         }
@@ -112,90 +89,6 @@ impl State {
     }
 }
 
-/// Unwinds hf-hub, which has no other way out, without the panic hook.
-struct LetGo;
-
-/// What hf-hub tells of one file.
-struct Watch<'a> {
-    state: &'a State,
-    /// What is told next was there already.
-    resuming: bool,
-}
-
-impl Watch<'_> {
-    fn beat(&self) {
-        if self.state.beat().is_err() {
-            resume_unwind(Box::new(LetGo));
-        }
-    }
-}
-
-impl hf_hub::api::Progress for Watch<'_> {
-    fn init(&mut self, _: usize, _: &str) {
-        self.beat();
-        self.state.part.store(0, Relaxed);
-        self.resuming = true;
-    }
-
-    fn update(&mut self, bytes: usize) {
-        // Before these bytes are written.
-        self.beat();
-        self.state.part.fetch_add(bytes as u64, Relaxed);
-        if !std::mem::take(&mut self.resuming) {
-            self.state.received.fetch_add(bytes as u64, Relaxed);
-        }
-    }
-
-    fn finish(&mut self) {
-        self.beat();
-    }
-}
-
-/// What the hub says of a repository.
-#[derive(Deserialize)]
-struct Info {
-    sha: String,
-    siblings: Vec<File>,
-    /// `false`, or who lets one in.
-    gated: Option<serde_json::Value>,
-    private: Option<bool>,
-}
-
-impl Info {
-    fn is_public(&self) -> bool {
-        self.gated == Some(false.into()) && self.private == Some(false)
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct File {
-    #[serde(rename = "rfilename")]
-    name: String,
-    size: Option<u64>,
-    blob_id: Option<String>,
-    lfs: Option<Lfs>,
-}
-
-#[derive(Deserialize)]
-struct Lfs {
-    sha256: String,
-}
-
-impl File {
-    fn size(&self) -> u64 {
-        self.size.unwrap_or_default()
-    }
-
-    /// Name of the blob in the cache.
-    fn etag(&self) -> Option<&str> {
-        let lfs = self.lfs.as_ref().map(|lfs| lfs.sha256.as_str());
-        // It becomes a file's name.
-        lfs.or(self.blob_id.as_deref())
-            .filter(|etag| etag.bytes().all(|c| c.is_ascii_hexdigit()))
-    }
-}
-
 fn sum(files: &[&File]) -> u64 {
     files.iter().map(|file| file.size()).sum()
 }
@@ -203,30 +96,33 @@ fn sum(files: &[&File]) -> u64 {
 pub(super) struct Download {
     pub(super) repository: Repository,
     pub(super) state: Arc<State>,
+    pub(super) client: Client,
+}
+
+/// The repository's files at one commit.
+struct Found {
+    info: Info,
+    snapshot: PathBuf,
+}
+
+impl Found {
+    fn file(&self, name: &str) -> Option<&File> {
+        self.info.siblings.iter().find(|file| file.name == name)
+    }
 }
 
 impl Download {
     pub(super) fn run(&self) -> Result<Source> {
-        let Repository {
-            id,
-            tag,
-            revision,
-            environment,
-        } = &self.repository;
-        let cache = Cache::new(environment.cache.clone());
-        let api = |token: Option<Token>| {
-            ApiBuilder::from_cache(cache.clone())
-                .with_endpoint(environment.endpoint.clone())
-                .with_token(token.map(|token| token.0))
-                .with_progress(false)
-                .with_user_agent("vlmnarrate", env!("CARGO_PKG_VERSION"))
-                .build()
-                .map_err(|e| self.failed(e, ""))
-        };
-        let at = |revision: &str| Repo::with_revision(id.clone(), RepoType::Model, revision.into());
-        let info = self.info(&api(environment.token.clone())?.repo(at(revision)))?;
-        let has = |name: &str| info.siblings.iter().any(|file| file.name == name);
+        // Whatever else a cancelled request fails of.
+        self.bring_all()
+            .map_err(|error| self.state.check().err().unwrap_or(error))
+    }
+
+    fn bring_all(&self) -> Result<Source> {
+        let Repository { tag, revision, .. } = &self.repository;
+        let info = self.info()?;
         let names: Vec<_> = info.siblings.iter().map(|file| file.name.clone()).collect();
+        let has = |name: &str| names.iter().any(|file| file == name);
         let is_gguf =
             !has(WEIGHTS) && !has(WEIGHTS_INDEX) && names.iter().any(|n| gguf::is_gguf(n));
         let files = match tag.is_some() || is_gguf {
@@ -238,25 +134,25 @@ impl Download {
         };
 
         // Every file of the one commit, should the branch move meanwhile.
-        // hf-hub shows the token to wherever a file is redirected, too: it has none to show of what everyone
-        // may read.
-        let token = environment.token.clone().filter(|_| !info.is_public());
-        let repo = api(token)?.repo(at(&info.sha));
-        let snapshot = cache.repo(at(revision)).pointer_path(&info.sha);
+        let folder = self.repository.folder();
+        let commit = info.sha.clone();
+        let snapshot = folder.join("snapshots").join(&commit);
+        let found = Found { info, snapshot };
         let source = match files {
-            Some(names) => self.bring_gguf(&repo, &info, names, &snapshot)?,
-            None => self.bring_checkpoint(&repo, &info, snapshot)?,
+            Some(names) => self.bring_gguf(&found, names)?,
+            None => self.bring_checkpoint(&found)?,
         };
-        cache
-            .repo(at(revision))
-            .create_ref(&info.sha)
-            .map_err(|e| self.repository.not_written(&e, self.state.transfer()))?;
+        if *revision != commit {
+            let note = folder.join("refs").join(revision);
+            let noted = create_parent(&note).and_then(|()| fs::write(&note, &commit));
+            noted.map_err(|e| self.not_written(&e))?;
+        }
         Ok(source)
     }
 
     /// A checkpoint as transformers reads it.
-    fn bring_checkpoint(&self, repo: &ApiRepo, info: &Info, snapshot: PathBuf) -> Result<Source> {
-        let find = |name: &str| info.siblings.iter().find(|file| file.name == name);
+    fn bring_checkpoint(&self, found: &Found) -> Result<Source> {
+        let find = |name: &str| found.file(name);
         let small: Vec<_> = SMALL
             .into_iter()
             .filter(|name| *name != WEIGHTS_INDEX || find(WEIGHTS).is_none())
@@ -267,11 +163,11 @@ impl Download {
             // Until the index has come.
             None => file.name.starts_with("model-") && file.name.ends_with(".safetensors"),
         };
-        let weights: Vec<_> = info.siblings.iter().filter(large).collect();
+        let weights: Vec<_> = found.info.siblings.iter().filter(large).collect();
         self.state.total.store(sum(&small) + sum(&weights), Relaxed);
-        let source = Source::Folder(snapshot.clone());
+        let source = Source::Folder(found.snapshot.clone());
         for file in &small {
-            self.bring(repo, file, &snapshot)?;
+            self.bring(found, file)?;
             if file.name == CONFIG {
                 // Before gigabytes of a model that we can't run.
                 source.parsed(CONFIG, Config::from_json)?;
@@ -280,7 +176,7 @@ impl Download {
         let weights = match find(WEIGHTS) {
             Some(_) => weights,
             None => {
-                let path = snapshot.join(WEIGHTS_INDEX);
+                let path = found.snapshot.join(WEIGHTS_INDEX);
                 let index =
                     fs::read(&path).map_err(|e| Error::file(&path, e, "Check its permissions"))?;
                 let shards = shards(&source, &index)?;
@@ -292,28 +188,22 @@ impl Download {
         };
         self.state.total.store(sum(&small) + sum(&weights), Relaxed);
         for file in weights {
-            self.bring(repo, file, &snapshot)?;
+            self.bring(found, file)?;
         }
         Ok(source)
     }
 
     /// Of all that quantization gives, two files.
-    fn bring_gguf(
-        &self,
-        repo: &ApiRepo,
-        info: &Info,
-        names: gguf::Names,
-        snapshot: &Path,
-    ) -> Result<Source> {
+    fn bring_gguf(&self, found: &Found, names: gguf::Names) -> Result<Source> {
         let chosen = |file: &&File| [&names.projector, &names.text].contains(&&file.name);
-        let mut files: Vec<_> = info.siblings.iter().filter(chosen).collect();
+        let mut files: Vec<_> = found.info.siblings.iter().filter(chosen).collect();
         // A snapshot that has the text file has its projector too.
         files.sort_by_key(|file| file.name == names.text);
         self.state.total.store(sum(&files), Relaxed);
         for file in files {
-            self.bring(repo, file, snapshot)?;
+            self.bring(found, file)?;
         }
-        Ok(names.inside(snapshot))
+        Ok(names.inside(&found.snapshot))
     }
 
     fn choose(&self, names: &[String]) -> Result<gguf::Names> {
@@ -328,24 +218,15 @@ impl Download {
         })
     }
 
-    fn info(&self, repo: &ApiRepo) -> Result<Info> {
-        let answer = repo
-            .info_request()
-            .query("blobs", "true")
-            .config()
-            .http_status_as_error(false)
-            .timeout_global(Some(self.repository.environment.patience))
-            .build()
-            .call();
-        let mut answer = answer.map_err(|e| self.repository.unreachable(e))?;
+    fn info(&self) -> Result<Info> {
+        let Repository { id, revision, .. } = &self.repository;
+        let revision = revision.replace('/', "%2F");
+        let path = format!("/api/models/{id}/revision/{revision}?blobs=true");
+        let answer = self.client.get(&path, None, true);
+        let (mut answer, _) = answer.map_err(|failure| self.failed(failure, ""))?;
         self.state.beat()?;
-        if !answer.status().is_success() {
-            let code = answer.headers().get("x-error-code");
-            let code = code.and_then(|code| code.to_str().ok()).unwrap_or_default();
-            return Err(self.repository.refused(answer.status().as_u16(), code, ""));
-        }
         let body = answer.body_mut().read_to_vec();
-        let body = body.map_err(|e| self.repository.unreachable(e))?;
+        let body = body.map_err(|e| self.failed(e.into(), ""))?;
         let info: Option<Info> = serde_json::from_slice(&body).ok();
         // The commit becomes a folder's name.
         info.filter(|info| is_commit(&info.sha)).ok_or_else(|| {
@@ -377,96 +258,208 @@ impl Download {
     }
 
     /// Sees that one file is in the snapshot.
-    fn bring(&self, repo: &ApiRepo, file: &File, snapshot: &Path) -> Result<()> {
-        let pointer = snapshot.join(&file.name);
-        let blobs = self.repository.folder().join("blobs");
-        let blob = file.etag().map(|etag| blobs.join(etag));
-        let disk = |e: io::Error| self.repository.not_written(&e, self.state.transfer());
-        fs::create_dir_all(&blobs).map_err(disk)?;
-        fs::create_dir_all(snapshot).map_err(disk)?;
+    fn bring(&self, found: &Found, file: &File) -> Result<()> {
+        let unexpected = |what: &str, word: &str| {
+            let word: String = word.chars().take(200).collect();
+            self.repository
+                .unreachable(format!("it names {what} `{}`", word.escape_debug()))
+        };
+        if !is_inside(&file.name) {
+            return Err(unexpected("as a file of the repository", &file.name));
+        }
         self.state.beat()?;
-        while !pointer.exists() {
-            self.state.check()?;
-            // Before the look at what is there: who had it may have just brought it.
-            let claim = blob.as_deref().and_then(Claim::new);
-            if (claim.is_some() || blob.is_none()) && !pointer.exists() {
-                // A link to a blob that is gone.
-                let _ = fs::remove_file(&pointer);
+        let pointer = found.snapshot.join(&file.name);
+        if !pointer.exists() {
+            let etag = match file.etag() {
+                Some(etag) => etag.to_owned(),
+                None => self.ask_etag(found, file)?,
+            };
+            if !is_etag(&etag) {
+                return Err(unexpected(&format!("as the sum of {}", file.name), &etag));
             }
-            if let Some(blob) = &blob {
-                if pointer.exists() {
-                    continue;
-                }
-                if claim.is_some() && blob.exists() {
-                    // Of another commit, or somebody else has just brought it.
-                    link(blob, &pointer).map_err(disk)?;
-                    continue;
-                }
-                if claim.is_none() || self.is_locked(blob)? {
-                    // Somebody else brings it.
-                    let part = fs::metadata(blob.with_extension("part"));
-                    let part = part.map_or(0, |part| part.len());
-                    if self.state.part.swap(part, Relaxed) != part {
-                        self.state.beat()?;
-                    }
-                    thread::sleep(TICK);
-                    continue;
-                }
-                make_resumable(&blob.with_extension("part"), file.size()).map_err(disk)?;
-                *self.state.lock.lock().unwrap() = Some(blob.with_extension("lock"));
-                *self.state.claim.lock().unwrap() = claim;
-                // Let go between the two.
-                if let Err(gone) = self.state.check() {
-                    self.state.claim.lock().unwrap().take();
-                    return Err(gone);
-                }
+            let folder = self.repository.folder();
+            let blob = folder.join("blobs").join(&etag);
+            let part = blob.with_file_name(format!("{etag}.incomplete"));
+            let id = folder.file_name().unwrap_or_default();
+            let locks = self.repository.environment.cache.join(".locks").join(id);
+            let lock = locks.join(format!("{etag}.lock"));
+            for file in [&blob, &pointer, &lock] {
+                create_parent(file).map_err(|e| self.not_written(&e))?;
             }
-            let fetched = self.fetch(repo, file);
-            self.state.lock.lock().unwrap().take();
-            self.state.claim.lock().unwrap().take();
-            if fetched? && !pointer.exists() && !blob.as_ref().is_some_and(|blob| blob.exists()) {
-                return Err(self.repository.unreachable(format!(
-                    "{}: it is of another commit than was asked for",
-                    file.name
-                )));
-            }
+            self.lock(&lock, &part)?;
+            let brought = self.bring_blob(found, file, &part, &blob, &pointer);
+            self.state.unlock();
+            brought?;
+        } else {
+            self.verify(file, &pointer, Some(&pointer))?;
         }
         self.state.part.store(0, Relaxed);
-        self.verify(file, &pointer)?;
         self.state.whole.fetch_add(file.size(), Relaxed);
         Ok(())
     }
 
-    /// Whether some other thread or program has hf-hub's lock.
-    fn is_locked(&self, blob: &Path) -> Result<bool> {
-        let lock = fs::File::create(blob.with_extension("lock"))
-            .map_err(|e| self.repository.not_written(&e, self.state.transfer()))?;
-        Ok(matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)))
+    /// What the hub calls a file's contents where its list of files doesn't say.
+    fn ask_etag(&self, found: &Found, file: &File) -> Result<String> {
+        let answer = self.ask(found, file, "bytes=0-0".into());
+        let (_, etag) = answer.map_err(|failure| self.failed(failure, &file.name))?;
+        etag.ok_or_else(|| {
+            self.repository
+                .unreachable(format!("{}: it has no ETag", file.name))
+        })
+    }
+
+    /// Waits while somebody else brings the file, another program perhaps: huggingface_hub locks the same.
+    fn lock(&self, path: &Path, part: &Path) -> Result<()> {
+        let file = fs::File::create(path).map_err(|e| self.not_written(&e))?;
+        loop {
+            self.state.check()?;
+            match file.try_lock() {
+                Err(fs::TryLockError::WouldBlock) => (),
+                // Not every file system has locks.
+                _ => break,
+            }
+            let size = fs::metadata(part).map_or(0, |part| part.len());
+            if self.state.part.swap(size, Relaxed) != size {
+                self.state.beat()?;
+            }
+            thread::sleep(TICK);
+        }
+        *self.state.lock.lock().unwrap() = Some(file);
+        Ok(())
+    }
+
+    /// With the lock: sees that the blob is there, whole, and a link to it.
+    fn bring_blob(
+        &self,
+        found: &Found,
+        file: &File,
+        part: &Path,
+        blob: &Path,
+        pointer: &Path,
+    ) -> Result<()> {
+        let disk = |e: io::Error| self.not_written(&e);
+        // Of another commit, or somebody else has just brought it.
+        if blob.exists() {
+            self.verify(file, blob, None)?;
+        } else {
+            // What has no sum to check is small, and comes anew.
+            let mut is_new = file.lfs.is_none() || !part.exists();
+            loop {
+                if is_new {
+                    remove(part).map_err(disk)?;
+                }
+                self.fetch(found, file, part)?;
+                match self.verify(file, part, None) {
+                    Err(Error::Hub { .. }) if !is_new => is_new = true,
+                    verified => break verified?,
+                }
+            }
+            self.state.check()?;
+            fs::rename(part, blob).map_err(disk)?;
+        }
+        if !pointer.exists() {
+            // A link to a blob that is gone.
+            remove(pointer).map_err(disk)?;
+            link(blob, pointer, &file.name).map_err(disk)?;
+        }
+        Ok(())
     }
 
     /// Downloads, and goes on where the connection broke for as long as each try brings something.
-    /// False if somebody else has the lock.
-    fn fetch(&self, repo: &ApiRepo, file: &File) -> Result<bool> {
+    fn fetch(&self, found: &Found, file: &File, part: &Path) -> Result<()> {
         loop {
             let before = self.state.received.load(Relaxed);
-            let watch = Watch {
-                state: &self.state,
-                resuming: false,
-            };
-            match repo.download_with_progress(&file.name, watch) {
-                Ok(_) => return Ok(true),
-                Err(ApiError::LockAcquisition(_)) => return Ok(false),
-                Err(error) if is_broken(&error) && self.state.received.load(Relaxed) > before => {
+            match self.receive(found, file, part)? {
+                Ok(()) => return Ok(()),
+                Err(Failure::Broken(_)) if self.state.received.load(Relaxed) > before => {
                     self.state.pause(Duration::from_secs(1))?;
                 }
-                Err(error) => return Err(self.failed(error, &file.name)),
+                Err(failure) => return Err(self.failed(failure, &file.name)),
             }
         }
     }
 
-    /// Size and, of large files, sum. A file that fails is deleted.
-    fn verify(&self, file: &File, pointer: &Path) -> Result<()> {
-        let blob = pointer.canonicalize().unwrap_or_else(|_| pointer.into());
+    /// One request for what is not in the part yet.
+    fn receive(&self, found: &Found, file: &File, part: &Path) -> Result<Result<(), Failure>> {
+        let disk = |e: io::Error| self.not_written(&e);
+        let mut out = fs::OpenOptions::new();
+        let mut out = out
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(part)
+            .map_err(disk)?;
+        let have = out.metadata().map_err(disk)?.len();
+        let start = match file.size {
+            Some(0) => return out.set_len(0).map_err(disk).map(Ok),
+            // No server has a range of no bytes.
+            Some(size) if have == size => size - 1,
+            Some(size) if have < size => have,
+            _ => 0,
+        };
+        let asked = self.ask(found, file, format!("bytes={start}-"));
+        let (mut answer, _) = match asked {
+            Ok(answer) => answer,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        self.state.beat()?;
+        let first = first_byte(&answer).unwrap_or(start);
+        // All of it is fine, whatever was asked for.
+        if first != start && first != 0 {
+            let why = format!("it sends the bytes from {first}, not from {start}");
+            return Ok(Err(Failure::Unexpected(why)));
+        }
+        let start = first;
+        out.set_len(start).map_err(disk)?;
+        out.seek(SeekFrom::Start(start)).map_err(disk)?;
+        self.state.part.store(start, Relaxed);
+        let mut body = answer.body_mut().as_reader();
+        let mut chunk = vec![0; 1 << 16];
+        // More than there should be is noticed, and not taken.
+        while file
+            .size
+            .is_none_or(|size| self.state.part.load(Relaxed) <= size)
+        {
+            let read = match body.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(e) if e.kind() == Io::Interrupted => continue,
+                Err(e) => return Ok(Err(Failure::Broken(e.to_string()))),
+            };
+            self.state.beat()?;
+            out.write_all(&chunk[..read]).map_err(disk)?;
+            self.state.part.fetch_add(read as u64, Relaxed);
+            self.state.received.fetch_add(read as u64, Relaxed);
+        }
+        // A connection that is shut down may look like the end.
+        self.state.check()?;
+        Ok(Ok(()))
+    }
+
+    /// A file of the commit, and its ETag.
+    fn ask(
+        &self,
+        found: &Found,
+        file: &File,
+        range: String,
+    ) -> Result<(Response<Body>, Option<String>), Failure> {
+        let (id, commit) = (self.repository.id(), &found.info.sha);
+        let path = format!("/{id}/resolve/{commit}/{}", escaped(&file.name));
+        // What everyone may read needs no token.
+        let (answer, linked) = self
+            .client
+            .get(&path, Some(range), !found.info.is_public())?;
+        match linked.commit {
+            Some(other) if other != *commit => Err(Failure::Unexpected(
+                "it is of another commit than was asked for".into(),
+            )),
+            _ => Ok((answer, linked.etag)),
+        }
+    }
+
+    /// Size and, of large files, sum. A file that fails is deleted, and so is the link to it.
+    fn verify(&self, file: &File, path: &Path, pointer: Option<&Path>) -> Result<()> {
+        let blob = path.canonicalize().unwrap_or_else(|_| path.into());
         let unread = |e| Error::file(&blob, e, "Check its permissions");
         let mut bytes = fs::File::open(&blob).map_err(unread)?;
         let size = bytes.metadata().map_err(unread)?.len();
@@ -491,7 +484,7 @@ impl Download {
         let Some(reason) = reason else {
             return Ok(());
         };
-        let _ = fs::remove_file(pointer);
+        let _ = pointer.map(fs::remove_file);
         let _ = fs::remove_file(&blob);
         Err(self.repository.error(
             ErrorKind::OpenRead,
@@ -501,87 +494,61 @@ impl Download {
         ))
     }
 
-    fn failed(&self, error: ApiError, file: &str) -> Error {
-        use ureq::Error as Http;
-        let repository = &self.repository;
-        let during = |e: &dyn std::fmt::Display| match file {
-            "" => repository.unreachable(e),
-            file => repository.unreachable(format!("{file}: {e}")),
+    fn not_written(&self, error: &io::Error) -> Error {
+        self.repository.not_written(error, self.state.transfer())
+    }
+
+    fn failed(&self, failure: Failure, file: &str) -> Error {
+        let during = |why: String| match file {
+            "" => self.repository.unreachable(why),
+            file => self.repository.unreachable(format!("{file}: {why}")),
         };
-        match error {
-            ApiError::IoError(e) if is_disk(&e) => {
-                repository.not_written(&e, self.state.transfer())
+        match failure {
+            Failure::Broken(why) | Failure::Unexpected(why) => during(why),
+            Failure::Refused(status, _)
+                if self.client.withholds_token() && status != StatusCode::NOT_FOUND =>
+            {
+                self.repository.kept_from_proxy(status.as_u16())
             }
-            ApiError::IoError(e) => during(&e),
-            ApiError::RequestError(e) => match *e {
-                Http::StatusCode(status) => repository.refused(status, "", file),
-                e => during(&e),
-            },
-            e => during(&e),
+            Failure::Refused(status, code) => self.repository.refused(status.as_u16(), &code, file),
         }
     }
+}
 
-    pub(super) fn panicked(&self, panic: &(dyn Any + Send)) -> Error {
-        if panic.is::<LetGo>() {
-            return Error::Cancelled;
-        }
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        self.repository.error(
-            ErrorKind::Failed,
-            format!("the download panicked: {}", text.unwrap_or("no message")),
-            "Download the model with `hf download` instead".into(),
-        )
+/// Where the bytes begin that an answer has, if it says so.
+fn first_byte(answer: &Response<Body>) -> Option<u64> {
+    if answer.status() != StatusCode::PARTIAL_CONTENT {
+        return Some(0);
     }
+    let range = answer.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    let (first, _) = range.trim_start_matches("bytes ").split_once('-')?;
+    first.parse().ok()
 }
 
-/// hf-hub has one kind of error for both ends of a copy.
-fn is_disk(error: &io::Error) -> bool {
-    error.raw_os_error().is_some()
-        && !matches!(
-            error.kind(),
-            Io::ConnectionReset
-                | Io::ConnectionAborted
-                | Io::ConnectionRefused
-                | Io::NotConnected
-                | Io::BrokenPipe
-                | Io::TimedOut
-                | Io::WouldBlock
-                | Io::HostUnreachable
-                | Io::NetworkUnreachable
-                | Io::NetworkDown
-        )
+fn create_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
-/// Whether the connection broke, rather than that somebody said no.
-fn is_broken(error: &ApiError) -> bool {
-    match error {
-        ApiError::IoError(e) => !is_disk(e),
-        ApiError::RequestError(e) => !matches!(**e, ureq::Error::StatusCode(_)),
-        _ => false,
-    }
-}
-
-/// hf-hub asks for the bytes behind the last it has, which must not be none, and takes no file that is too
-/// long.
-fn make_resumable(part: &Path, size: u64) -> io::Result<()> {
-    match fs::metadata(part) {
-        Ok(found) if found.len() == size && size > 0 => fs::OpenOptions::new()
-            .write(true)
-            .open(part)?
-            .set_len(size - 1),
-        Ok(found) if found.len() >= size => fs::remove_file(part),
+/// A file or a link, if there is one.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != Io::NotFound => Err(e),
         _ => Ok(()),
     }
 }
 
 /// As the cache has them: relative, so that it can be moved.
-fn link(blob: &Path, pointer: &Path) -> io::Result<()> {
+fn link(blob: &Path, pointer: &Path, name: &str) -> io::Result<()> {
     #[cfg(unix)]
     {
-        let name = blob.file_name().unwrap_or_default();
-        std::os::unix::fs::symlink(Path::new("../../blobs").join(name), pointer)
+        // Out of the file's folders, of the snapshot's and of `snapshots`.
+        let mut to: PathBuf = Path::new(name).components().skip(1).map(|_| "..").collect();
+        to.push("../../blobs");
+        std::os::unix::fs::symlink(to.join(blob.file_name().unwrap_or_default()), pointer)
     }
     #[cfg(not(unix))]
-    fs::copy(blob, pointer).map(|_| ())
+    {
+        let _ = name;
+        fs::copy(blob, pointer).map(|_| ())
+    }
 }

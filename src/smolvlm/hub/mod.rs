@@ -1,22 +1,23 @@
 //! Models of the Hugging Face hub: what of them is in its cache, and how the rest gets there.
 //!
-//! hf-hub speaks to the hub, resumes files and lays the cache out as transformers does. What it leaves to
-//! its callers is here: which files, whether they came whole, that only one of us brings a file at a time,
-//! and a way out. Its calls block without a limit, so they run on a thread that is let go of and never
-//! waited for; that thread ends itself at the next bytes, before it writes them.
+//! The cache is huggingface_hub's: `blobs`, links to them in `snapshots`, `refs`, what has come of a file in
+//! `.incomplete` and its lock in `.locks`, so that either goes on where the other was ended.
+//!
+//! Requests block, so they run on a thread of their own, whose connections are closed when it is cancelled. What
+//! can't be interrupted, to look up a name and to connect, is not waited for: that thread ends itself after it.
 
 use std::{
     env, fmt, fs,
     io::{self, ErrorKind as Io},
     ops::ControlFlow,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Component, Path, PathBuf},
-    sync::{Arc, atomic::Ordering::Relaxed, mpsc},
-    thread,
+    sync::{
+        Arc,
+        atomic::Ordering::Relaxed,
+        mpsc::{self, RecvTimeoutError},
+    },
     time::{Duration, Instant},
 };
-
-use hf_hub::Repo;
 
 use super::{
     Error, ErrorKind, Result, Source, Transfer, gguf,
@@ -25,8 +26,12 @@ use super::{
     },
 };
 
+mod client;
 mod download;
+mod listing;
 
+use crate::threads;
+use client::{Client, Failure};
 use download::{Download, State};
 
 const HUB: &str = "https://huggingface.co";
@@ -66,7 +71,7 @@ struct Environment {
     token: Option<Token>,
     offline: Option<&'static str>,
     /// A server that is silent for longer is given up.
-    patience: Duration,
+    timeout: Duration,
 }
 
 /// Not for logs.
@@ -109,7 +114,7 @@ impl Environment {
             let value = variable(name).unwrap_or_default().to_ascii_uppercase();
             ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
         };
-        let patience = variable("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|value| value.parse().ok());
+        let timeout = variable("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|value| value.parse().ok());
         Self {
             cache: std::path::absolute(&cache).unwrap_or(cache),
             endpoint: endpoint.trim_end_matches('/').into(),
@@ -119,8 +124,21 @@ impl Environment {
             offline: ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
                 .into_iter()
                 .find(is_set),
-            patience: Duration::from_secs(patience.unwrap_or(30).max(1)),
+            timeout: Duration::from_secs(timeout.unwrap_or(30).max(1)),
         }
+    }
+}
+
+impl Environment {
+    /// Without the name and password that may stand in it.
+    fn shown_endpoint(&self) -> String {
+        let endpoint = &self.endpoint;
+        let Some((scheme, rest)) = endpoint.split_once("://") else {
+            return endpoint.clone();
+        };
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        format!("{scheme}://{host}{path}")
     }
 }
 
@@ -153,8 +171,8 @@ impl Repository {
     }
 
     fn folder(&self) -> PathBuf {
-        let name = Repo::model(self.id.clone()).folder_name();
-        self.environment.cache.join(name)
+        let name = self.id.replace('/', "--");
+        self.environment.cache.join(format!("models--{name}"))
     }
 
     /// The snapshot in the cache, if it has all that is needed. Asks no network, not even whether a branch
@@ -208,42 +226,61 @@ impl Repository {
         &self,
         progress: &mut dyn FnMut(Transfer) -> ControlFlow<()>,
     ) -> Result<Source> {
+        let Environment { token, timeout, .. } = &self.environment;
+        let client = Client::new(&self.environment.endpoint, token.as_ref(), *timeout);
+        let client = client.map_err(|failure| match failure {
+            Failure::Broken(why) | Failure::Unexpected(why) => self.unreachable(why),
+            Failure::Refused(status, code) => self.refused(status.as_u16(), &code, ""),
+        })?;
+        let agent = client.agent();
         let state = Arc::new(State::default());
         let (sender, result) = mpsc::channel();
-        thread::Builder::new()
-            .name("vlmnarrate-hub".into())
-            .spawn({
-                let download = Download {
-                    repository: self.clone(),
-                    state: state.clone(),
-                };
-                move || {
-                    let result = catch_unwind(AssertUnwindSafe(|| download.run()));
-                    let result = result.unwrap_or_else(|panic| Err(download.panicked(&*panic)));
-                    // Nobody listens any more if we were let go.
-                    let _ = sender.send(result);
-                }
-            })
-            .map_err(|e| {
-                let remedy = "Free some memory or threads".into();
-                self.error(ErrorKind::Failed, format!("no thread: {e}"), remedy)
-            })?;
+        let download = Download {
+            repository: self.clone(),
+            state: state.clone(),
+            client,
+        };
+        threads::spawn("vlmnarrate-hub", move || {
+            // Nobody listens any more if it was cancelled.
+            let _ = sender.send(download.run());
+        })
+        .map_err(|e| {
+            let remedy = "Free some memory or threads".into();
+            self.error(ErrorKind::Failed, format!("no thread: {e}"), remedy)
+        })?;
+        let cancel = || {
+            state.cancel();
+            agent.clone().shutdown();
+            // Who is deep in the system doesn't keep the next download waiting.
+            let _ = result.recv_timeout(TICK);
+            state.unlock();
+        };
         let mut heard = (0, Instant::now());
         loop {
-            if let Ok(result) = result.recv_timeout(TICK) {
-                let _ = progress(state.transfer());
-                return result;
+            match result.recv_timeout(TICK) {
+                Ok(result) => {
+                    let _ = progress(state.transfer());
+                    return result;
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.error(
+                        ErrorKind::Failed,
+                        "the download panicked".into(),
+                        "Download the model with `hf download` instead".into(),
+                    ));
+                }
+                Err(RecvTimeoutError::Timeout) => (),
             }
             if progress(state.transfer()).is_break() {
-                state.let_go();
+                cancel();
                 return Err(Error::Cancelled);
             }
             let beats = state.beats.load(Relaxed);
             if beats != heard.0 {
                 heard = (beats, Instant::now());
-            } else if heard.1.elapsed() > self.environment.patience {
-                state.let_go();
-                let waited = self.environment.patience.as_secs();
+            } else if heard.1.elapsed() > *timeout {
+                cancel();
+                let waited = timeout.as_secs();
                 return Err(self.unreachable(format!("nothing came for {waited} s")));
             }
         }
@@ -266,15 +303,16 @@ impl Repository {
     fn unreachable(&self, why: impl std::fmt::Display) -> Error {
         let remedy = "Check the network, or HF_ENDPOINT if that is set, and start again: what has come is \
                       kept. A folder with the model needs no network";
-        let reason = format!("no download from {}: {why}", self.environment.endpoint);
+        let reason = format!(
+            "no download from {}: {why}",
+            self.environment.shown_endpoint()
+        );
         self.error(ErrorKind::OpenRead, reason, remedy.into())
     }
 
     /// What a status means; `file` is empty where the whole repository was asked for.
     fn refused(&self, status: u16, code: &str, file: &str) -> Error {
-        let Environment {
-            endpoint, token, ..
-        } = &self.environment;
+        let (endpoint, token) = (self.environment.shown_endpoint(), &self.environment.token);
         let id = &self.id;
         let what = match file {
             "" => String::new(),
@@ -312,6 +350,16 @@ impl Repository {
                 "Try again later; what has come is kept".into(),
             ),
         }
+    }
+
+    /// A proxy would read the token on its way to an endpoint without TLS.
+    fn kept_from_proxy(&self, status: u16) -> Error {
+        let endpoint = self.environment.shown_endpoint();
+        self.error(
+            ErrorKind::NotAuthorized,
+            format!("{endpoint} answers {status}: the token was kept from the proxy, which could read it"),
+            "Set HF_ENDPOINT to an address that begins with https://, or add its host to NO_PROXY".into(),
+        )
     }
 
     /// The cache can't be written.
