@@ -2,8 +2,11 @@
 
 use std::{
     cell::Cell,
+    convert::Infallible,
     io,
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 thread_local! {
@@ -41,6 +44,40 @@ pub(crate) fn spawn<T: Send + 'static>(
         mark_own();
         work()
     })
+}
+
+/// A thread that can be waited for with a limit, which [`JoinHandle`] has none of.
+pub(crate) struct Joinable {
+    thread: JoinHandle<()>,
+    /// Nothing comes: the other end goes with the thread.
+    ended: Receiver<Infallible>,
+}
+
+impl Joinable {
+    /// As [`spawn`].
+    pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let (running, ended) = mpsc::channel();
+        let thread = spawn(name, move || {
+            let _running = running;
+            work();
+        })?;
+        Ok(Self { thread, ended })
+    }
+
+    /// Waits until the thread has ended; gives itself back if it has not. A thread doesn't wait for itself.
+    pub(crate) fn join(self, timeout: Duration) -> Result<(), Self> {
+        if self.thread.thread().id() == thread::current().id() {
+            return Err(self);
+        }
+        match self.ended.recv_timeout(timeout) {
+            Err(RecvTimeoutError::Timeout) => Err(self),
+            // A panic has been told of by its hook.
+            _ => {
+                let _ = self.thread.join();
+                Ok(())
+            }
+        }
+    }
 }
 
 /// rayon's threads. Dropped, it waits until they have ended.
@@ -94,10 +131,7 @@ impl Drop for Pool {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::atomic::{AtomicUsize, Ordering},
-        time::Duration,
-    };
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -132,5 +166,19 @@ mod tests {
         assert_eq!(ALIVE.load(Ordering::SeqCst), 3);
         drop(pool);
         assert_eq!(ALIVE.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn a_wait_for_a_thread_ends_with_it_or_with_patience() {
+        let (go, may_go) = mpsc::channel::<()>();
+        let thread = Joinable::spawn("test", move || {
+            let _ = may_go.recv();
+        });
+        let thread = thread.unwrap();
+        let Err(thread) = thread.join(Duration::from_millis(10)) else {
+            panic!("it has not ended");
+        };
+        drop(go);
+        assert!(thread.join(Duration::from_secs(60)).is_ok());
     }
 }

@@ -3,13 +3,19 @@
 mod common;
 
 use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use common::{Fake, Log, Pipeline, engine::wait_for, narrator};
 use gst::{ProgressType, prelude::*};
-use gstvlmnarrate::narrator::{DType, Error, ErrorKind, Found};
+use gstvlmnarrate::narrator::{
+    Checkpoint, DType, DownloadWatch, EngineLoader, Error, ErrorKind, Found, ModelSettings, Remote,
+};
 
 fn types(progress: &[(ProgressType, String)]) -> Vec<ProgressType> {
     progress.iter().map(|(type_, _)| *type_).collect()
@@ -206,11 +212,11 @@ fn a_panic_while_loading_is_an_error_too() {
     element.set_state(gst::State::Null).unwrap();
 }
 
-/// The worker can't be interrupted at all here; nobody waits for it.
+/// The worker can't be interrupted at all here: it is waited for, but not to the end.
 #[test]
 fn null_is_quick_however_deep_the_engine_is_in_thought() {
     for live in [false, true] {
-        let fake = Fake::slow(Duration::from_secs(3));
+        let fake = Fake::slow(Duration::from_secs(5));
         fake.plan().deaf = true;
         let pipeline = Pipeline::new(
             &format!(
@@ -221,15 +227,179 @@ fn null_is_quick_however_deep_the_engine_is_in_thought() {
         );
         pipeline.play();
         fake.wait_asked(1);
-        let start = Instant::now();
         pipeline.pipeline.set_state(gst::State::Null).unwrap();
-        let took = start.elapsed();
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        assert_eq!(fake.engines(), 1, "NULL waited to the end");
+        // The next model waits, even where one between them was let go before it was loaded, and the state
+        // change doesn't.
+        for _ in 0..2 {
+            pipeline.pipeline.set_state(gst::State::Null).unwrap();
+            pipeline.pipeline.set_state(gst::State::Ready).unwrap();
+        }
+        let loaded = |heard: &common::Heard| {
+            let mut progress = heard.progress.iter();
+            progress.any(|(type_, _)| *type_ == ProgressType::Complete)
+        };
+        pipeline.log.wait(loaded);
+        assert_eq!(fake.most_engines(), 1, "two models at once");
         // The model goes when the worker lets go of it, and so may the element before.
         drop(pipeline);
-        assert_eq!(fake.engines(), 1);
         wait_for(|| fake.engines() == 0);
     }
+}
+
+/// An engine that takes its time to go, and a live pipeline that has one.
+fn leaving() -> (Fake, Pipeline) {
+    let fake = Fake::new();
+    fake.plan().leaving = Duration::from_millis(200);
+    let pipeline = Pipeline::new(
+        "videotestsrc is-live=true ! video/x-raw,framerate=30/1
+         ! vlmnarrate name=n interval=0 partial-captions=true ! fakesink async=false",
+        &fake,
+    );
+    (fake, pipeline)
+}
+
+#[test]
+fn null_has_no_model_any_more_whatever_it_was_doing() {
+    let hour = Duration::from_secs(3600);
+    for phase in ["loading", "idle", "vision", "decoding"] {
+        let (fake, pipeline) = leaving();
+        match phase {
+            // Which looks ten times at whether to go on.
+            "loading" => fake.plan().loading = Duration::from_secs(5),
+            "idle" => (),
+            "vision" => fake.plan().caption = hour,
+            _ => fake.plan().word = Duration::from_millis(50),
+        }
+        fake.plan().say = Some("word ".repeat(1000));
+        pipeline.narrator.set_property("max-tokens", 1000u32);
+        match phase {
+            "loading" => {
+                pipeline.play();
+                let is_percent = |(type_, _): &(ProgressType, _)| *type_ == ProgressType::Continue;
+                pipeline
+                    .log
+                    .wait(|heard| heard.progress.iter().any(is_percent));
+            }
+            "idle" => {
+                pipeline.reach(gst::State::Ready);
+                wait_for(|| fake.engines() == 1);
+            }
+            "vision" => {
+                pipeline.play();
+                fake.wait_asked(1);
+            }
+            _ => {
+                pipeline.play();
+                pipeline.log.wait(|heard| heard.partials.len() > 2);
+            }
+        }
+        pipeline.pipeline.set_state(gst::State::Null).unwrap();
+        assert_eq!(fake.engines(), 0, "{phase}");
+        assert_eq!(fake.cancelled(), usize::from(phase != "idle"), "{phase}");
+        // Nor has an element that goes without NULL, or another model.
+        let narrator = narrator(&fake);
+        fake.plan().loading = Duration::ZERO;
+        narrator.set_state(gst::State::Ready).unwrap();
+        wait_for(|| fake.engines() == 1);
+        narrator.set_property("model", "another");
+        narrator.set_state(gst::State::Paused).unwrap();
+        wait_for(|| fake.loads().len() == 3 && fake.engines() == 1);
+        narrator.set_state(gst::State::Null).unwrap();
+        assert_eq!((fake.engines(), fake.most_engines()), (0, 1), "{phase}");
+    }
+}
+
+/// A model that is on its way for as long as anyone wants it.
+struct OnItsWay(Arc<AtomicBool>);
+
+impl EngineLoader for OnItsWay {
+    fn open(&self, _: &ModelSettings) -> Result<Found, Error> {
+        Ok(Found::Remote(Arc::new(Self(self.0.clone()))))
+    }
+}
+
+impl Remote for OnItsWay {
+    fn name(&self) -> &str {
+        "far"
+    }
+
+    fn download(&self, watch: &mut DownloadWatch<'_>) -> Result<Arc<dyn Checkpoint>, Error> {
+        while watch(Default::default()).is_continue() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        thread::sleep(Duration::from_millis(200));
+        self.0.store(true, SeqCst);
+        Err(Error::cancelled())
+    }
+}
+
+#[test]
+fn null_has_no_download_any_more() {
+    let has_ended = Arc::new(AtomicBool::new(false));
+    let element = narrator(&Fake::new());
+    element.set_engine_loader(OnItsWay(has_ended.clone()));
+    let log = Log::of(&element);
+    element.set_state(gst::State::Ready).unwrap();
+    log.wait(|heard| !heard.downloads.is_empty());
+    element.set_state(gst::State::Null).unwrap();
+    assert!(has_ended.load(SeqCst));
+}
+
+/// Whoever waits for the worker there would wait for himself.
+#[test]
+fn null_in_a_callback_of_the_worker_does_not_wait() {
+    for partial in [false, true] {
+        let (fake, pipeline) = leaving();
+        pipeline.narrator.set_property("partial-captions", partial);
+        let engines = Arc::new(AtomicUsize::new(usize::MAX));
+        let bus = pipeline.pipeline.bus().unwrap();
+        let (weak, seen, watched) = (pipeline.pipeline.downgrade(), engines.clone(), fake.clone());
+        bus.set_sync_handler(move |_, message| {
+            let is_caption = message
+                .structure()
+                .is_some_and(|s| s.name() == "vlmnarrate");
+            if is_caption && seen.load(SeqCst) == usize::MAX {
+                let pipeline = weak.upgrade().unwrap();
+                pipeline.set_state(gst::State::Null).unwrap();
+                // And up again, to another model.
+                pipeline.set_state(gst::State::Ready).unwrap();
+                seen.store(watched.engines(), SeqCst);
+            }
+            gst::BusSyncReply::Drop
+        });
+        pipeline.play();
+        wait_for(|| engines.load(SeqCst) != usize::MAX);
+        assert_eq!(engines.load(SeqCst), 1, "whose callback it is");
+        wait_for(|| fake.loads().len() == 2 && fake.engines() == 1);
+        assert_eq!(fake.most_engines(), 1);
+        bus.unset_sync_handler();
+    }
+}
+
+/// A callback may wait for what whoever goes to NULL holds.
+#[test]
+fn null_does_not_wait_for_a_callback_that_waits_for_it() {
+    let (fake, pipeline) = leaving();
+    let held = Arc::new(Mutex::new(()));
+    let waits = Arc::new(AtomicBool::new(false));
+    let guard = held.lock().unwrap();
+    let (wanted, says) = (held.clone(), waits.clone());
+    let here = thread::current().id();
+    pipeline
+        .narrator
+        .connect_notify(Some("caption"), move |_, _| {
+            if thread::current().id() != here {
+                says.store(true, SeqCst);
+                drop(wanted.lock());
+            }
+        });
+    pipeline.play();
+    wait_for(|| waits.load(SeqCst));
+    pipeline.pipeline.set_state(gst::State::Null).unwrap();
+    assert_eq!(fake.engines(), 1);
+    drop(guard);
+    wait_for(|| fake.engines() == 0);
 }
 
 #[test]

@@ -168,12 +168,14 @@ impl<J> Mailbox<J> {
         self.lock().flushing = false;
     }
 
-    /// [Stops](Self::stop) for good. From here on the worker isn't heard any more.
-    pub fn close(&self) {
+    /// [Stops](Self::stop) for good. From here on the worker isn't heard any more. Says whether no word is
+    /// under way any more.
+    pub fn close(&self) -> bool {
         self.begin_epoch(|slots| {
             slots.stopped = true;
             slots.closed = true;
         });
+        self.lock().speaker.is_none()
     }
 
     /// Empties the slots, disowns the job under way and wakes all who wait.
@@ -474,9 +476,9 @@ mod tests {
         let mailbox = &started();
         let speech = mailbox.speak();
         assert!(speech.is_some());
-        mailbox.close();
+        assert!(!mailbox.close());
         let start = Instant::now();
-        thread::scope(|scope| scope.spawn(|| mailbox.close()).join().unwrap());
+        thread::scope(|scope| assert!(!scope.spawn(|| mailbox.close()).join().unwrap()));
         assert!(start.elapsed() >= Duration::from_millis(100));
 
         let mailbox = &started();
@@ -484,7 +486,7 @@ mod tests {
         thread::scope(|scope| {
             let speech = mailbox.speak();
             let close = scope.spawn(move || {
-                mailbox.close();
+                assert!(mailbox.close());
                 is_closed.store(true, Ordering::SeqCst);
             });
             while !mailbox.is_closed() {

@@ -21,8 +21,13 @@ use super::{
 };
 use crate::{
     caption::{Caption, Cost, FrameStamp},
-    threads,
+    threads::{self, Joinable},
 };
+
+/// How long [`Narrator::close`] waits for a worker that is deep in a layer or a tensor.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a load waits for a worker that was not waited for, or not long enough.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What to say about a frame.
 #[derive(Clone, Debug)]
@@ -109,8 +114,8 @@ pub trait Events: Send + Sync {
 
 /// The element's end of a worker.
 ///
-/// To let go of it doesn't wait for the model: the thread finds out at the next layer or token, frees
-/// it and ends. It waits, briefly, for what the worker is just saying.
+/// Closed or dropped, it waits until the worker has found out (at the next layer, token, tensor or piece of a
+/// download), has freed the model and has ended; at most [`TIMEOUT`], and not in a callback of the worker.
 pub struct Narrator(Arc<Shared>);
 
 struct Shared {
@@ -123,6 +128,7 @@ struct Shared {
     phase: Mutex<Phase>,
     /// Set before it is told, so that whoever hears of it finds it so.
     failed: AtomicBool,
+    thread: Mutex<Option<Joinable>>,
     /// Memory of pictures that were described.
     spare: Mutex<Vec<Vec<u8>>>,
 }
@@ -140,8 +146,14 @@ enum Phase {
 impl Narrator {
     /// Starts a thread that downloads the model if need be, loads it and then waits for jobs.
     ///
-    /// On Linux its threads have this `nice` value, 0 to 19, and so do those that the engine starts.
-    pub fn spawn(found: Found, nice: u8, events: Box<dyn Events>) -> io::Result<Self> {
+    /// On Linux its threads have this `nice` value, 0 to 19, and so do those that the engine starts. The model
+    /// is not loaded beside that of a predecessor which has yet to end.
+    pub fn spawn(
+        found: Found,
+        nice: u8,
+        predecessor: Option<Joinable>,
+        events: Box<dyn Events>,
+    ) -> io::Result<Self> {
         let (phase, checkpoint) = match &found {
             Found::Here(checkpoint) => (Phase::Loading, checkpoint.clone().into()),
             Found::Remote(_) => (Phase::Downloading, OnceLock::new()),
@@ -153,6 +165,7 @@ impl Narrator {
             info: OnceLock::new(),
             phase: Mutex::new(phase),
             failed: AtomicBool::new(false),
+            thread: Mutex::default(),
             spare: Mutex::default(),
         });
         // Before the thread runs, so that nothing it says can come first.
@@ -160,17 +173,18 @@ impl Narrator {
             Phase::Downloading => shared.events.download(Download::Started),
             _ => shared.events.load(Load::Started),
         }
-        let thread = threads::spawn("vlmnarrate", {
+        let thread = Joinable::spawn("vlmnarrate", {
             let shared = shared.clone();
             move || {
                 give_way(nice);
-                shared.run(found)
+                shared.run(found, predecessor)
             }
         });
-        thread.inspect_err(|error| {
+        let thread = thread.inspect_err(|error| {
             let error = Error::new(ErrorKind::Failed, format!("no thread: {error}"));
             shared.end(Some(&error));
         })?;
+        *shared.thread.lock().unwrap() = Some(thread);
         Ok(Self(shared))
     }
 
@@ -217,10 +231,16 @@ impl Narrator {
         self.0.mailbox.cancel()
     }
 
-    /// Cancels everything, download and load too, for good.
-    pub fn close(&self) {
-        self.0.mailbox.close();
+    /// Cancels everything, download and load too, for good. Returns the worker if it has yet to end.
+    pub fn close(&self) -> Option<Joinable> {
+        let is_silent = self.0.mailbox.close();
         self.0.end(None);
+        let thread = self.0.thread.lock().unwrap().take()?;
+        // A callback that has not returned may wait for whoever closes.
+        match is_silent {
+            true => thread.join(TIMEOUT).err(),
+            false => Some(thread),
+        }
     }
 
     pub fn check(&self) -> Result<(), Refused> {
@@ -272,14 +292,18 @@ impl Drop for Narrator {
 }
 
 impl Shared {
-    fn run(&self, found: Found) {
+    fn run(&self, found: Found, predecessor: Option<Joinable>) {
         // The engine lives and dies in here: one that panics in its destructor is caught too.
         let result = catch_unwind(AssertUnwindSafe(|| {
             let checkpoint = match found {
-                Found::Here(checkpoint) => checkpoint,
-                Found::Remote(remote) => self.download(remote)?,
+                Found::Here(checkpoint) => Ok(checkpoint),
+                Found::Remote(remote) => self.download(remote),
             };
-            let (mut engine, info) = self.load(checkpoint)?;
+            // Closed or not: whoever closes waits for it through us. Two models at once are better than none.
+            if let Some(predecessor) = predecessor {
+                let _ = predecessor.join(PREDECESSOR_TIMEOUT);
+            }
+            let (mut engine, info) = self.load(checkpoint?)?;
             while let Some((epoch, job)) = self.mailbox.take() {
                 self.narrate(engine.as_mut(), info, epoch, job)?;
             }
@@ -313,7 +337,7 @@ impl Shared {
     /// The same of a caption, which must be heard in its own epoch.
     fn say_in(&self, epoch: Epoch, word: impl FnOnce(&dyn Events)) {
         if let Some(_speech) = self.mailbox.speak_in(epoch) {
-            word(self.events.as_ref());
+            threads::lend(|| word(self.events.as_ref()));
         }
     }
 
@@ -356,6 +380,9 @@ impl Shared {
         &self,
         checkpoint: Arc<dyn Checkpoint>,
     ) -> Result<(Box<dyn Engine>, &EngineInfo), Error> {
+        if self.mailbox.is_closed() {
+            return Err(Error::cancelled());
+        }
         let mut throttle = Throttle::default();
         let engine = checkpoint.load(&mut |done, total| {
             if self.mailbox.is_closed() {

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     narrator::{EngineLoader, SmolVlmLoader},
     properties::{NotUtf8, Property, utf8},
+    threads::Joinable,
 };
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -38,6 +39,8 @@ pub struct VlmNarrate {
     pub(super) loader: Mutex<Loader>,
     /// From READY up.
     pub(super) loaded: Mutex<Option<Arc<Loaded>>>,
+    /// A worker that had not ended when it was let go.
+    pub(super) leaving: Mutex<Option<Joinable>>,
     pub(super) shown: Mutex<Shown>,
     pub(super) requests: Requests,
     pub(super) stats: Stats,

@@ -124,11 +124,12 @@ impl VlmNarrate {
             model: name.to_owned(),
         };
         panics::go_to_the_log();
-        let narrator =
-            Narrator::spawn(found, settings.nice, Box::new(bridge)).map_err(|error| {
-                let message = format!("no thread for the model: {error}");
-                Error::new(ErrorKind::Failed, message)
-            })?;
+        let predecessor = self.leaving.lock().unwrap().take();
+        let narrator = Narrator::spawn(found, settings.nice, predecessor, Box::new(bridge));
+        let narrator = narrator.map_err(|error| {
+            let message = format!("no thread for the model: {error}");
+            Error::new(ErrorKind::Failed, message)
+        })?;
         Ok(Loaded {
             narrator,
             settings,
@@ -150,11 +151,13 @@ impl VlmNarrate {
         self.load()
     }
 
-    /// Doesn't wait for a busy worker, which finds out by itself.
+    /// Waits for a busy worker, but not for long: what is left of it is waited for before the next model is
+    /// loaded.
     pub(super) fn unload(&self) {
         let loaded = self.loaded.lock().unwrap().take();
         if let Some(loaded) = loaded {
-            loaded.narrator.close();
+            let leaving = loaded.narrator.close();
+            *self.leaving.lock().unwrap() = leaving;
         }
     }
 

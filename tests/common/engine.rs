@@ -36,6 +36,8 @@ pub struct Plan {
     pub dead: Option<usize>,
     /// Number of the caption that panics.
     pub panic: Option<usize>,
+    /// Time that an engine needs to go.
+    pub leaving: Duration,
     /// What it says; by default something that tells pictures apart.
     pub say: Option<String>,
 }
@@ -64,6 +66,8 @@ struct Shared {
     loads: Mutex<Vec<ModelSettings>>,
     /// Engines that live.
     engines: AtomicUsize,
+    /// As many as ever lived at once.
+    most_engines: AtomicUsize,
     cancelled: AtomicUsize,
 }
 
@@ -84,11 +88,13 @@ impl Fake {
                 broken: false,
                 dead: None,
                 panic: None,
+                leaving: Duration::ZERO,
                 say: None,
             }),
             asked: Mutex::default(),
             loads: Mutex::default(),
             engines: AtomicUsize::new(0),
+            most_engines: AtomicUsize::new(0),
             cancelled: AtomicUsize::new(0),
         }))
     }
@@ -114,6 +120,10 @@ impl Fake {
 
     pub fn engines(&self) -> usize {
         self.0.engines.load(Ordering::SeqCst)
+    }
+
+    pub fn most_engines(&self) -> usize {
+        self.0.most_engines.load(Ordering::SeqCst)
     }
 
     /// Loads and captions that were.
@@ -184,7 +194,8 @@ impl Checkpoint for Fake {
         match plan.load {
             Some(error) => Err(error),
             None => {
-                self.0.engines.fetch_add(1, Ordering::SeqCst);
+                let engines = self.0.engines.fetch_add(1, Ordering::SeqCst) + 1;
+                self.0.most_engines.fetch_max(engines, Ordering::SeqCst);
                 Ok(Box::new(FakeEngine(self.clone())))
             }
         }
@@ -195,6 +206,8 @@ struct FakeEngine(Fake);
 
 impl Drop for FakeEngine {
     fn drop(&mut self) {
+        let leaving = self.0.plan().leaving;
+        thread::sleep(leaving);
         self.0.0.engines.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -97,6 +97,9 @@ fn a_wait_ends_when_it_is_flushed() {
     fn stop(mailbox: &Mailbox<u32>) {
         mailbox.stop();
     }
+    fn close(mailbox: &Mailbox<u32>) {
+        mailbox.close();
+    }
     fn flush(mailbox: &Mailbox<u32>) {
         mailbox.flush_start();
         mailbox.flush_stop();
@@ -116,7 +119,7 @@ fn a_wait_ends_when_it_is_flushed() {
     }
     model(anything, |mailbox| check(mailbox, stop));
     model(anything, |mailbox| check(mailbox, flush));
-    model(anything, |mailbox| check(mailbox, Mailbox::close));
+    model(anything, |mailbox| check(mailbox, close));
 }
 
 #[test]
