@@ -380,9 +380,6 @@ impl Shared {
         &self,
         checkpoint: Arc<dyn Checkpoint>,
     ) -> Result<(Box<dyn Engine>, &EngineInfo), Error> {
-        if self.mailbox.is_closed() {
-            return Err(Error::cancelled());
-        }
         let mut throttle = Throttle::default();
         let engine = checkpoint.load(&mut |done, total| {
             if self.mailbox.is_closed() {
