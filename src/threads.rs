@@ -19,7 +19,7 @@ pub(crate) fn is_own() -> bool {
 }
 
 /// Marks the calling thread, which somebody else started for this library.
-fn mark_own() {
+pub(crate) fn mark_own() {
     let _ = OWN.try_with(|own| own.set(true));
 }
 

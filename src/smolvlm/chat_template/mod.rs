@@ -22,6 +22,7 @@ use super::{
     Content, Error, Message, Result, Role,
     prompt::{IMAGE, question},
 };
+use crate::threads;
 
 /// Instructions that a template may take: a published one takes a few hundred, and about 15 a frame of a clip.
 const FUEL: u64 = 50_000;
@@ -133,11 +134,11 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Message]) -> Result<String> {
         let has_system = messages.iter().any(|m| m.role == Role::System);
         let rendered = thread::scope(|scope| {
-            // Told from the threads of the host by its name.
             let thread = thread::Builder::new()
                 .name("vlmnarrate-cpu-template".into())
                 .stack_size(STACK);
             let render = || {
+                threads::mark_own();
                 let result = self.render_here(messages);
                 result.map_err(|e| self.error(format!("fails: {}", reason(&e)), has_system))
             };
