@@ -64,7 +64,7 @@ impl Client {
         timeout: Duration,
     ) -> Result<Self, Failure> {
         let endpoint = Uri::try_from(endpoint).ok();
-        let endpoint = endpoint.filter(|uri| is_web(uri)).ok_or_else(|| {
+        let endpoint = endpoint.filter(is_web).ok_or_else(|| {
             Failure::Unexpected("that is no address that begins with https:// or http://".into())
         })?;
         let token = token.map(header).transpose()?;
