@@ -497,35 +497,55 @@ fn players_take_it_for_a_filter() {
     common::init();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("video.mkv").display().to_string();
-    let play = |pipeline: &gst::Element| {
+    // Whether the pipeline reached the end of its stream within the time.
+    let ends = |pipeline: &gst::Element, within: gst::ClockTime| {
         let bus = pipeline.bus().unwrap();
         pipeline.set_state(gst::State::Playing).unwrap();
         let wanted = [gst::MessageType::Eos, gst::MessageType::Error];
-        let end = bus.timed_pop_filtered(common::PATIENCE, &wanted).unwrap();
-        assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
+        let end = bus.timed_pop_filtered(within, &wanted);
         pipeline.set_state(gst::State::Null).unwrap();
+        end.is_some_and(|end| {
+            assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
+            true
+        })
     };
     let make = format!(
         "videotestsrc num-buffers=20 ! video/x-raw,framerate=10/1 ! jpegenc ! matroskamux
          ! filesink location={file}"
     );
-    play(&gst::parse::launch(&make).unwrap());
+    assert!(ends(&gst::parse::launch(&make).unwrap(), common::PATIENCE));
+    // playbin3 of GStreamer 1.22 sometimes (1 in 100 on a busy machine, with identity for a filter
+    // too) never starts: nothing reaches the filter. Only then is it asked again; once anything
+    // has arrived, the film has to end.
+    let plays = |player: &str, filter: &str| {
+        let fake = Fake::new();
+        let player = gst::parse::launch(&format!(
+            "{player} uri=file://{file} video-sink=fakesink audio-sink=fakesink
+             video-filter={filter}"
+        ));
+        let player = player.unwrap();
+        let element = player.property::<gst::Element>("video-filter");
+        let arrived = common::spy(&element.static_pad("sink").unwrap());
+        let narrator = match element.downcast::<VlmNarrateOverlay>() {
+            Ok(bin) => bin.narrator().clone(),
+            Err(element) => element.downcast().unwrap(),
+        };
+        narrator.set_engine_loader(fake.clone());
+        let ended = ends(&player, common::PATIENCE / 3);
+        let arrived = arrived.lock().unwrap();
+        assert!(ended || arrived.is_empty(), "{filter}: {arrived:?}");
+        if ended {
+            assert_eq!(fake.asked().len(), 2, "{filter}");
+        }
+        ended
+    };
     for player in ["playbin", "playbin3"] {
         for filter in ["vlmnarrateoverlay", "vlmnarrate"] {
-            let fake = Fake::new();
-            let player = gst::parse::launch(&format!(
-                "{player} uri=file://{file} video-sink=fakesink audio-sink=fakesink
-                 video-filter={filter}"
-            ));
-            let player = player.unwrap();
-            let element = player.property::<gst::Element>("video-filter");
-            let narrator = match element.downcast::<VlmNarrateOverlay>() {
-                Ok(bin) => bin.narrator().clone(),
-                Err(element) => element.downcast().unwrap(),
-            };
-            narrator.set_engine_loader(fake.clone());
-            play(&player);
-            assert_eq!(fake.asked().len(), 2, "{filter}");
+            let often = if player == "playbin3" { 5 } else { 1 };
+            assert!(
+                (0..often).any(|_| plays(player, filter)),
+                "{player}, {filter}"
+            );
         }
     }
 }
