@@ -1,6 +1,7 @@
 //! Weights in blocks of 32 with a common scale, packed sixteen rows beside each other.
 
 use bytemuck::{Pod, Zeroable};
+use memmap2::MmapMut;
 
 use super::lanes::{LANES, Lanes, PAIR, QUAD};
 
@@ -274,10 +275,45 @@ impl Block for Block16 {
     }
 }
 
+/// Where blocks lie. A model's are mapped: when it goes its memory goes back to the system, whatever else
+/// the process holds. An allocator keeps what lies below a piece that is still in use.
+#[derive(Debug)]
+enum Blocks<B> {
+    Heap(Vec<B>),
+    Mapped(MmapMut),
+}
+
+impl<B: Pod> Blocks<B> {
+    /// Smaller ones, such as those of a picture's keys, come and go.
+    const LEAST_MAPPED: usize = 256 << 10;
+
+    fn zeroed(len: usize) -> Self {
+        let bytes = len * size_of::<B>();
+        match (bytes >= Self::LEAST_MAPPED).then(|| MmapMut::map_anon(bytes)) {
+            Some(Ok(pages)) => Self::Mapped(pages),
+            _ => Self::Heap(vec![B::zeroed(); len]),
+        }
+    }
+
+    fn all(&self) -> &[B] {
+        match self {
+            Self::Heap(blocks) => blocks,
+            Self::Mapped(pages) => bytemuck::cast_slice(pages),
+        }
+    }
+
+    fn all_mut(&mut self) -> &mut [B] {
+        match self {
+            Self::Heap(blocks) => blocks,
+            Self::Mapped(pages) => bytemuck::cast_slice_mut(pages),
+        }
+    }
+}
+
 /// Rows of weights, sixteen at a time, block by block.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Packed<B> {
-    blocks: Vec<B>,
+    blocks: Blocks<B>,
     rows: usize,
     /// Of a row.
     length: usize,
@@ -289,7 +325,7 @@ impl<B: Pod> Packed<B> {
         assert!(length.is_multiple_of(BLOCK) && length > 0);
         let blocks = rows.div_ceil(LANES) * (length / BLOCK);
         Self {
-            blocks: vec![B::zeroed(); blocks],
+            blocks: Blocks::zeroed(blocks),
             rows,
             length,
         }
@@ -335,11 +371,48 @@ impl<B: Pod> Packed<B> {
     /// The blocks of sixteen rows, from the first value to the last.
     pub(super) fn panel(&self, panel: usize) -> &[B] {
         let blocks = self.length / BLOCK;
-        &self.blocks[panel * blocks..][..blocks]
+        &self.blocks.all()[panel * blocks..][..blocks]
     }
 
     pub(crate) fn panel_mut(&mut self, panel: usize) -> &mut [B] {
         let blocks = self.length / BLOCK;
-        &mut self.blocks[panel * blocks..][..blocks]
+        &mut self.blocks.all_mut()[panel * blocks..][..blocks]
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Bytes in memory that are this process's own.
+    fn resident() -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon:"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1));
+        kib.unwrap().parse::<usize>().unwrap() << 10
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs /proc")]
+    fn what_a_model_took_goes_back_to_the_system() {
+        // glibc takes what comes and goes for a habit, and from then on such pieces from its heap.
+        drop(std::hint::black_box(vec![1u8; 30 << 20]));
+        let before = resident();
+        let mut weights = Vec::new();
+        let mut between = Vec::new();
+        for _ in 0..64 {
+            let mut packed = Packed::<Block8>::new(1024, 1024);
+            for panel in 0..packed.panels() {
+                packed.panel_mut(panel).fill(Zeroable::zeroed());
+            }
+            weights.push(packed);
+            between.push(std::hint::black_box(vec![1u8; 1000]));
+        }
+        // Other tests may run beside this one.
+        let held = resident().saturating_sub(before);
+        assert!(held > 48 << 20, "{held}");
+        drop(weights);
+        let left = resident().saturating_sub(before);
+        assert!(left < held / 2, "{left} of {held}");
     }
 }
