@@ -1,22 +1,19 @@
-//! From a request to a caption: prefill, greedy or sampled decoding, stop, clean text.
+//! From a request to a caption: pictures, prompt, prefill, clean text.
 
-use std::{
-    ops::ControlFlow,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
-use candle_transformers::utils::apply_repeat_penalty;
 
 use super::{
     Content, Error, Model, Observer, Picture, Processed, Processor, Prompt, Result, Sampling,
     Session, Span,
-    choices::{Choices, Walk},
+    choices::Choices,
+    decoding::{Decoded, before_stop},
     device::pooled,
     memory::{Work, has_room},
     network::{Network, Tensors},
     question,
-    session::{Ahead, Last, Question},
+    session::{Last, Question},
     video,
 };
 
@@ -300,29 +297,6 @@ impl Model {
         Ok((decoded, features))
     }
 
-    /// Chooses tokens by the logits, which have come to the CPU.
-    pub(super) fn continue_from(
-        &self,
-        session: &mut Session,
-        asked: &Asked<'_>,
-        logits: Tensor,
-        is_same: bool,
-        observer: &mut Observer<'_>,
-    ) -> Result<Decoded> {
-        let Asked {
-            request, prompt, ..
-        } = *asked;
-        match asked.choices.walk() {
-            Some(walk) => self.choose(session, walk, logits, request, observer),
-            None => {
-                let last = asked.last.filter(|_| self.network.is_exact());
-                let guess = last.map_or(&[][..], |last| &last.ids);
-                let ahead = Ahead::new(guess, is_same);
-                self.decode(session, prompt, logits, request, ahead, observer)
-            }
-        }
-    }
-
     /// `tokens` of a prompt and `room` more, if the model has so many positions.
     pub(super) fn capacity(&self, tokens: usize, room: usize) -> Result<usize> {
         let limit = self.config.text_config.max_position_embeddings;
@@ -411,159 +385,6 @@ impl Model {
         let mut logits = self.network.run(&mut session.cache, &[token], observer)?;
         Ok(logits.remove(0))
     }
-
-    /// Logits that choose the token behind `ids`, the caption so far, of at most `most`. The prompt has
-    /// `start` tokens.
-    fn look_ahead(
-        &self,
-        session: &mut Session,
-        start: usize,
-        ids: &[u32],
-        most: usize,
-        ahead: &mut Ahead<'_>,
-        observer: &mut Observer<'_>,
-    ) -> Result<Tensor> {
-        if let Some(logits) = ahead.behind(ids) {
-            return Ok(logits);
-        }
-        let seen = ids.len() - 1;
-        // Whatever was guessed is in the way.
-        session.cache.truncate(start + seen);
-        if !ahead.run.is_empty() {
-            let came_true = ahead.logits.len() > 1 && ahead.run == ids[..seen];
-            ahead.pace = match came_true {
-                true => Ahead::MOST.min(2 * ahead.pace),
-                false => Ahead::PACE,
-            };
-        }
-        let guess = match ahead.guess.get(seen) {
-            Some(token) if *token == ids[seen] => &ahead.guess[seen + 1..],
-            _ => &[],
-        };
-        let guess = &guess[..guess.len().min(ahead.pace).min(most - ids.len())];
-        ahead.run = [ids, guess].concat();
-        let tokens = &ahead.run[seen..];
-        ahead.logits = self.network.run(&mut session.cache, tokens, observer)?;
-        Ok(ahead.logits[0].clone())
-    }
-
-    /// One of the choices; asks the model only where there is something to choose.
-    fn choose(
-        &self,
-        session: &mut Session,
-        mut walk: Walk<'_>,
-        logits: Tensor,
-        request: &Request<'_>,
-        observer: &mut Observer<'_>,
-    ) -> Result<Decoded> {
-        let mut processor = request.sampling.processor();
-        let mut ids: Vec<u32> = Vec::new();
-        // Tokens that the model has seen, and what it made of the last.
-        let (mut seen, mut logits) = (0, Some(logits));
-        while !walk.is_done() {
-            if let Some(token) = walk.only() {
-                walk.take_only(token);
-                ids.push(token);
-            } else {
-                for token in &ids[seen..] {
-                    logits = Some(self.step(session, *token, observer)?);
-                }
-                seen = ids.len();
-                let Some(logits) = &logits else { break };
-                let mut scores = scores(logits)?;
-                walk.restrict(&mut scores, &self.stop);
-                let restricted = Tensor::new(scores.as_slice(), logits.device())?;
-                let token = processor.sample(&restricted)?;
-                walk.take(token, &scores, &self.stop);
-                if self.stop.contains(&token) {
-                    break;
-                }
-                ids.push(token);
-            }
-            self.report(&ids, &[], observer)?;
-        }
-        Ok(Decoded {
-            ids,
-            stopped: true,
-            probability: walk.probability(),
-        })
-    }
-
-    /// Tokens until a stop token or string, or until `max_tokens` of them.
-    fn decode(
-        &self,
-        session: &mut Session,
-        prompt: &Prompt,
-        mut logits: Tensor,
-        request: &Request<'_>,
-        mut ahead: Ahead<'_>,
-        observer: &mut Observer<'_>,
-    ) -> Result<Decoded> {
-        let decoded = |ids, stopped| Decoded {
-            ids,
-            stopped,
-            probability: 1.0,
-        };
-        let penalty = request.sampling.repetition_penalty;
-        let mut processor = request.sampling.processor();
-        let mut ids = Vec::with_capacity(request.max_tokens);
-        // As in the reference, the penalty counts the prompt's tokens too.
-        let mut context = prompt.ids.clone();
-        loop {
-            if penalty != 1.0 {
-                logits = apply_repeat_penalty(&logits, penalty, &context)?;
-            }
-            let Sampling {
-                min_p, temperature, ..
-            } = request.sampling;
-            if min_p > 0.0 && temperature > 0.0 {
-                let mut scores = scores(&logits)?;
-                request.sampling.restrict(&mut scores);
-                logits = Tensor::new(scores.as_slice(), logits.device())?;
-            }
-            let token = processor.sample(&logits)?;
-            if self.stop.contains(&token) {
-                return Ok(decoded(ids, true));
-            }
-            ids.push(token);
-            context.push(token);
-            if self.report(&ids, request.stop_strings, observer)? {
-                return Ok(decoded(ids, true));
-            }
-            if ids.len() >= request.max_tokens {
-                return Ok(decoded(ids, false));
-            }
-            let (start, most) = (prompt.ids.len(), request.max_tokens);
-            logits = self.look_ahead(session, start, &ids, most, &mut ahead, observer)?;
-        }
-    }
-
-    /// Shows the text so far, unless its last character is still missing bytes. Says whether one of
-    /// the strings that end it has come.
-    pub(super) fn report(
-        &self,
-        ids: &[u32],
-        stop_strings: &[String],
-        observer: &mut Observer<'_>,
-    ) -> Result<bool> {
-        let text = self.prompter.decode(ids)?;
-        if text.ends_with(char::REPLACEMENT_CHARACTER) {
-            return Ok(false);
-        }
-        let before = before_stop(&text, stop_strings);
-        match observer(Event::Text(before.unwrap_or(&text).trim_start())) {
-            ControlFlow::Continue(()) => Ok(before.is_some()),
-            ControlFlow::Break(()) => Err(Error::Cancelled),
-        }
-    }
-}
-
-/// What was generated, and how it ended.
-pub(super) struct Decoded {
-    pub(super) ids: Vec<u32>,
-    /// Not by `max_tokens`.
-    pub(super) stopped: bool,
-    pub(super) probability: f64,
 }
 
 /// A request as the model takes it.
@@ -597,23 +418,10 @@ pub(super) fn check_features(features: &Tensor, len: usize) -> Result<()> {
     }
 }
 
-/// Logits as numbers.
-fn scores(logits: &Tensor) -> Result<Vec<f32>> {
-    Ok(logits
-        .to_dtype(candle_core::DType::F32)?
-        .flatten_all()?
-        .to_vec1()?)
-}
-
-/// What stands before the first of these strings, if one is there.
-fn before_stop<'t>(text: &'t str, stop_strings: &[String]) -> Option<&'t str> {
-    let ends = stop_strings.iter().filter(|stop| !stop.is_empty());
-    let end = ends.filter_map(|stop| text.find(stop.as_str())).min()?;
-    Some(&text[..end])
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
     use super::{super::Quantization, *};
 
     fn demo(quantization: Quantization) -> Model {
@@ -728,12 +536,5 @@ mod tests {
         model.prompter = super::super::Prompter::new(String::new(), tokenizer).unwrap();
         let error = refused(&model, &[], false);
         assert!(error.contains("after tokenization"), "{error}");
-    }
-
-    #[test]
-    fn the_first_stop_string_counts() {
-        let stop = ["b", "", "ab"].map(str::to_owned);
-        assert_eq!(before_stop("xaby", &stop), Some("x"));
-        assert_eq!(before_stop("xay", &stop), None);
     }
 }

@@ -43,6 +43,7 @@ mod config;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 mod decoder;
+mod decoding;
 mod device;
 mod error;
 mod fingerprint;

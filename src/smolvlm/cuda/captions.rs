@@ -7,7 +7,8 @@ use candle_core::{Device, Tensor};
 use super::{Ask, Network, Seat, Shown};
 use crate::smolvlm::{
     Model, Observer, Picture, Prompt, Result, Session,
-    generate::{Asked, Decoded, Timings, check_features},
+    decoding::Decoded,
+    generate::{Asked, Timings, check_features},
     layer_done,
     network::Cache,
 };
