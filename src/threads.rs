@@ -46,6 +46,19 @@ pub(crate) fn spawn<T: Send + 'static>(
     })
 }
 
+/// Who decodes, draws or plays goes before who describes.
+#[cfg_attr(target_os = "linux", expect(unsafe_code, reason = "setpriority"))]
+pub(crate) fn give_way(nice: u8) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: takes no pointer. 0 is the calling thread, whose children inherit it.
+    unsafe {
+        // Refused, the thread runs as others do: a wish, not a need.
+        let _ = libc::setpriority(libc::PRIO_PROCESS, 0, nice.into());
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = nice;
+}
+
 /// A thread that can be waited for with a limit, which [`JoinHandle`] has none of.
 pub(crate) struct Joinable {
     thread: JoinHandle<()>,

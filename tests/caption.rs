@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Fake, Pipeline, harness, init, ms};
+use common::{Fake, Pipeline, engine::PER_WORD, harness, init, ms};
 use gst::{ClockTime, prelude::*};
 use gstvlmnarrate::{
     Caption,
@@ -234,7 +234,7 @@ fn message_and_meta_say_the_same() {
     assert_eq!(first.device_name, "a device");
     assert_eq!(first.device_memory, 1 << 40);
     assert_eq!(first.sequence, 0);
-    assert_eq!(first.tokens, 3);
+    assert_eq!(first.tokens, 3 * PER_WORD as u32);
     assert!(first.truncated && !first.partial);
     assert!(first.arrival_time.is_some());
     assert!(first.cost.vision >= Duration::from_millis(20));
@@ -348,6 +348,8 @@ fn partial_captions_grow_into_the_whole() {
     let sequences: Vec<_> = heard.partials.iter().map(|c| c.sequence).collect();
     assert_eq!(sequences, [0, 0, 0, 1, 1, 1]);
     assert!(heard.partials.iter().all(|c| c.partial));
+    let tokens: Vec<_> = heard.partials.iter().map(|c| c.tokens as usize).collect();
+    assert_eq!(tokens, [1, 2, 3, 1, 2, 3].map(|words| words * PER_WORD));
     assert_eq!(heard.texts(), ["one two three"; 2]);
     assert!(heard.captions.iter().all(|c| !c.partial));
 }

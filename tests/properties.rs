@@ -199,7 +199,7 @@ fn stats_count_and_measure() {
         (20_000, 30_000)
     );
     let rate = stats.get::<f64>("tokens-per-second").unwrap();
-    assert!((rate - 3.0 / 30e-6).abs() < 1.0, "{rate}");
+    assert!((rate - 6.0 / 30e-6).abs() < 1.0, "{rate}");
     // From the start each time.
     fake.plan().fail = None;
     pipeline.run_to_eos();

@@ -176,7 +176,7 @@ impl Narrator {
         let thread = Joinable::spawn("vlmnarrate", {
             let shared = shared.clone();
             move || {
-                give_way(nice);
+                threads::give_way(nice);
                 shared.run(found, predecessor)
             }
         });
@@ -442,30 +442,28 @@ impl Shared {
             stop_strings: &job.question.stop_strings,
             choices: &job.question.choices,
         };
-        let mut tokens = 0;
         let result = engine.describe(&request, &mut |event| {
             if self.mailbox.epoch() != epoch {
                 return ControlFlow::Break(());
             }
-            if let Event::Text(text) = event {
-                tokens += 1;
-                if job.question.partial {
-                    let description = Description {
-                        text: text.to_owned(),
-                        tokens,
-                        truncated: false,
-                        // Nobody knows yet which it will be.
-                        probability: 1.0,
-                        timings: Default::default(),
-                    };
-                    self.say_in(epoch, |events| {
-                        events.partial(Narrated {
-                            caption: caption(&job, info, description, true),
-                            epoch,
-                            queue,
-                        })
-                    });
-                }
+            if let Event::Text { text, tokens } = event
+                && job.question.partial
+            {
+                let description = Description {
+                    text: text.to_owned(),
+                    tokens,
+                    truncated: false,
+                    // Nobody knows yet which it will be.
+                    probability: 1.0,
+                    timings: Default::default(),
+                };
+                self.say_in(epoch, |events| {
+                    events.partial(Narrated {
+                        caption: caption(&job, info, description, true),
+                        epoch,
+                        queue,
+                    })
+                });
             }
             ControlFlow::Continue(())
         });
@@ -559,19 +557,6 @@ impl Throttle {
         self.0 = Some((percent, Instant::now()));
         Some(percent)
     }
-}
-
-/// Who decodes, draws or plays goes before who describes.
-#[cfg_attr(target_os = "linux", expect(unsafe_code, reason = "setpriority"))]
-fn give_way(nice: u8) {
-    #[cfg(target_os = "linux")]
-    // SAFETY: takes no pointer. 0 is the calling thread, whose children inherit it.
-    unsafe {
-        // Refused, the thread runs as others do: a wish, not a need.
-        let _ = libc::setpriority(libc::PRIO_PROCESS, 0, nice.into());
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = nice;
 }
 
 /// Lets a download's progress through once a second if the percentage is new, else every ten, with

@@ -41,6 +41,8 @@ impl Checkpoint {
         let (name, revision) = source.identity();
         if let Source::Gguf { text, projector } = source {
             let parts = gguf::Parts::open(text, projector)?;
+            check_eos(&parts.eos, &parts.config)
+                .map_err(|reason| Error::file(text, reason, "Download it again"))?;
             return Ok(Self {
                 name,
                 revision,
@@ -68,7 +70,7 @@ impl Checkpoint {
             fingerprint: Fingerprint::new(source, &weights),
             chat_template,
             vocabulary: None,
-            eos: eos(source)?,
+            eos: eos(source, &config)?,
             source: source.clone(),
             config,
             preprocessor,
@@ -141,6 +143,7 @@ impl Checkpoint {
     }
 }
 
+const GENERATION_CONFIG: &str = "generation_config.json";
 const SAME_CHECKPOINT: &str = "Are all files from the same checkpoint?";
 
 /// In a file of its own as published, inside `processor_config.json` as transformers 5 saves it.
@@ -162,15 +165,29 @@ fn preprocessor(source: &Source, config: &Config) -> Result<PreprocessorConfig> 
 }
 
 /// `eos_token_id` is a number or a list of them.
-fn eos(source: &Source) -> Result<Vec<u32>> {
-    let json = source.json("generation_config.json")?;
+fn eos(source: &Source, config: &Config) -> Result<Vec<u32>> {
+    let json = source.json(GENERATION_CONFIG)?;
     let ids = match json.as_ref().and_then(|j| j.get("eos_token_id")) {
         Some(Value::Array(ids)) => ids.iter().collect(),
+        None | Some(Value::Null) => vec![],
         Some(id) => vec![id],
-        None => vec![],
     };
-    Ok(ids
-        .into_iter()
-        .filter_map(|id| id.as_u64()?.try_into().ok())
-        .collect())
+    let number = |id: &Value| id.as_u64()?.try_into().ok();
+    let ids = ids.into_iter().map(|id| {
+        number(id).ok_or_else(|| format!("has the `eos_token_id` {id}, which is no token's number"))
+    });
+    ids.collect::<Result<Vec<_>, _>>()
+        .and_then(|ids| check_eos(&ids, config).map(|()| ids))
+        .map_err(|reason| Error::file(&source.path(GENERATION_CONFIG), reason, SAME_CHECKPOINT))
+}
+
+/// A token that the model doesn't have would never end a caption.
+fn check_eos(ids: &[u32], config: &Config) -> Result<(), String> {
+    let vocabulary = config.text_config.vocab_size;
+    match ids.iter().find(|id| **id as usize >= vocabulary) {
+        None => Ok(()),
+        Some(id) => Err(format!(
+            "has the `eos_token_id` {id}, and the model's `vocab_size` is {vocabulary}"
+        )),
+    }
 }

@@ -240,7 +240,7 @@ impl Config {
     /// Tokens that one square picture of `side` pixels takes in the prompt.
     pub fn tokens_per_picture(&self, side: usize) -> usize {
         let folded = self.patches_per_side(side).div_ceil(self.scale_factor);
-        folded * folded
+        folded.saturating_mul(folded)
     }
 }
 

@@ -109,18 +109,32 @@ impl Decoder {
             layer_done(observer)?;
         }
         cache.advance(n);
+        let broken = match x.device().is_cpu() {
+            true => packed::first_broken(&x)?,
+            false => None,
+        };
         // Those before are never read; of one position the head is as large as a quarter of the rest.
         let states = x.narrow(0, n - last, last)?.contiguous()?;
-        match &self.head {
+        let logits = match &self.head {
             Head::Tensors(norm, lm_head) => {
                 let logits = lm_head.forward(&norm.forward(&states)?)?;
-                Ok(logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)
+                logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?
             }
             Head::Packed(head) => {
                 let states = states.flatten_all()?.to_vec1()?;
                 let logits = head.forward(&states, &mut workspace);
                 let shape = (last, logits.len() / last);
-                Ok(Tensor::from_vec(logits, shape, &Device::Cpu)?)
+                Tensor::from_vec(logits, shape, &Device::Cpu)?
+            }
+        };
+        match broken {
+            None => Ok(logits),
+            // As floats have it: whoever looks back at what is no number is none either.
+            Some(row) => {
+                let finite = row.saturating_sub(n - last);
+                let none =
+                    Tensor::full(f32::NAN, (last - finite, logits.dim(1)?), logits.device())?;
+                Ok(Tensor::cat(&[&logits.narrow(0, 0, finite)?, &none], 0)?)
             }
         }
     }

@@ -2,11 +2,11 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::Tensor;
+use candle_core::{CpuStorage, Storage, Tensor};
 use candle_transformers::utils::apply_repeat_penalty;
 
 use super::{
-    Error, Event, Model, Observer, Prompt, Request, Result, Sampling, Session, choices::Walk,
+    Error, Event, Model, Observer, Prompt, Request, Result, Session, choices::Walk,
     generate::Asked, session::Ahead,
 };
 
@@ -101,7 +101,10 @@ impl Model {
                 seen = ids.len();
                 let Some(logits) = &logits else { break };
                 let mut scores = scores(logits)?;
+                check_scores(&scores)?;
                 walk.restrict(&mut scores, &self.stop);
+                // Of those that are left too.
+                check_scores(&scores)?;
                 let restricted = Tensor::new(scores.as_slice(), logits.device())?;
                 let token = processor.sample(&restricted)?;
                 walk.take(token, &scores, &self.stop);
@@ -140,13 +143,11 @@ impl Model {
         // As in the reference, the penalty counts the prompt's tokens too.
         let mut context = prompt.ids.clone();
         loop {
+            check_logits(&logits)?;
             if penalty != 1.0 {
                 logits = apply_repeat_penalty(&logits, penalty, &context)?;
             }
-            let Sampling {
-                min_p, temperature, ..
-            } = request.sampling;
-            if min_p > 0.0 && temperature > 0.0 {
+            if request.sampling.restricts() {
                 let mut scores = scores(&logits)?;
                 request.sampling.restrict(&mut scores);
                 logits = Tensor::new(scores.as_slice(), logits.device())?;
@@ -181,10 +182,40 @@ impl Model {
             return Ok(false);
         }
         let before = before_stop(&text, stop_strings);
-        match observer(Event::Text(before.unwrap_or(&text).trim_start())) {
+        let event = Event::Text {
+            text: before.unwrap_or(&text).trim_start(),
+            tokens: ids.len(),
+        };
+        match observer(event) {
             ControlFlow::Continue(()) => Ok(before.is_some()),
             ControlFlow::Break(()) => Err(Error::Cancelled),
         }
+    }
+}
+
+/// That one token can be the likeliest.
+fn check_scores(scores: &[f32]) -> Result<()> {
+    // Without a way out in the middle the compiler takes many at a time.
+    let all = scores
+        .iter()
+        .fold(true, |all, y| all & (*y < f32::INFINITY));
+    let any = scores
+        .iter()
+        .fold(false, |any, y| any | (*y > f32::NEG_INFINITY));
+    match all && any {
+        true => Ok(()),
+        false => Err(Error::NotFinite),
+    }
+}
+
+/// As [`check_scores`], without a copy where they are numbers on the CPU.
+fn check_logits(logits: &Tensor) -> Result<()> {
+    let (storage, layout) = logits.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(scores)), Some((start, end))) => {
+            check_scores(&scores[start..end])
+        }
+        _ => check_scores(&scores(logits)?),
     }
 }
 

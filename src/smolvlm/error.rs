@@ -45,6 +45,15 @@ pub enum Error {
         pictures: usize,
         tokens: usize,
     },
+    #[error("picture: {0}")]
+    Picture(String),
+    #[error("session: {0}")]
+    Session(String),
+    #[error(
+        "the model's scores are not finite: with dtype=f16 its values may be too large, take dtype=bf16 or \
+         dtype=f32; with those its weights are broken, download it again"
+    )]
+    NotFinite,
     /// The GPU can't go on, and won't for the next caption either.
     #[error("device: {0}")]
     Device(String),
@@ -84,7 +93,12 @@ impl Error {
             Self::Device(_) => ErrorKind::Device,
             Self::Hub { kind, .. } => *kind,
             Self::Cancelled => ErrorKind::Cancelled,
-            Self::Prompt(_) | Self::Memory { .. } | Self::Inference(_) => ErrorKind::Failed,
+            Self::Prompt(_)
+            | Self::Memory { .. }
+            | Self::Picture(_)
+            | Self::Session(_)
+            | Self::NotFinite
+            | Self::Inference(_) => ErrorKind::Failed,
         }
     }
 

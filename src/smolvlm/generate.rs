@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use super::{
     Content, Error, Model, Observer, Picture, Processed, Processor, Prompt, Result, Sampling,
-    Session, Span,
+    Session, Span, check_token,
     choices::Choices,
     decoding::{Decoded, before_stop},
     device::pooled,
@@ -51,8 +51,9 @@ pub struct Clip {
 pub enum Event<'a> {
     /// A layer of the encoder or decoder is done.
     Layer,
-    /// The caption as far as it has got, never cut inside a character.
-    Text(&'a str),
+    /// The caption as far as it has got, never cut inside a character, and its tokens: more than one may have come
+    /// since the last time.
+    Text { text: &'a str, tokens: usize },
 }
 
 /// A finished caption.
@@ -101,6 +102,8 @@ impl Model {
         request: &Request<'_>,
         observer: &mut Observer<'_>,
     ) -> Result<Description> {
+        session.check(self.id)?;
+        request.sampling.check()?;
         match &self.network {
             Network::Tensors(_) => self
                 .pool
@@ -125,6 +128,15 @@ impl Model {
             tiled,
             room,
         } = self.pose(session, request)?;
+        if room == 0 {
+            return Ok(Description {
+                text: String::new(),
+                tokens: 0,
+                truncated: true,
+                probability: 1.0,
+                timings,
+            });
+        }
         let squares: Vec<&Picture> = match &tiled {
             Some(tiled) => tiled.iter().flat_map(|p| &p.pictures).collect(),
             None => request.pictures.to_vec(),
@@ -191,6 +203,12 @@ impl Model {
 
     /// The request as tokens, and its pictures as squares.
     fn pose(&self, session: &mut Session, request: &Request<'_>) -> Result<Posed> {
+        for picture in request.pictures {
+            match request.splitting {
+                true => picture.check()?,
+                false => self.check_picture(picture)?,
+            }
+        }
         let choices = self.choices(request.choices)?;
         let places = match request.clip {
             Some(clip) => {
@@ -228,13 +246,14 @@ impl Model {
             spans: spans.collect(),
         };
         let prompt = session.prompt(&self.prompter, question)?;
+        prompt.check(self.config.text_config.vocab_size)?;
         self.has_room(&Work {
             squares: squares.clone().sum(),
             tiles: squares.max().unwrap_or(0),
             side: pictures.clone().map(side).max().unwrap_or(0) as usize,
             tokens: prompt.ids.len(),
             capacity: self.capacity(prompt.ids.len(), room)?,
-            packed: matches!(&self.network, Network::Tensors(t) if t.vision.is_packed() && t.decoder.is_exact()),
+            packed: self.is_packed(),
         })?;
         let tiled = processor.map(|processor| pictures.map(|p| processor.split(p)).collect());
         Ok(Posed {
@@ -309,6 +328,32 @@ impl Model {
         }
     }
 
+    /// That each picture's features fit the place that the prompt has for them.
+    fn check_features(&self, prompt: &Prompt, features: &[Tensor]) -> Result<()> {
+        let (places, width) = (&prompt.images, self.config.text_config.hidden_size);
+        if features.len() != places.len() {
+            return Err(Error::Picture(format!(
+                "features of {} pictures for {} places in the prompt",
+                features.len(),
+                places.len()
+            )));
+        }
+        for (features, (_, len)) in features.iter().zip(places) {
+            if features.dims() != [*len, width] {
+                return Err(Error::Picture(format!(
+                    "features of shape {:?} in a place of {len} tokens, which takes [{len}, {width}]",
+                    features.dims()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether kernels of our own do all of it.
+    fn is_packed(&self) -> bool {
+        matches!(&self.network, Network::Tensors(t) if t.vision.is_packed() && t.decoder.is_exact())
+    }
+
     fn has_room(&self, work: &Work) -> Result<()> {
         let bytes = match &self.network {
             Network::Tensors(tensors) if tensors.device.is_cpu() => {
@@ -329,6 +374,9 @@ impl Model {
 
     /// Runs the prompt, pictures' features in their places, through an emptied cache with room for `room`
     /// tokens more, and returns the logits that choose the first of them.
+    ///
+    /// Refuses a session of another model, tokens that the model doesn't have, features that don't fit their places,
+    /// and a picture at the very end, behind which there is nothing to answer.
     pub fn prefill(
         &self,
         session: &mut Session,
@@ -337,6 +385,17 @@ impl Model {
         room: usize,
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
+        session.check(self.id)?;
+        prompt.check(self.config.text_config.vocab_size)?;
+        self.check_features(prompt, features)?;
+        self.has_room(&Work {
+            squares: 0,
+            tiles: 0,
+            side: 0,
+            tokens: prompt.ids.len(),
+            capacity: self.capacity(prompt.ids.len(), room)?,
+            packed: self.is_packed(),
+        })?;
         session.last = None;
         match &self.network {
             Network::Tensors(tensors) => {
@@ -362,7 +421,7 @@ impl Model {
         let cache = session.cache.tensors();
         let embeds = decoder.embed(&prompt.ids)?;
         for (&(start, len), features) in prompt.images.iter().zip(features) {
-            check_features(features, len)?;
+            debug_assert_eq!(features.dim(0)?, len);
             embeds.slice_set(&features.contiguous()?, 0, start)?;
         }
         // The last is run in any case, for what follows it.
@@ -375,13 +434,16 @@ impl Model {
         Ok(logits.squeeze(0)?)
     }
 
-    /// Runs one more token and returns the logits that choose the next.
+    /// Runs one more token, for which [`prefill`](Self::prefill) has left room, and returns the logits that choose the
+    /// next.
     pub fn step(
         &self,
         session: &mut Session,
         token: u32,
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
+        session.check(self.id)?;
+        check_token(token, self.config.text_config.vocab_size)?;
         let mut logits = self.network.run(&mut session.cache, &[token], observer)?;
         Ok(logits.remove(0))
     }
@@ -406,16 +468,6 @@ pub(super) struct Asked<'a> {
     pub(super) squares: &'a [&'a Picture],
     pub(super) room: usize,
     pub(super) last: Option<&'a Last>,
-}
-
-/// Whether a picture's features fit the place that the prompt has for them.
-pub(super) fn check_features(features: &Tensor, len: usize) -> Result<()> {
-    match features.dim(0)? {
-        rows if rows == len => Ok(()),
-        rows => Err(Error::Prompt(format!(
-            "a picture of {rows} features in a place of {len} tokens"
-        ))),
-    }
 }
 
 #[cfg(test)]
@@ -482,7 +534,7 @@ mod tests {
             let mut said = [Vec::new(), Vec::new()];
             let describe = |session: &mut Session, said: &mut Vec<String>| {
                 let observer = &mut |event: Event<'_>| {
-                    if let Event::Text(text) = event {
+                    if let Event::Text { text, .. } = event {
                         said.push(text.to_owned());
                     }
                     ControlFlow::Continue(())

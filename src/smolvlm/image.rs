@@ -5,7 +5,7 @@
 //! or to tiles of it, each time with Pillow's Lanczos filter on 8-bit RGB; [`Processor`] does exactly
 //! that, for parity and for detail.
 
-use super::PreprocessorConfig;
+use super::{Error, PreprocessorConfig, Result};
 
 /// An RGB picture, 8 bits a channel, rows packed.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,19 +31,42 @@ impl Clone for Picture {
 }
 
 impl Picture {
+    /// That it is one, whoever filled in its fields.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.is_whole() {
+            true => Ok(()),
+            false => Err(Error::Picture(format!(
+                "{} bytes are no picture of {} × {} pixels in RGB",
+                self.rgb.len(),
+                self.width,
+                self.height
+            ))),
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        let pixels = (self.width as usize).checked_mul(self.height as usize);
+        let bytes = pixels.and_then(|pixels| pixels.checked_mul(3));
+        bytes.is_some_and(|bytes| bytes > 0 && bytes == self.rgb.len())
+    }
+
     /// `None` if `rgb` is not `width × height × 3` bytes or a side is zero.
     pub fn new(width: u32, height: u32, rgb: Vec<u8>) -> Option<Self> {
-        let bytes = (width as usize)
-            .checked_mul(height as usize)?
-            .checked_mul(3)?;
-        (bytes > 0 && bytes == rgb.len()).then_some(Self { width, height, rgb })
+        let picture = Self { width, height, rgb };
+        picture.is_whole().then_some(picture)
     }
 
     /// Pillow's `Image.resize((width, height), Image.LANCZOS)`, to the bit.
     ///
     /// `fast_image_resize` comes close: of a 1280×720 zone plate at 512×512, 18 % of its values are off by a
     /// level or two.
+    ///
+    /// What is no picture, its bytes being others than its sides say, becomes a black one.
     pub fn resize(&self, width: u32, height: u32) -> Self {
+        if !self.is_whole() || width == 0 || height == 0 {
+            let rgb = vec![0; width as usize * height as usize * 3];
+            return Self { width, height, rgb };
+        }
         let wide = if width == self.width {
             self.clone()
         } else {
@@ -222,7 +245,7 @@ pub struct Processed {
 pub struct Processor {
     /// Long edge of the first resize.
     pub longest_edge: u32,
-    /// Side of the encoder's square.
+    /// Side of the encoder's square, at least 1.
     pub side: u32,
 }
 

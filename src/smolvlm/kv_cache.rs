@@ -22,6 +22,8 @@ pub(super) struct KvCache {
     kv_heads: usize,
     head_dim: usize,
     capacity: usize,
+    /// Of them, what the caption at hand has asked for: what a session can do doesn't depend on what it did.
+    limit: usize,
     len: usize,
 }
 
@@ -33,6 +35,7 @@ impl KvCache {
             kv_heads,
             head_dim,
             capacity: 0,
+            limit: 0,
             len: 0,
         }
     }
@@ -40,6 +43,11 @@ impl KvCache {
     /// Number of tokens held.
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Number of tokens that there is room for beside those held.
+    pub(super) fn room(&self) -> usize {
+        self.limit - self.len
     }
 
     /// Forgets every token but the first `len`.
@@ -50,10 +58,12 @@ impl KvCache {
     /// Makes room for `capacity` tokens in all; what was held is forgotten if buffers must be made.
     pub(super) fn reserve(&mut self, capacity: usize, dtype: DType, device: &Device) -> Result<()> {
         if self.capacity >= capacity {
+            self.limit = capacity;
+            self.len = self.len.min(capacity);
             return Ok(());
         }
         self.layers.clear();
-        (self.capacity, self.len) = (0, 0);
+        (self.capacity, self.limit, self.len) = (0, 0, 0);
         let shape = (self.kv_heads, capacity, self.head_dim);
         for packed in &self.packed {
             self.layers.push(match packed {
@@ -64,7 +74,7 @@ impl KvCache {
                 ),
             });
         }
-        self.capacity = capacity;
+        (self.capacity, self.limit) = (capacity, capacity);
         Ok(())
     }
 

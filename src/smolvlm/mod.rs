@@ -68,7 +68,10 @@ mod tokenizer;
 mod vision;
 mod weights;
 
-use std::sync::Mutex;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicU64, Ordering},
+};
 
 #[cfg(feature = "cuda")]
 use candle_core::Device;
@@ -96,6 +99,7 @@ use device::Chosen;
 use kv_cache::KvCache;
 use linear::Matrices;
 use network::{Network, Tensors};
+use prompt::check_token;
 use weights::{LoadProgress, Loader};
 
 use crate::threads::Pool;
@@ -211,6 +215,8 @@ impl LoadOptions {
 /// A loaded model. Immutable: callers that share it bring a [`Session`] each.
 #[derive(Debug)]
 pub struct Model {
+    /// Tells its sessions from those of others.
+    id: u64,
     name: String,
     revision: String,
     config: Config,
@@ -257,6 +263,9 @@ impl Model {
                 format!("`<image>` is {found}, config.json says {expected}"),
             ));
         }
+        prompter
+            .check_vocabulary(config.text_config.vocab_size)
+            .map_err(|reason| checkpoint.file_error(source::TOKENIZER, reason))?;
         let stop: Vec<u32> = prompter
             .token_id(prompt::END_OF_UTTERANCE)
             .into_iter()
@@ -304,7 +313,9 @@ impl Model {
             property: "threads",
             reason: format!("{e}; lower it"),
         })?;
+        static LOADED: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
+            id: LOADED.fetch_add(1, Ordering::Relaxed),
             name: checkpoint.name().to_owned(),
             revision: checkpoint.revision().to_owned(),
             preprocessor: checkpoint.preprocessor.clone(),
@@ -332,7 +343,7 @@ impl Model {
 
     /// A fresh session, empty but for its shape.
     pub fn session(&self) -> Session {
-        Session::new(self.network.cache())
+        Session::new(self.id, self.network.cache())
     }
 
     pub fn config(&self) -> &Config {
@@ -358,6 +369,7 @@ impl Model {
 
     /// What stands in a square picture's place among the decoder's embeddings: `[tokens, text hidden size]`.
     pub fn features(&self, picture: &Picture, observer: &mut Observer<'_>) -> Result<Tensor> {
+        self.check_picture(picture)?;
         match &self.network {
             Network::Tensors(tensors) => tensors.vision.forward(&self.pixels(picture)?, observer),
             #[cfg(feature = "cuda")]
@@ -368,6 +380,7 @@ impl Model {
     /// States after the embedding, after each layer of the encoder and after its last norm, as far as its engine
     /// has them in memory: what parity tests hold against the reference stage by stage.
     pub fn vision_states(&self, picture: &Picture) -> Result<Vec<Tensor>> {
+        self.check_picture(picture)?;
         match &self.network {
             Network::Tensors(tensors) => tensors.vision.hidden_states(&self.pixels(picture)?),
             #[cfg(feature = "cuda")]
@@ -375,8 +388,25 @@ impl Model {
         }
     }
 
+    /// That the encoder can run on this picture as it is.
+    fn check_picture(&self, picture: &Picture) -> Result<()> {
+        picture.check()?;
+        let (width, height) = (picture.width, picture.height);
+        let least = self.config.vision_config.patch_size;
+        if width == height
+            && width as usize >= least
+            && self.config.check_side(width as usize).is_ok()
+        {
+            return Ok(());
+        }
+        Err(Error::Picture(format!(
+            "{width} × {height} pixels; the encoder takes squares, of at least {least} and of no more than it can attend to"
+        )))
+    }
+
     /// Normalised pixel values, `[3, height, width]`, in the type and on the device of the tensors.
     pub fn pixels(&self, picture: &Picture) -> Result<Tensor> {
+        picture.check()?;
         let shape = (3, picture.height as usize, picture.width as usize);
         let planes = picture.normalise(&self.preprocessor);
         match &self.network {

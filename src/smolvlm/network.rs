@@ -78,6 +78,15 @@ impl Cache {
         }
     }
 
+    /// Number of tokens that there is room for beside those held.
+    fn room(&self) -> usize {
+        match self {
+            Self::Tensors(cache) => cache.room(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(seat) => seat.room(),
+        }
+    }
+
     /// Forgets every token but the first `len`.
     pub(super) fn truncate(&mut self, len: usize) {
         match self {
@@ -106,13 +115,20 @@ impl Network {
         }
     }
 
-    /// Runs tokens behind those in the cache, which has room for them, and returns the logits behind each.
+    /// Runs tokens of the vocabulary behind those in the cache and returns the logits behind each.
     pub(super) fn run(
         &self,
         cache: &mut Cache,
         tokens: &[u32],
         observer: &mut Observer<'_>,
     ) -> Result<Vec<Tensor>> {
+        let room = cache.room();
+        if tokens.len() > room {
+            return Err(Error::Session(format!(
+                "{} tokens are more than the {room} that there is room for; prefill with more room",
+                tokens.len()
+            )));
+        }
         match (self, cache) {
             (Self::Tensors(tensors), Cache::Tensors(cache)) => {
                 let embeds = tensors.decoder.embed(tokens)?;

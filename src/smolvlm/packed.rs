@@ -4,7 +4,8 @@
 use std::cell::Cell;
 
 use candle_core::{
-    CpuStorage, Device, Error as CandleError, InplaceOp1, Layout, Result as CandleResult, Tensor,
+    CpuStorage, DType, Device, Error as CandleError, InplaceOp1, Layout, Result as CandleResult,
+    Storage, Tensor,
     quantized::{GgmlDType, QMatMul, QTensor},
 };
 use candle_nn::{LayerNorm, RmsNorm};
@@ -61,8 +62,34 @@ pub(super) fn in_place(x: Tensor, change: impl FnOnce(&mut [f32])) -> CandleResu
     Ok(x)
 }
 
+/// The first row of `[rows, length]` in which a value is not finite. Rounded it would be a number like any other, and
+/// what is made of it a caption like any other.
+pub(super) fn first_broken(x: &Tensor) -> CandleResult<Option<usize>> {
+    let (_, length) = x.dims2()?;
+    let broken = |x: &[f32]| {
+        let is_finite = |row: &[f32]| row.iter().fold(true, |all, x| all & x.is_finite());
+        x.chunks_exact(length).position(|row| !is_finite(row))
+    };
+    let (storage, layout) = x.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(x)), Some((start, end))) => Ok(broken(&x[start..end])),
+        _ => Ok(broken(&numbers(&x.to_dtype(DType::F32)?)?)),
+    }
+}
+
 fn numbers(tensor: &Tensor) -> CandleResult<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()
+}
+
+/// A norm's or a bias', which nobody looks at when it is used.
+fn parameters(tensor: &Tensor) -> CandleResult<Vec<f32>> {
+    let numbers = numbers(tensor)?;
+    match numbers.iter().all(|x| x.is_finite()) {
+        true => Ok(numbers),
+        false => Err(CandleError::msg(
+            "a norm or a bias has values that are not finite",
+        )),
+    }
 }
 
 /// Linear layers with the same input, as one.
@@ -104,7 +131,7 @@ impl Matrix {
             _ => None,
         };
         let biases = layers.iter().map(|layer| match layer {
-            Linear::Quantized(_, Some(bias)) => numbers(bias).map(Some),
+            Linear::Quantized(_, Some(bias)) => parameters(bias).map(Some),
             _ => Ok(None),
         });
         let biases = biases.collect::<CandleResult<Option<Vec<_>>>>()?;
@@ -183,15 +210,15 @@ struct Norm {
 impl Norm {
     fn layer(norm: &LayerNorm) -> CandleResult<Self> {
         Ok(Self {
-            weight: numbers(norm.weight())?,
-            bias: norm.bias().map(numbers).transpose()?.unwrap_or_default(),
+            weight: parameters(norm.weight())?,
+            bias: norm.bias().map(parameters).transpose()?.unwrap_or_default(),
             epsilon: norm.eps() as f32,
         })
     }
 
     fn rms(norm: &RmsNorm) -> CandleResult<Self> {
         Ok(Self {
-            weight: numbers(norm.weight())?,
+            weight: parameters(norm.weight())?,
             bias: Vec::new(),
             epsilon: norm.eps() as f32,
         })

@@ -77,6 +77,64 @@ pub struct Prompt {
     pub images: Vec<(usize, usize)>,
 }
 
+impl Prompt {
+    /// That all tokens are of a vocabulary of so many, and each picture has a place of its own before the last token,
+    /// which the answer follows.
+    pub(super) fn check(&self, vocabulary: usize) -> Result<()> {
+        let count = self.ids.len();
+        if count == 0 {
+            return Err(Error::Prompt("it has no tokens".into()));
+        }
+        self.ids
+            .iter()
+            .try_for_each(|id| check_token(*id, vocabulary))?;
+        let mut free = 0;
+        for &(start, len) in &self.images {
+            match start.checked_add(len) {
+                Some(end) if len > 0 && start >= free && end < count => free = end,
+                _ => {
+                    return Err(Error::Prompt(format!(
+                        "a picture takes {len} of {count} tokens from {start} on; each has some of its own, and text \
+                         behind it"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// That a token is one of a vocabulary of so many.
+pub(super) fn check_token(token: u32, vocabulary: usize) -> Result<()> {
+    match (token as usize) < vocabulary {
+        true => Ok(()),
+        false => Err(Error::Prompt(format!(
+            "the token {token} is not one of the model's {vocabulary}"
+        ))),
+    }
+}
+
+/// The most tokens that one picture may take with its tiles, which no model has positions for.
+const MOST_PLACES: usize = 1 << 20;
+
+impl Span {
+    /// Of all its tiles and the whole picture.
+    fn check(&self) -> Result<()> {
+        let (rows, cols) = self.grid;
+        let tiles = rows
+            .checked_mul(cols)
+            .filter(|tiles| (*tiles == 0) == (self.grid == (0, 0)));
+        let places = tiles.and_then(|tiles| tiles.checked_add(1)?.checked_mul(self.tokens));
+        match places {
+            Some(1..=MOST_PLACES) => Ok(()),
+            _ => Err(Error::Prompt(format!(
+                "a picture of {rows} × {cols} tiles and {} tokens each is none that a model reads",
+                self.tokens
+            ))),
+        }
+    }
+}
+
 impl Prompter {
     /// `template` is Jinja source that knows no special tokens, and need not write a picture's place.
     pub fn new(template: String, tokenizer: Tokenizer) -> Result<Self, String> {
@@ -98,6 +156,24 @@ impl Prompter {
             tokenizer,
             image,
         })
+    }
+
+    /// That the tokenizer writes tokens of a vocabulary of so many alone. The error is a reason without its file.
+    pub(super) fn check_vocabulary(&self, vocabulary: usize) -> Result<(), String> {
+        let tokens = self.tokenizer.get_vocab(true).into_iter();
+        // What a post-processor adds need not be a token by name.
+        let added = self.tokenizer.encode("", true).map_err(|e| e.to_string())?;
+        let added = added
+            .get_tokens()
+            .iter()
+            .cloned()
+            .zip(added.get_ids().iter().copied());
+        match tokens.chain(added).max_by_key(|(_, id)| *id) {
+            Some((token, id)) if id as usize >= vocabulary => Err(format!(
+                "has the token `{token}` with the number {id}, and the model's `vocab_size` is {vocabulary}"
+            )),
+            _ => Ok(()),
+        }
     }
 
     pub fn token_id(&self, token: &str) -> Option<u32> {
@@ -123,6 +199,7 @@ impl Prompter {
 
     /// Ids of `messages`, whose pictures take the `spans` in order.
     pub fn encode(&self, messages: &[Message], spans: &[Span]) -> Result<Prompt> {
+        spans.iter().try_for_each(Span::check)?;
         let rendered = self.render(messages)?;
         let mut parts = rendered.split(IMAGE);
         let mut text = parts.next().unwrap_or_default().to_owned();

@@ -2,6 +2,8 @@
 
 use candle_transformers::generation::{LogitsProcessor, Sampling as CandleSampling};
 
+use super::{Error, Result};
+
 /// How the next token is chosen; the default is greedy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
@@ -32,24 +34,51 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// So cold that dividing by the temperature would leave the range of f32.
+    const COLD: f64 = 1e-5;
+
+    /// Whether the likeliest token is taken always.
+    pub(super) fn is_greedy(&self) -> bool {
+        self.temperature < Self::COLD
+    }
+
+    /// That every setting is a number in its range.
+    pub(super) fn check(&self) -> Result<()> {
+        let penalty = f64::from(self.repetition_penalty);
+        for (property, value, range) in [
+            ("temperature", self.temperature, 0.0..=f64::MAX),
+            ("top-p", self.top_p, 0.0..=1.0),
+            ("min-p", self.min_p, 0.0..=1.0),
+            ("repetition-penalty", penalty, 0.01..=100.0),
+        ] {
+            if !range.contains(&value) {
+                return Err(Error::Setting {
+                    property,
+                    reason: format!("{value} is not in {range:?}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn processor(&self) -> LogitsProcessor {
         let temperature = self.temperature;
         let all = self.top_p <= 0.0 || self.top_p >= 1.0;
-        let sampling = match (temperature > 0.0, self.top_k, all) {
+        // In f32 it would be none, and leave no token.
+        let p = self.top_p.max(f32::MIN_POSITIVE.into());
+        let sampling = match (!self.is_greedy(), self.top_k, all) {
             (false, ..) => CandleSampling::ArgMax,
             (true, 0, true) => CandleSampling::All { temperature },
-            (true, 0, false) => CandleSampling::TopP {
-                p: self.top_p,
-                temperature,
-            },
+            (true, 0, false) => CandleSampling::TopP { p, temperature },
             (true, k, true) => CandleSampling::TopK { k, temperature },
-            (true, k, false) => CandleSampling::TopKThenTopP {
-                k,
-                p: self.top_p,
-                temperature,
-            },
+            (true, k, false) => CandleSampling::TopKThenTopP { k, p, temperature },
         };
         LogitsProcessor::from_sampling(self.seed, sampling)
+    }
+
+    /// Whether `min_p` leaves out tokens.
+    pub(super) fn restricts(&self) -> bool {
+        self.min_p > 0.0 && !self.is_greedy()
     }
 
     /// Leaves only the logits that `min_p` does.

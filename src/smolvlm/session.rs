@@ -2,12 +2,14 @@
 
 use candle_core::Tensor;
 
-use super::{Message, Picture, Prompt, Prompter, Result, Span, network::Cache};
+use super::{Error, Message, Picture, Prompt, Prompter, Result, Span, network::Cache};
 
 /// What one caller keeps from caption to caption: the cache, and what the next caption may have in common with
 /// the last.
 #[derive(Debug)]
 pub struct Session {
+    /// The model's, by [`Model::session`](super::Model::session).
+    model: u64,
     pub(super) cache: Cache,
     pub(super) last: Option<Last>,
     /// The last question and its tokens: mostly it is the next one too.
@@ -15,11 +17,22 @@ pub struct Session {
 }
 
 impl Session {
-    pub(super) fn new(cache: Cache) -> Self {
+    pub(super) fn new(model: u64, cache: Cache) -> Self {
         Self {
+            model,
             cache,
             last: None,
             asked: None,
+        }
+    }
+
+    /// A cache of another model has other layers, and of the same shape other contents.
+    pub(super) fn check(&self, model: u64) -> Result<()> {
+        match self.model == model {
+            true => Ok(()),
+            false => Err(Error::Session(
+                "it is of another model; each has its own".into(),
+            )),
         }
     }
 

@@ -6,15 +6,15 @@
 //! the patch embedding is a matrix product, since candle has no bf16 convolution on the CPU; and an
 //! observer is asked at each layer whether to go on.
 
-use candle_core::{DType, Module, Result as CandleResult, Tensor};
+use candle_core::{DType, Error as CandleError, Module, Result as CandleResult, Tensor};
 use candle_nn::{LayerNorm, VarBuilder, layer_norm, ops::softmax_last_dim};
 
 use super::{
-    Config, Observer, Result,
+    Config, Error, Observer, Result,
     config::VisionConfig,
     layer_done,
     linear::{Linear, Matrices},
-    packed::{EncoderLayer, Matrix, Precision, Workspace, in_place},
+    packed::{EncoderLayer, Matrix, Precision, Workspace, first_broken, in_place},
 };
 
 /// Pixels of one picture to the features that stand in its place among the decoder's embeddings.
@@ -25,6 +25,7 @@ pub struct Vision {
     layers: Vec<Layer>,
     post_layernorm: LayerNorm,
     connector: Connector,
+    hidden: usize,
     patch_size: usize,
     scale_factor: usize,
 }
@@ -68,6 +69,7 @@ impl Vision {
                 matrices,
                 vb.pp("connector.modality_projection.proj"),
             )?,
+            hidden: c.hidden_size,
             patch_size: c.patch_size,
             scale_factor: config.scale_factor,
         })
@@ -77,6 +79,9 @@ impl Vision {
     pub fn forward(&self, pixels: &Tensor, observer: &mut Observer<'_>) -> Result<Tensor> {
         let grid = self.grid(pixels)?;
         let x = self.encode(self.embed(pixels, grid)?, |_| layer_done(observer))?;
+        if x.device().is_cpu() && first_broken(&x)?.is_some() {
+            return Err(Error::NotFinite);
+        }
         Ok(self.connect(&x, grid)?)
     }
 
@@ -88,8 +93,15 @@ impl Vision {
 
     /// Rows and columns of patches.
     fn grid(&self, pixels: &Tensor) -> CandleResult<(usize, usize)> {
-        let (_, height, width) = pixels.dims3()?;
-        Ok((height / self.patch_size, width / self.patch_size))
+        let (channels, height, width) = pixels.dims3()?;
+        let (rows, cols) = (height / self.patch_size, width / self.patch_size);
+        match channels == 3 && rows > 0 && cols > 0 {
+            true => Ok((rows, cols)),
+            false => Err(CandleError::msg(format!(
+                "{channels} channels of {height} × {width} pixels hold no patch of {}",
+                self.patch_size
+            ))),
+        }
     }
 
     /// Embedded patches, which make way, through the layers, each state shown to `after`, and the last norm.
@@ -141,7 +153,13 @@ impl Vision {
     /// trained on.
     pub fn connect(&self, x: &Tensor, (rows, cols): (usize, usize)) -> CandleResult<Tensor> {
         let s = self.scale_factor;
-        let hidden = x.dim(1)?;
+        let (patches, hidden) = x.dims2()?;
+        if patches == 0 || rows.checked_mul(cols) != Some(patches) || hidden != self.hidden {
+            return Err(CandleError::msg(format!(
+                "{patches} states of {hidden} values are no grid of {rows} × {cols} of {}",
+                self.hidden
+            )));
+        }
         let x = x.reshape((rows, cols, hidden))?;
         let x = repeat_edges(&repeat_edges(&x, 0, s)?, 1, s)?;
         let (rows, cols, _) = x.dims3()?;

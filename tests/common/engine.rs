@@ -73,6 +73,8 @@ struct Shared {
 
 /// What the fake's model was trained on.
 pub const SIDE: u32 = 32;
+/// Tokens of each word, told of together.
+pub const PER_WORD: usize = 2;
 
 impl Fake {
     pub fn new() -> Self {
@@ -285,16 +287,22 @@ impl Engine for FakeEngine {
         });
         let words: Vec<_> = text.split_inclusive(' ').take(request.max_tokens).collect();
         let mut so_far = String::new();
+        let mut tokens = 0;
         for word in &words {
             thread::sleep(plan.word);
             so_far += word;
-            if watch(Event::Text(&so_far)) == ControlFlow::Break(()) {
+            tokens += PER_WORD;
+            let event = Event::Text {
+                text: &so_far,
+                tokens,
+            };
+            if watch(event) == ControlFlow::Break(()) {
                 return Err(cancelled());
             }
         }
         Ok(Description {
             truncated: so_far.len() < text.len(),
-            tokens: words.len(),
+            tokens,
             probability: 1.0,
             text: so_far.trim_end().to_owned(),
             timings: Timings {

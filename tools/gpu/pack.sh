@@ -23,7 +23,7 @@ build() {
     tools/cuda/toolkit.sh cargo "$@" --no-run --no-default-features --features "${FEATURES-cuda}" \
         --message-format=json-render-diagnostics | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
 }
-for program in gpu parity cuda; do
+for program in gpu parity cuda model; do
     case $program in
     gpu) built=$(build bench --bench gpu) ;;
     *) built=$(build test --release --test $program) ;;
@@ -39,7 +39,7 @@ printf '%s\n' "${needed#GLIBC_}" $newest_glibc | sort -VC ||
     { echo "The programs need glibc ${needed#GLIBC_}: build where there is $newest_glibc or older" >&2 && exit 1; }
 
 cp --parents tools/gpu/*.{sh,py} tools/peers/*.py tools/reference/*.py "$work"
-cp --parents -r tests/data/reference tests/data/hub/SmolVLM-{256M-,500M-,}Instruct "$work"
+cp --parents -r tests/data/reference tests/data/gguf/SmolVLM-Small tests/data/hub/SmolVLM-{256M-,500M-,}Instruct "$work"
 tar -C "$out/packing" -cf - vlmnarrate-gpu | xz -6 -T0 >"$out/packing/archive"
 mv "$out/packing/archive" "$out/vlmnarrate-gpu.tar.xz"
 du -h "$out/vlmnarrate-gpu.tar.xz"

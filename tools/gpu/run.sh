@@ -92,7 +92,8 @@ part() {
 }
 
 parity() {
-    "$built/bin/parity" --nocapture --test-threads=4 && "$built/bin/cuda" --test-threads=1
+    "$built/bin/parity" --nocapture --test-threads=4 && "$built/bin/cuda" --test-threads=1 &&
+        "$built/bin/model" --test-threads=1
 }
 
 sanitize() {

@@ -61,19 +61,16 @@ arguments! {
         token: i32, position: i32, most: i32, guesses: i32,
         guess: Address, cancelled: Address, count: Address, said: Address,
     }
-    Decode: 192 {
+    Decode: 168 {
         products: Address, norms: Address, frequencies: Address, table: Address, sequences: Address,
         middle: Address, states: Address, qkv: Address, attended: Address, inner: Address,
-        best: Address, scores: Address, turn: Address,
+        best: Address, scores: Address, turn: Address, stops: Address,
         count: i32, layers: i32, hidden: i32, heads: i32, kv_heads: i32, head_size: i32, inner_size: i32,
         vocabulary: i32, most_rows: i32, row_stride: i32, partial: i32, once: i32,
-        stops: [i32; MOST_STOPS],
         epsilon: f32, scale: f32,
     }
 }
 
-/// Stop tokens that the decoder's kernel compares with.
-pub const MOST_STOPS: usize = 8;
 /// Rows of a pass of the decoder's kernel.
 pub const MOST_ROWS: usize = 16;
 /// Blocks of that kernel have so many warps, and fetch so many rows and columns of a matrix at once.

@@ -7,8 +7,6 @@
 #include "pointwise.cuh"
 #include "ring.cuh"
 
-constexpr int MOST_STOPS = 8;
-
 struct Decode {
     // Four of each layer, then that of the head.
     const Product* products;
@@ -30,6 +28,8 @@ struct Decode {
     float* scores;
     // The last turn.
     unsigned* turn;
+    // A bit for each token of the vocabulary: whether it ends a caption.
+    const unsigned* stops;
     int count, layers, hidden, heads, kv_heads, head_size, inner_size, vocabulary;
     // Rows that a pass can have, by the memory that there is for them.
     int most_rows;
@@ -39,10 +39,9 @@ struct Decode {
     int partial;
     // One pass and no more.
     int once;
-    int stops[MOST_STOPS];
     float epsilon, scale;
 };
-static_assert(sizeof(Decode) == 192);
+static_assert(sizeof(Decode) == 168);
 
 // Where a sequence stands; each block keeps its own account.
 struct Standing {
@@ -56,6 +55,11 @@ struct PassRow {
 };
 
 constexpr int NO_TOKEN = 0x7fffffff;
+// What is chosen where a score is no number, or none is finite.
+constexpr int NOT_FINITE = -1;
+
+// How a caption ended: by the number of its tokens, by one that ends it, by who asked, or by scores that are none.
+enum End { LENGTH = 1, STOP = 2, CANCELLED = 3, BROKEN = 4 };
 
 // Four values from `at` on; zeros if that is below zero.
 template <class T> __device__ __forceinline__ void load_four(const T* from, int at, float (&to)[4]) {

@@ -26,7 +26,7 @@ use cudarc::driver::{
     sys::{self, CUdevice_attribute, CUevent_flags, CUfunction_attribute, CUresult},
 };
 
-pub use arguments::{MOST_ROWS, MOST_STOPS, Row, Sequence};
+pub use arguments::{MOST_ROWS, Row, Sequence};
 pub use operations::{
     Attended, Gather, Heads, Kernels, Norm, Number, Pictures, Places, Rows, Then, Turned, Weights,
 };

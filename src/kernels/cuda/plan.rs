@@ -3,8 +3,8 @@
 use super::{
     Error, Gpu, Memory, Result,
     arguments::{
-        self as raw, DECODE_WARPS, MOST_ROWS, MOST_STOPS, PASS_ROW_BYTES, Product, RING,
-        STANDING_BYTES, STEP, Sequence, TILE,
+        self as raw, DECODE_WARPS, MOST_ROWS, PASS_ROW_BYTES, Product, RING, STANDING_BYTES, STEP,
+        Sequence, TILE,
     },
     operations::{Heads, Number, Weights, optional},
 };
@@ -46,7 +46,8 @@ pub struct Decode<'a> {
     pub table: &'a Weights,
     pub norms: &'a Memory,
     pub frequencies: &'a Memory,
-    pub stops: [i32; MOST_STOPS],
+    /// A bit for each token of the vocabulary, 32 a word: whether it ends a caption.
+    pub stops: &'a Memory,
 }
 
 /// How the decoder's kernel shares the work, and the memory that its blocks meet in.
@@ -173,6 +174,7 @@ impl Plan {
             best: self.best.part(0, 0),
             scores: optional(decode.scores, scores),
             turn: self.turn.part(0, 0),
+            stops: decode.stops.part(0, s.vocabulary.div_ceil(32) * 4),
             count: decode.count as i32,
             layers: s.layers as i32,
             hidden: s.hidden as i32,
@@ -185,7 +187,6 @@ impl Plan {
             row_stride: self.row_stride as i32,
             partial: self.partial as i32,
             once: decode.scores.is_some().into(),
-            stops: decode.stops,
             epsilon: s.epsilon as f32,
             scale: s.heads.scale(),
         }

@@ -11,15 +11,22 @@ __device__ __forceinline__ void take_better(float& score, int& token, float othe
     }
 }
 
+// A score that is no number wins over all others, as no token: whatever is added to it or compared with it would
+// choose by chance, or nothing at all.
+__device__ __forceinline__ void take_score(float& score, int& token, float y, int col) {
+    const bool finite = y < INFINITY;
+    take_better(score, token, finite ? y : INFINITY, finite ? col : NOT_FINITE);
+}
+
 // Scores of two tokens.
 template <class T>
 __device__ __forceinline__ void Decoder<T>::judge(int half, int row, int col, float y0, float y1) {
     if (row >= count || col >= a.vocabulary)
         return;
     const bool both = col + 1 < a.vocabulary;
-    take_better(score[half], token[half], y0, col);
+    take_score(score[half], token[half], y0, col);
     if (both)
-        take_better(score[half], token[half], y1, col + 1);
+        take_score(score[half], token[half], y1, col + 1);
     if (a.scores) {
         a.scores[size_t(row) * a.vocabulary + col] = y0;
         if (both)
@@ -93,17 +100,14 @@ __device__ __forceinline__ void Decoder<T>::choose() {
             take_better(score, token, other, other_token);
         }
         if (lane_id() == 0)
-            ((int*)partial)[row] = token;
+            ((int*)partial)[row] = score > -INFINITY ? token : NOT_FINITE;
     }
     sync_block();
 }
 
 template <class T>
 __device__ bool Decoder<T>::is_stop(int token) const {
-    for (int i = 0; i < MOST_STOPS; i++)
-        if (a.stops[i] == token)
-            return true;
-    return false;
+    return a.stops[token / 32] >> (token % 32) & 1;
 }
 
 // Takes the chosen tokens, as far as the guesses came true. Each block does the same; the first tells the host.
@@ -118,24 +122,28 @@ __device__ void Decoder<T>::advance() {
             const Sequence& s = sequences[i];
             for (int j = 0; j < now.rows; j++) {
                 const int token = best[now.first + j];
+                if (token == NOT_FINITE) {
+                    now.done = BROKEN;
+                    break;
+                }
                 now.position++;
                 now.token = token;
                 if (is_stop(token)) {
-                    now.done = 2;
+                    now.done = STOP;
                     break;
                 }
                 if (blockIdx.x == 0)
                     store_volatile(s.said + now.made, token);
                 now.made++;
                 if (now.made >= s.most) {
-                    now.done = 1;
+                    now.done = LENGTH;
                     break;
                 }
                 if (j + 1 < now.rows && rows[now.first + j + 1].token != token)
                     break;
             }
             if (await(a.best + 2 * gridDim.x * MOST_ROWS + i, turn) != 0 && !now.done)
-                now.done = 3;
+                now.done = CANCELLED;
             if (blockIdx.x == 0) {
                 // The tokens are there before their number is.
                 fence_system();

@@ -8,7 +8,7 @@ use super::{Ask, Network, Seat, Shown};
 use crate::smolvlm::{
     Model, Observer, Picture, Prompt, Result, Session,
     decoding::Decoded,
-    generate::{Asked, Timings, check_features},
+    generate::{Asked, Timings},
     layer_done,
     network::Cache,
 };
@@ -117,7 +117,7 @@ impl Model {
         let rows = rows(prompt);
         let end = rows.len() - 1;
         let sampling = &request.sampling;
-        let is_greedy = sampling.temperature <= 0.0
+        let is_greedy = sampling.is_greedy()
             && sampling.repetition_penalty == 1.0
             && request.choices.is_empty();
         let mut ask = Ask {
@@ -182,8 +182,7 @@ impl Model {
     ) -> Result<Tensor> {
         let seat = seat(session);
         let mut values = Vec::new();
-        for (features, (_, len)) in features.iter().zip(&prompt.images) {
-            check_features(features, *len)?;
+        for features in features {
             values.extend(features.flatten_all()?.to_vec1::<f32>()?);
         }
         let count = prompt.images.iter().map(|(_, len)| len).sum();

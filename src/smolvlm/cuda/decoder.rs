@@ -8,8 +8,8 @@ use super::{
     weights::{Part, Uploader},
 };
 use crate::kernels::cuda::{
-    Attended, Decode, Gpu, Heads, Kernels, MOST_STOPS, Memory, Norm, Plan, Result, Rows, Stack,
-    Then, Turned, Weights,
+    Attended, Decode, Gpu, Heads, Kernels, Memory, Norm, Plan, Result, Rows, Stack, Then, Turned,
+    Weights,
 };
 
 pub(super) struct Decoder {
@@ -215,7 +215,7 @@ impl Decoder {
         plan: &Plan,
         (sequences, count): (&Memory, usize),
         scores: Option<&Memory>,
-        stops: [i32; MOST_STOPS],
+        stops: &Memory,
     ) -> Result<()> {
         let decode = Decode {
             sequences,

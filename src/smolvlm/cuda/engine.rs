@@ -16,9 +16,7 @@ use super::{
     scratch::Scratch, seat::Inner,
 };
 use crate::{
-    kernels::cuda::{
-        Event, Gpu, Graph, Kernels, MOST_ROWS, MOST_STOPS, Memory, Plan, Result, Row, Sequence,
-    },
+    kernels::cuda::{Event, Gpu, Graph, Kernels, MOST_ROWS, Memory, Plan, Result, Row, Sequence},
     smolvlm::Error,
 };
 
@@ -54,6 +52,8 @@ pub(in crate::smolvlm) struct Outcome {
     pub(in crate::smolvlm) said: Vec<u32>,
     /// By a stop token.
     pub(in crate::smolvlm) stopped: bool,
+    /// By scores that no token can be chosen by.
+    pub(in crate::smolvlm) broken: bool,
     pub(in crate::smolvlm) scores: Vec<f32>,
     pub(in crate::smolvlm) states: Vec<Vec<f32>>,
     pub(in crate::smolvlm) vision: Duration,
@@ -103,7 +103,15 @@ impl Graphs {
         Ok(())
     }
 
-    /// Memory has moved.
+    /// After memory was reserved: graphs hold the addresses of before. Of several pieces some may have moved before
+    /// there was none left for another.
+    fn moved(&mut self, moved: Result<bool>) -> Result<()> {
+        if !matches!(moved, Ok(false)) {
+            self.clear();
+        }
+        moved.map(|_| ())
+    }
+
     fn clear(&mut self) {
         self.seen.clear();
         self.made.clear();
@@ -129,7 +137,8 @@ pub(super) struct Engine {
     moments: Moments,
     /// Made when somebody wants them.
     scores: Option<Memory>,
-    stops: [i32; MOST_STOPS],
+    /// As [`Decode`](crate::kernels::cuda::Decode) has them.
+    stops: Memory,
 }
 
 impl Engine {
@@ -139,7 +148,7 @@ impl Engine {
         encoder: Encoder,
         decoder: Decoder,
         plan: Plan,
-        stops: [i32; MOST_STOPS],
+        stops: Memory,
         most_tokens: usize,
     ) -> Result<Self> {
         let event = || gpu.event();
@@ -207,6 +216,7 @@ impl Engine {
             Outcome {
                 said: said.map(|i| words.get(SAID + i) as u32).collect(),
                 stopped: count >> END == STOPPED,
+                broken: count >> END == BROKEN,
                 scores,
                 states: states.clone(),
                 vision: times.0,
@@ -243,9 +253,7 @@ impl Engine {
             .flat_map(|same| same.chunks(MOST_CAPTIONS))
         {
             let (count, side) = (pictures.len(), pictures[0].2.side);
-            if encoder.reserve(gpu, scratch, count, side)? {
-                graphs.clear();
-            }
+            graphs.moved(encoder.reserve(gpu, scratch, count, side))?;
             for (i, (seat, at, _)) in pictures.iter().enumerate() {
                 gpu.send(
                     &seat.pixels,
@@ -337,9 +345,7 @@ impl Engine {
                 position: (ask.past + i) as i32,
             }));
         }
-        if decoder.reserve(gpu, scratch, rows.len())? {
-            graphs.clear();
-        }
+        graphs.moved(decoder.reserve(gpu, scratch, rows.len()))?;
         gpu.write(&sequences, &mut scratch.sequences, 0)?;
         gpu.write(&guesses, &mut scratch.guesses, 0)?;
         if !rows.is_empty() {
@@ -376,7 +382,7 @@ impl Engine {
                 plan,
                 (&scratch.sequences, captions.len()),
                 None,
-                self.stops,
+                &self.stops,
             )?;
         }
         let mut all = Vec::new();
@@ -397,7 +403,7 @@ impl Engine {
                 plan,
                 (&scratch.sequences, 1),
                 Some(scores),
-                self.stops,
+                &self.stops,
             )?;
             all.push(gpu.read(scores, 0, (1 + job.ask.guesses.len()) * vocabulary)?);
         }
@@ -405,8 +411,9 @@ impl Engine {
     }
 }
 
-/// How the kernel says that a stop token came.
+/// How the kernel says that a stop token came, or scores that are not finite.
 const STOPPED: i32 = 2;
+const BROKEN: i32 = 4;
 
 fn bytes(side: usize) -> usize {
     side * side * 3

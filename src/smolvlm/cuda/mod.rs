@@ -26,7 +26,7 @@ use std::{
 
 use super::{Checkpoint, DType, Error, Result, decoder::inverse_frequencies, weights::Loader};
 use crate::{
-    kernels::cuda::{self, Gpu, Kernels, MOST_ROWS, MOST_STOPS, Number, Words},
+    kernels::cuda::{self, Gpu, Kernels, MOST_ROWS, Number, Words},
     threads,
 };
 use decoder::Decoder;
@@ -136,10 +136,15 @@ impl Network {
         let decoder = Decoder::load(config, &inverse_frequencies(c), &from)
             .map_err(|error| why(Checkpoint::decoder_error, error))?;
         let plan = decoder.plan(&gpu, &kernels)?;
-        let mut stop_tokens = [-1; MOST_STOPS];
-        for (place, stop) in stop_tokens.iter_mut().zip(stops) {
-            *place = *stop as i32;
+        let mut is_stop = vec![0u32; c.vocab_size.div_ceil(32)];
+        for stop in stops {
+            // All were looked at when the model was opened.
+            if let Some(word) = is_stop.get_mut(*stop as usize / 32) {
+                *word |= 1 << (stop % 32);
+            }
         }
+        let mut stop_tokens = gpu.memory(is_stop.len() * size_of::<u32>())?;
+        gpu.write(&is_stop, &mut stop_tokens, 0)?;
         let gpu = Arc::new(gpu);
         let (cached, most_rows) = (decoder.cached(number.bytes()), plan.most_rows());
         let engine = Engine::new(
@@ -183,6 +188,8 @@ impl Network {
     ) -> Result<Outcome> {
         let inner = seat.take()?;
         let words = inner.words();
+        // Who asks for scores looks at them.
+        let chooses = !ask.scores;
         let (reply, answer) = mpsc::channel();
         let job = Job {
             seat: inner,
@@ -205,7 +212,10 @@ impl Network {
                 Ok((inner, outcome)) => {
                     listen(&words);
                     seat.put_back(inner);
-                    return outcome;
+                    return outcome.and_then(|outcome| match outcome.broken && chooses {
+                        true => Err(Error::NotFinite),
+                        false => Ok(outcome),
+                    });
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     listen(&words);

@@ -14,8 +14,9 @@ pub(in crate::smolvlm) struct Seat {
     gpu: Arc<Gpu>,
     /// Away while somebody works with it.
     inner: Option<Inner>,
-    /// Tokens that the cache holds.
+    /// Tokens that the cache holds, and that the caption at hand has room for.
     len: usize,
+    limit: usize,
     cached: usize,
     hidden: usize,
 }
@@ -44,6 +45,7 @@ impl Seat {
             gpu,
             inner: None,
             len: 0,
+            limit: 0,
             cached,
             hidden,
         }
@@ -51,6 +53,11 @@ impl Seat {
 
     pub(in crate::smolvlm) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Tokens that there is room for beside those held.
+    pub(in crate::smolvlm) fn room(&self) -> usize {
+        self.limit.saturating_sub(self.len)
     }
 
     pub(in crate::smolvlm) fn truncate(&mut self, len: usize) {
@@ -70,6 +77,8 @@ impl Seat {
         features: usize,
         bytes: usize,
     ) -> Result<()> {
+        // Nothing until all is there.
+        self.limit = 0;
         let gpu = &self.gpu;
         let inner = match &mut self.inner {
             Some(inner) => inner,
@@ -97,6 +106,8 @@ impl Seat {
         if inner.words.len() < SAID + most {
             inner.words = Arc::new(gpu.words(SAID + most)?);
         }
+        self.limit = capacity;
+        self.len = self.len.min(capacity);
         Ok(())
     }
 
