@@ -4,9 +4,10 @@
 //! those, with candle's reader and writer of the format.
 
 mod common;
+#[path = "common/gguf.rs"]
+mod files;
 
 use std::{
-    collections::BTreeMap,
     fs,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -14,12 +15,10 @@ use std::{
 
 use candle_core::{
     DType as Type, Device, Tensor,
-    quantized::{
-        GgmlDType, QTensor,
-        gguf_file::{self, Value},
-    },
+    quantized::{GgmlDType, QTensor, gguf_file::Value},
 };
 use common::{Fake, Pipeline};
+use files::{Gguf, PROJECTOR, PROJECTOR_Q8_0, TEXT, TEXT_Q8_0, changed, data, folder};
 use gstvlmnarrate::{
     narrator::SmolVlmLoader,
     smolvlm::{
@@ -29,17 +28,6 @@ use gstvlmnarrate::{
 };
 use tempfile::TempDir;
 use tokenizers::Tokenizer;
-
-const TEXT: &str = "SmolVLM-Small-BF16.gguf";
-const PROJECTOR: &str = "mmproj-SmolVLM-Small-BF16.gguf";
-const TEXT_Q8_0: &str = "SmolVLM-Small-Q8_0.gguf";
-const PROJECTOR_Q8_0: &str = "mmproj-SmolVLM-Small-Q8_0.gguf";
-
-fn data(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data/gguf")
-        .join(file)
-}
 
 fn f32(quantization: Quantization) -> LoadOptions {
     LoadOptions {
@@ -205,63 +193,6 @@ fn a_projector_may_be_of_another_type() {
     let error = answer(&model, Some(&reference.tokens)).error(&reference);
     println!("q8_0 with f16: {error:.2e}");
     assert!(error < 0.03, "{error:e}");
-}
-
-/// A folder with copies of these files.
-fn folder(files: &[&str]) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for file in files {
-        fs::copy(data(file), folder.path().join(file)).unwrap();
-    }
-    folder
-}
-
-/// A GGUF file to be changed.
-struct Gguf {
-    metadata: BTreeMap<String, Value>,
-    tensors: BTreeMap<String, QTensor>,
-}
-
-impl Gguf {
-    fn read(file: &str) -> Self {
-        let mut bytes = fs::File::open(data(file)).unwrap();
-        let content = gguf_file::Content::read(&mut bytes).unwrap();
-        let names = content.tensor_infos.keys();
-        let tensors = names.map(|name| {
-            let tensor = content.tensor(&mut bytes, name, &Device::Cpu).unwrap();
-            (name.clone(), tensor)
-        });
-        Self {
-            tensors: tensors.collect(),
-            metadata: content.metadata.into_iter().collect(),
-        }
-    }
-
-    fn write(&self, path: impl AsRef<Path>) {
-        let metadata: Vec<_> = self.metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
-        let tensors: Vec<_> = self.tensors.iter().map(|(k, v)| (k.as_str(), v)).collect();
-        let mut file = fs::File::create(path).unwrap();
-        gguf_file::write(&mut file, &metadata, &tensors).unwrap();
-    }
-
-    fn set(&mut self, key: &str, value: Value) {
-        self.metadata.insert(key.into(), value);
-    }
-
-    fn rename(&mut self, from: &str, to: &str) {
-        let tensor = self.tensors.remove(from).unwrap();
-        self.tensors.insert(to.into(), tensor);
-    }
-}
-
-/// A folder with a text file and a projector that were changed.
-fn changed(change: impl FnOnce(&mut Gguf, &mut Gguf)) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let (mut text, mut projector) = (Gguf::read(TEXT), Gguf::read(PROJECTOR));
-    change(&mut text, &mut projector);
-    text.write(folder.path().join(TEXT));
-    projector.write(folder.path().join(PROJECTOR));
-    folder
 }
 
 #[test]
@@ -466,57 +397,6 @@ fn refused(model: &Path, words: &[&str]) {
 }
 
 #[test]
-fn files_are_paired_or_what_is_missing_is_named() {
-    let all = folder(&[
-        TEXT,
-        PROJECTOR,
-        TEXT_Q8_0,
-        PROJECTOR_Q8_0,
-        "mmproj-SmolVLM-Small-f16.gguf",
-    ]);
-    let path = |file: &str| all.path().join(file);
-    for (text, projector) in [(TEXT, PROJECTOR), (TEXT_Q8_0, PROJECTOR_Q8_0)] {
-        let source = Source::parse(Some(path(text).as_os_str()), None).unwrap();
-        let (text, projector) = (path(text), path(projector));
-        assert_eq!(source, Source::Gguf { text, projector });
-    }
-    refused(
-        all.path(),
-        &[TEXT, TEXT_Q8_0, "Set model to one of the files"],
-    );
-    refused(
-        &path(PROJECTOR),
-        &[PROJECTOR, "mmproj", "Set model to the other"],
-    );
-    refused(
-        &path("SmolVLM-None.gguf"),
-        &["SmolVLM-None.gguf: no such file", "mmproj"],
-    );
-    fs::rename(path(TEXT), path("Other-BF16.gguf")).unwrap();
-    fs::rename(path(PROJECTOR), path("mmproj-Else-BF16.gguf")).unwrap();
-    refused(
-        &path("Other-BF16.gguf"),
-        &[
-            "more than one mmproj",
-            "mmproj-Else-BF16.gguf",
-            PROJECTOR_Q8_0,
-        ],
-    );
-
-    let text = folder(&[TEXT]);
-    refused(text.path(), &["no mmproj", TEXT, "beside"]);
-    refused(&text.path().join(TEXT), &["no mmproj", TEXT, "beside"]);
-    refused(folder(&[PROJECTOR]).path(), &["Download the text model"]);
-    // Beside a checkpoint, files are asked for by name.
-    let both = folder(&[TEXT, PROJECTOR]);
-    for file in fs::read_dir(checkpoint()).unwrap().map(Result::unwrap) {
-        fs::copy(file.path(), both.path().join(file.file_name())).unwrap();
-    }
-    let source = Source::parse(Some(both.path().as_os_str()), None).unwrap();
-    assert_eq!(source, Source::Folder(both.path().into()));
-}
-
-#[test]
 fn what_can_not_be_run_is_named() {
     let of =
         |change: fn(&mut Gguf, &mut Gguf), words: &[&str]| refused(changed(change).path(), words);
@@ -608,17 +488,6 @@ fn what_can_not_be_run_is_named() {
         |_, projector| projector.set("clip.vision.image_size", Value::U32(8192)),
         &[PROJECTOR, "longest_edge` is 8192"],
     );
-
-    // The text model of another size beside the projector.
-    let other = changed(|text, _| {
-        text.set("llama.embedding_length", Value::U32(96));
-    });
-    refused(other.path(), &[PROJECTOR, TEXT, "same repository"]);
-    // The two in each other's place.
-    let swapped = tempfile::tempdir().unwrap();
-    fs::copy(data(TEXT), swapped.path().join("mmproj.gguf")).unwrap();
-    fs::copy(data(PROJECTOR), swapped.path().join("m.gguf")).unwrap();
-    refused(swapped.path(), &["m.gguf", "`clip`, not `llama`"]);
 }
 
 #[test]

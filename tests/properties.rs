@@ -8,8 +8,9 @@ use common::{Fake, Pipeline, harness, ms};
 use gst::{glib, prelude::*};
 use gstvlmnarrate::narrator::DeviceKind;
 
-const READY: [&str; 9] = [
+const READY: [&str; 10] = [
     "model",
+    "mmproj",
     "revision",
     "device",
     "dtype",
@@ -90,6 +91,7 @@ fn every_property_is_documented_and_says_when_it_may_change() {
 fn defaults_are_the_contracts() {
     let element = common::narrator(&Fake::new());
     assert_eq!(element.property::<Option<String>>("model"), None);
+    assert_eq!(element.property::<Option<String>>("mmproj"), None);
     assert_eq!(element.property::<String>("revision"), "main");
     assert_eq!(element.property::<u32>("threads"), 0);
     assert_eq!(element.property::<u32>("nice"), 5);
@@ -284,7 +286,7 @@ fn text_that_is_not_utf8_changes_nothing_and_is_told_of() {
             is_text && is_ours && spec.flags().contains(glib::ParamFlags::WRITABLE)
         });
         let mut told = 0;
-        for spec in texts.filter(|spec| spec.name() != "model") {
+        for spec in texts.filter(|spec| !["model", "mmproj"].contains(&spec.name())) {
             let before = element.property::<Option<String>>(spec.name());
             element.set_property_from_value(spec.name(), &latin1());
             let after = element.property::<Option<String>>(spec.name());

@@ -13,8 +13,10 @@ pub use crate::smolvlm::{
 /// Which model, and how to hold it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelSettings {
-    /// A folder or an id of the Hugging Face hub; `None` is the model embedded in the library.
+    /// A folder, a GGUF file or an id of the Hugging Face hub; `None` is the model embedded in the library.
     pub model: Option<OsString>,
+    /// The projector of a GGUF file; `None` to have it found beside the file.
+    pub mmproj: Option<OsString>,
     /// Branch, tag or commit on the hub; `None` is `main`.
     pub revision: Option<String>,
     pub device: DeviceKind,

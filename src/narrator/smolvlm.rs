@@ -26,7 +26,11 @@ pub struct SmolVlmLoader;
 
 impl EngineLoader for SmolVlmLoader {
     fn open(&self, settings: &ModelSettings) -> Result<Found, Error> {
-        let source = Source::parse(settings.model.as_deref(), settings.revision.as_deref())?;
+        let model = settings.model.as_deref();
+        let source = match settings.mmproj.as_deref().filter(|path| !path.is_empty()) {
+            Some(mmproj) => Source::with_mmproj(model, mmproj)?,
+            None => Source::parse(model, settings.revision.as_deref())?,
+        };
         let options = LoadOptions {
             device: settings.device,
             dtype: settings.dtype,

@@ -39,8 +39,13 @@ impl Checkpoint {
     /// Reads the configuration and the weights' headers, and checks that every file is there and whole.
     pub fn open(source: &Source) -> Result<Self> {
         let (name, revision) = source.identity();
-        if let Source::Gguf { text, projector } = source {
-            let parts = gguf::Parts::open(text, projector)?;
+        if let Source::Gguf {
+            text,
+            projector,
+            guessed,
+        } = source
+        {
+            let parts = gguf::Parts::open(text, projector, *guessed)?;
             check_eos(&parts.eos, &parts.config)
                 .map_err(|reason| Error::file(text, reason, "Download it again"))?;
             return Ok(Self {

@@ -25,6 +25,8 @@ pub enum Source {
         text: PathBuf,
         /// Its vision encoder, the mmproj file.
         projector: PathBuf,
+        /// Whether the projector was taken for no better reason than that there is no other.
+        guessed: bool,
     },
     /// A model of the Hugging Face hub that isn't in the cache yet.
     #[cfg(feature = "hub")]
@@ -89,6 +91,11 @@ impl Source {
             what: "model folder",
             remedy,
         })
+    }
+
+    /// The GGUF file `model`, or that of the folder `model`, with `mmproj` as its projector. Searches for no other.
+    pub fn with_mmproj(model: Option<&OsStr>, mmproj: &OsStr) -> Result<Self> {
+        gguf::with_mmproj(model, mmproj)
     }
 
     fn inside(folder: PathBuf) -> Result<Self> {

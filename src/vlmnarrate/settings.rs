@@ -147,6 +147,7 @@ pub struct Asking {
 pub struct Settings {
     /// A path need not be UTF-8.
     pub model: Option<OsString>,
+    pub mmproj: Option<OsString>,
     pub revision: Option<String>,
     pub device: Device,
     pub dtype: DType,
@@ -202,6 +203,7 @@ impl Default for Settings {
         let sampling = Sampling::default();
         Self {
             model: None,
+            mmproj: None,
             revision: Some("main".into()),
             device: Device::Auto,
             dtype: DType::Auto,
@@ -252,6 +254,7 @@ impl Settings {
     pub fn model_settings(&self) -> ModelSettings {
         ModelSettings {
             model: self.model.clone(),
+            mmproj: self.mmproj.clone(),
             revision: self.revision.clone(),
             device: self.device.into(),
             dtype: self.dtype.into(),
@@ -331,6 +334,9 @@ pub fn properties() -> Vec<Property<Settings>> {
              on the Hugging Face hub as in HuggingFaceTB/SmolVLM2-500M-Video-Instruct or \
              ggml-org/SmolVLM-500M-Instruct-GGUF:Q8_0, which is downloaded unless the hub's cache \
              has it (null = the embedded demo model, which knows videotestsrc pictures only)"),
+        row(Ready, ("mmproj", "Multimodal projector"), (), |s| &mut s.mmproj,
+            "Path of the mmproj file, the GGUF file with the vision encoder, of a model that is a GGUF file \
+             (null or empty = the one beside the model that is named after it, or the only one there)"),
         row(Ready, ("revision", "Revision"), (), |s| &mut s.revision,
             "Branch, tag or commit of a model on the hub. If the cache has it, it is used as it is \
              there, and the hub is not asked whether a branch has moved on"),

@@ -1,9 +1,13 @@
 //! Which files of a folder or a repository are a model, by the names that llama.cpp's tools give them:
 //! `SmolVLM-256M-Instruct-Q8_0.gguf` and `mmproj-SmolVLM-256M-Instruct-Q8_0.gguf`.
 
-use std::{fs, path::Path};
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+};
 
-use super::super::{Error, Result, Source};
+use super::super::{Error, Result, Source, source::CONFIG};
 
 /// Tried in this order where nobody says which.
 #[cfg(feature = "hub")]
@@ -11,24 +15,28 @@ const USUAL: [&str; 2] = ["Q8_0", "Q4_K_M"];
 /// The same for the projector, small as it is.
 const USUAL_PROJECTOR: [&str; 4] = ["F16", "BF16", "F32", "Q8_0"];
 
+/// What tells a projector's name, in the capitals that [`parts`] makes.
+const MARKER: &str = "MMPROJ";
+
 /// The decoder and its vocabulary; the projector holds the vision encoder.
+#[cfg(feature = "hub")]
 #[derive(Debug, PartialEq)]
 pub(in crate::smolvlm) struct Names {
     pub(in crate::smolvlm) text: String,
     pub(in crate::smolvlm) projector: String,
 }
 
+#[cfg(feature = "hub")]
 impl Names {
     pub(in crate::smolvlm) fn inside(self, folder: &Path) -> Source {
         Source::Gguf {
             text: folder.join(self.text),
             projector: folder.join(self.projector),
+            // A repository is of one model.
+            guessed: false,
         }
     }
-}
 
-#[cfg(feature = "hub")]
-impl Names {
     /// Of a repository: the file of that quantization, or the one that most take.
     pub(in crate::smolvlm) fn choose(names: &[String], tag: Option<&str>) -> Result<Self, String> {
         let texts = texts(names);
@@ -42,7 +50,7 @@ impl Names {
             None => "has no GGUF file of a model".into(),
         })?;
         Ok(Self {
-            projector: projector(names, text)?,
+            projector: projector(names, text)?.name,
             text: (*text).into(),
         })
     }
@@ -58,7 +66,7 @@ pub(in crate::smolvlm) fn is_gguf(name: &str) -> bool {
 }
 
 fn is_projector(name: &str) -> bool {
-    name.to_ascii_lowercase().contains("mmproj")
+    name.to_ascii_uppercase().contains(MARKER)
 }
 
 fn texts(names: &[String]) -> Vec<&str> {
@@ -101,54 +109,104 @@ fn is_of(name: &str, tag: &str) -> bool {
     parts(name).1 == tag.to_ascii_uppercase()
 }
 
-/// The projector for a text file: of the same name if there is one, of its quantization if there is one.
-fn projector(names: &[String], text: &str) -> Result<String, String> {
-    let projectors = || {
-        let names = names.iter().map(String::as_str);
-        names.filter(|name| is_gguf(name) && is_projector(name) && !name.contains('/'))
+/// A projector, and whether nothing but its place says that it belongs to the text model.
+#[derive(Debug, PartialEq)]
+struct Found {
+    name: String,
+    guessed: bool,
+}
+
+/// What is left of `mmproj-NAME-F16.gguf`, `NAME-mmproj-F16.gguf` and `owner_repo_mmproj-NAME-F16.gguf` without the
+/// marker and the quantization.
+fn base(projector: &str) -> String {
+    const SEPARATORS: [char; 3] = ['-', '.', '_'];
+    let base = parts(projector).0;
+    let Some((before, after)) = base.split_once(MARKER) else {
+        return base;
     };
-    // What is left of `mmproj-NAME-F16.gguf` and `NAME-mmproj-F16.gguf`.
-    let base = |name: &str| {
-        let base = parts(name).0.replace("MMPROJ", "");
-        base.trim_matches(['-', '.', '_']).to_owned()
+    let after = match before.is_empty() || before.ends_with(SEPARATORS) {
+        true => after.trim_start_matches(SEPARATORS),
+        false => after,
     };
-    let (own, tag) = parts(text);
-    let mut left: Vec<_> = projectors().filter(|name| base(name) == own).collect();
-    if left.is_empty() {
-        left = projectors().collect();
+    format!("{before}{after}")
+        .trim_end_matches(SEPARATORS)
+        .to_owned()
+}
+
+/// The `owner_repo_` that llama.cpp's cache, which has no folders, puts before the name of each file. Empty if the
+/// name of a projector has none.
+fn cache_prefix(projector: &str) -> String {
+    let name = projector.to_ascii_uppercase();
+    let prefix = name.split_once(MARKER).map_or("", |(prefix, _)| prefix);
+    match prefix.ends_with('_') && prefix.trim_end_matches('_').contains('_') {
+        true => prefix.to_owned(),
+        false => String::new(),
     }
+}
+
+/// The projector for a text file: of the same name if there is one, else of the same repository in llama.cpp's cache,
+/// else the only one. Of several that differ in quantization, that of the text file's.
+fn projector(names: &[String], text: &str) -> Result<Found, String> {
+    let all: Vec<_> = names
+        .iter()
+        .map(String::as_str)
+        .filter(|name| is_gguf(name) && is_projector(name) && !name.contains('/'))
+        .collect();
+    let (own, tag) = parts(text);
+    let named: Vec<_> = all.iter().copied().filter(|n| base(n) == own).collect();
+    let is_of_repository = |name: &&str| {
+        let prefix = cache_prefix(name);
+        !prefix.is_empty() && own.starts_with(&prefix)
+    };
+    let cached: Vec<_> = all.iter().copied().filter(is_of_repository).collect();
+    // One owner's name may begin with another's.
+    let longest = cached.iter().map(|name| cache_prefix(name).len()).max();
+    let cached = cached
+        .into_iter()
+        .filter(|name| Some(cache_prefix(name).len()) == longest);
+    let cached: Vec<_> = cached.collect();
+    let (left, guessed) = match (named.is_empty(), cached.is_empty()) {
+        (false, _) => (named, false),
+        (true, false) => (cached, false),
+        (true, true) => (all, true),
+    };
     let Some(first) = left.first() else {
         return Err(format!("has no mmproj file to go with {text}"));
     };
+    let ambiguous = |names: &[&str]| {
+        let names = list(names);
+        format!("has more than one mmproj file that may go with {text}: {names}")
+    };
     if left.iter().any(|name| base(name) != base(first)) {
-        return Err(format!(
-            "has more than one mmproj file, and none is named after {text}: {}",
-            list(&left)
-        ));
+        return Err(ambiguous(&left));
     }
     let tags = [tag.as_str()].into_iter().chain(USUAL_PROJECTOR);
     let found = tags
         .into_iter()
-        .find_map(|tag| left.iter().find(|name| is_of(name, tag)));
-    Ok((*found.unwrap_or(first)).into())
+        .find(|tag| left.iter().any(|name| is_of(name, tag)))
+        .unwrap_or_default();
+    let of_tag: Vec<_> = left.iter().copied().filter(|n| is_of(n, found)).collect();
+    match of_tag[..] {
+        [] => Ok(*first),
+        [name] => Ok(name),
+        _ => Err(ambiguous(&of_tag)),
+    }
+    .map(|name| Found {
+        name: name.into(),
+        guessed,
+    })
 }
 
 /// The model whose text file this is; its projector lies beside it.
 pub(in crate::smolvlm) fn beside(text: &Path) -> Result<Source> {
+    text_exists(text)?;
     let folder = match text.parent() {
         // Of a bare name.
         Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
         folder => folder.unwrap_or(text),
     };
-    let name = text.file_name().unwrap_or_default().to_string_lossy();
-    if !text.exists() {
-        return Err(Error::NotFound {
-            path: text.to_owned(),
-            what: "file",
-            remedy: "Set model to the GGUF file of a text model, with its mmproj file beside it"
-                .into(),
-        });
-    }
+    let file = text.file_name().unwrap_or_default();
+    let name = file.to_string_lossy();
     if is_projector(&name) {
         return Err(Error::file(
             text,
@@ -156,36 +214,97 @@ pub(in crate::smolvlm) fn beside(text: &Path) -> Result<Source> {
             "Set model to the other GGUF file, that of the text model; this one is found beside it",
         ));
     }
-    pair(folder, &listed(folder)?, &name)
+    pair(folder, &listed(folder)?, folder.join(file), &name)
+}
+
+fn text_exists(text: &Path) -> Result<()> {
+    match text.exists() {
+        true => Ok(()),
+        false => Err(Error::NotFound {
+            path: text.to_owned(),
+            what: "file",
+            remedy: "Set model to the GGUF file of a text model, with its mmproj file beside it"
+                .into(),
+        }),
+    }
+}
+
+/// The text file or folder `model` with the projector that the property of that name says.
+pub(in crate::smolvlm) fn with_mmproj(model: Option<&OsStr>, mmproj: &OsStr) -> Result<Source> {
+    let unfit = |what: String| Error::Setting {
+        property: "mmproj",
+        reason: format!(
+            "{} can only go with a GGUF file, and {what}. Set model to the GGUF file of a text model on this \
+             machine, or leave mmproj unset",
+            Path::new(mmproj).display()
+        ),
+    };
+    let Some(model) = model.filter(|model| !model.is_empty()) else {
+        return Err(unfit("model is not set".into()));
+    };
+    let path = Path::new(model);
+    let text = match path.is_dir() {
+        true if path.join(CONFIG).exists() => None,
+        true => match &texts(&listed(path)?)[..] {
+            [] => None,
+            [text] => Some(path.join(text)),
+            texts => return Err(several(path, texts)),
+        },
+        false => is_gguf(&model.to_string_lossy()).then(|| path.to_owned()),
+    };
+    let text = text.ok_or_else(|| unfit(format!("model={} is none", path.display())))?;
+    text_exists(&text)?;
+    let projector = PathBuf::from(mmproj);
+    if !projector.exists() {
+        return Err(Error::NotFound {
+            path: projector,
+            what: "file",
+            remedy: "Set mmproj to the mmproj file of the model, or leave it unset to have it found beside \
+                     the model"
+                .into(),
+        });
+    }
+    Ok(Source::Gguf {
+        text,
+        projector,
+        guessed: false,
+    })
 }
 
 /// The model of a folder; `None` if it has no GGUF file at all.
 pub(in crate::smolvlm) fn inside(folder: &Path) -> Result<Option<Source>> {
     let names = listed(folder)?;
     match &texts(&names)[..] {
-        [text] => pair(folder, &names, text).map(Some),
+        [text] => pair(folder, &names, folder.join(text), text).map(Some),
         [] if !names.iter().any(|name| is_gguf(name)) => Ok(None),
         [] => Err(Error::file(
             folder,
             "has an mmproj file and no other GGUF file",
             "Download the text model of the same repository beside it",
         )),
-        texts => Err(Error::file(
-            folder,
-            format!("has more than one GGUF file: {}", list(texts)),
-            "Set model to one of the files",
-        )),
+        texts => Err(several(folder, texts)),
     }
 }
 
-fn pair(folder: &Path, names: &[String], text: &str) -> Result<Source> {
-    let projector = projector(names, text).map_err(|reason| {
-        let remedy = "llama.cpp keeps the vision encoder in a file of its own: see that the mmproj file of \
-                      the same model is beside the text model, and no other";
+fn several(folder: &Path, texts: &[&str]) -> Error {
+    Error::file(
+        folder,
+        format!("has more than one GGUF file: {}", list(texts)),
+        "Set model to one of the files",
+    )
+}
+
+fn pair(folder: &Path, names: &[String], text: PathBuf, name: &str) -> Result<Source> {
+    let found = projector(names, name).map_err(|reason| {
+        let remedy = "llama.cpp keeps the vision encoder in a file of its own: set mmproj to the mmproj file of \
+                      the same model, or put it beside the text model, and no other";
         Error::file(folder, reason, remedy)
     })?;
-    let text = text.into();
-    Ok(Names { text, projector }.inside(folder))
+    Ok(Source::Gguf {
+        text,
+        projector: folder.join(found.name),
+        guessed: found.guessed,
+    })
 }
 
 /// Sorted, so that the same folder gives the same model everywhere.
@@ -286,7 +405,8 @@ mod tests {
         ] {
             let all = [others, &[text]].concat();
             let found = projector(&names(&all), text);
-            assert_eq!(found.as_deref().ok(), expected, "{found:?}");
+            let found = found.as_ref().map(|found| &*found.name);
+            assert_eq!(found.ok(), expected, "{found:?}");
         }
     }
 }

@@ -11,6 +11,7 @@
 mod files;
 mod header;
 mod names;
+mod pair;
 
 use std::{
     collections::HashMap,
@@ -34,7 +35,7 @@ use super::{
 };
 #[cfg(feature = "hub")]
 pub(super) use files::{Names, listed};
-pub(super) use files::{beside, inside, is_gguf, quantization};
+pub(super) use files::{beside, inside, is_gguf, quantization, with_mmproj};
 use header::{Header, TensorInfo, Value};
 use names::{decoder_name, encoder_name, paired_heads};
 
@@ -54,8 +55,10 @@ pub(super) struct Parts {
 
 impl Parts {
     /// Reads both headers and checks that the files are whole and go together.
-    pub(super) fn open(text: &Path, projector: &Path) -> Result<Self> {
+    /// A projector that was `guessed` must not be of another model by its name either.
+    pub(super) fn open(text: &Path, projector: &Path, guessed: bool) -> Result<Self> {
         let (mut decoder, encoder) = (Half::open(text)?, Half::open(projector)?);
+        pair::check_kinds(&decoder, &encoder)?;
         let in_text = |reason: String| Error::file(text, reason, REMEDY);
         let in_projector = |reason: String| Error::file(projector, reason, REMEDY);
         decoder.is_of("llama").map_err(in_text)?;
@@ -72,16 +75,9 @@ impl Parts {
         config
             .check_side(preprocessor.max_image_size.longest_edge)
             .map_err(in_projector)?;
-        let connector = encoder.tensor("mm.model.fc.weight");
-        if connector.map(|connector| connector.shape[0]) != Some(config.text_config.hidden_size) {
-            return Err(Error::file(
-                projector,
-                format!(
-                    "does not belong to {}, whose embeddings are of another length",
-                    text.display()
-                ),
-                "Take both files from the same repository",
-            ));
+        pair::check_lengths(&decoder, &encoder, &config)?;
+        if guessed {
+            pair::check_names(&decoder, &encoder)?;
         }
 
         let template = decoder.chat_template().map_err(in_text)?;
