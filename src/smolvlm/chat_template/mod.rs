@@ -16,6 +16,8 @@ use std::{
 use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde};
 use serde::Serialize;
 
+#[cfg(feature = "hub")]
+pub(super) use files::is_additional;
 pub(super) use files::{FILES, PUBLISHED, chat_template, choose, special_tokens};
 
 use super::{

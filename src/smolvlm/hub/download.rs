@@ -20,7 +20,7 @@ use ureq::{
 
 use super::{
     super::{
-        Config, Error, ErrorKind, Result, Source, Transfer, gguf,
+        Config, Error, ErrorKind, Result, Source, Transfer, chat_template, gguf,
         source::{
             CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, TOKENIZER, WEIGHTS, WEIGHTS_INDEX,
             shards,
@@ -153,11 +153,13 @@ impl Download {
     /// A checkpoint as transformers reads it.
     fn bring_checkpoint(&self, found: &Found) -> Result<Source> {
         let find = |name: &str| found.file(name);
-        let small: Vec<_> = SMALL
+        let small = SMALL
             .into_iter()
             .filter(|name| *name != WEIGHTS_INDEX || find(WEIGHTS).is_none())
-            .filter_map(find)
-            .collect();
+            .filter_map(find);
+        let templates = found.info.siblings.iter();
+        let templates = templates.filter(|file| chat_template::is_additional(&file.name));
+        let small: Vec<_> = small.chain(templates).collect();
         let large = |file: &&File| match find(WEIGHTS) {
             Some(_) => file.name == WEIGHTS,
             // Until the index has come.

@@ -36,7 +36,8 @@ use download::{Download, State};
 
 const HUB: &str = "https://huggingface.co";
 
-/// In the order in which they are fetched. Weights come last: a snapshot that has them has these too.
+/// In the order in which they are fetched, named chat templates after them. Weights come last: a snapshot that has them
+/// has these too.
 const SMALL: [&str; 10] = [
     CONFIG,
     PREPROCESSOR_CONFIG,
