@@ -309,21 +309,6 @@ fn a_caption_is_one_of_the_choices() {
 }
 
 #[test]
-fn a_choice_that_can_not_be_written_is_named() {
-    let heard = screen("red", |pipeline| {
-        pipeline
-            .narrator
-            .set_property("choices", "yes|<end_of_utterance>");
-    });
-    assert!(heard.captions.is_empty());
-    let warning = &heard.warnings[0];
-    assert!(
-        warning.contains("choices") && warning.contains("<end_of_utterance>"),
-        "{warning}"
-    );
-}
-
-#[test]
 fn a_stop_string_ends_the_caption() {
     let heard = screen("red", |pipeline| {
         pipeline
@@ -438,20 +423,6 @@ fn an_image_size_that_does_not_fit_is_refused_with_the_remedy() {
     let (error, _) = pipeline.log.heard().errors.remove(0);
     assert!(error.matches(gst::ResourceError::Settings), "{error:?}");
     assert!(error.message().starts_with("image-size: "), "{error}");
-}
-
-#[test]
-fn a_clip_that_the_model_has_no_room_for_is_refused_with_the_remedy() {
-    let pipeline = Pipeline::new(
-        "videotestsrc num-buffers=64 ! video/x-raw,width=32,height=32
-         ! vlmnarrate name=n frames=64 interval=0 ! fakesink",
-        &Fake::new(),
-    );
-    pipeline.narrator.set_engine_loader(SmolVlmLoader);
-    let heard = pipeline.run();
-    assert!(heard.captions.is_empty());
-    let said = format!("{:?} {:?}", heard.errors, heard.warnings);
-    assert!(said.contains("2048; lower frames"), "{said}");
 }
 
 /// A copy of the reference in which something is broken.

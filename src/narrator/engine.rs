@@ -125,6 +125,13 @@ pub struct EngineInfo {
 pub trait Engine {
     fn info(&self) -> EngineInfo;
 
+    /// Whether requests as this one can be answered, asked once when the model is loaded. Its pictures are blank, and
+    /// the frames of its clip have no time. What is refused here is an error then; what is refused later costs the
+    /// captions of its frames.
+    fn check(&self, _request: &Request<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Answers one request. `watch` wants to be called often (each layer, each token): how fast
     /// a flush or a state change can interrupt depends on it. After a `Break` the answer is
     /// [`ErrorKind::Cancelled`].

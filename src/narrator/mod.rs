@@ -12,6 +12,8 @@
 
 mod engine;
 mod mailbox;
+mod progress;
+mod question;
 mod registry;
 mod smolvlm;
 mod worker;
@@ -24,6 +26,6 @@ pub use engine::{
 pub use smolvlm::SmolVlmLoader;
 
 pub(crate) use mailbox::{Epoch, NewestEpoch, Refused, Wait};
-pub(crate) use worker::{
-    Death, Download, Events, Job, Load, Narrated, Narrator, Question, percent,
-};
+pub(crate) use progress::percent;
+pub(crate) use question::{Question, Turn};
+pub(crate) use worker::{Death, Download, Events, Job, Load, Narrated, Narrator};

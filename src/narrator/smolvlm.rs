@@ -131,6 +131,10 @@ impl Engine for SmolVlm {
         }
     }
 
+    fn check(&self, request: &Request<'_>) -> Result<(), Error> {
+        Ok(self.model.check(request)?)
+    }
+
     fn describe(
         &mut self,
         request: &Request<'_>,

@@ -15,9 +15,11 @@ use std::{
 use super::{
     engine::{
         Checkpoint, Clip, Description, Engine, EngineInfo, Error, ErrorKind, Event, Found, Picture,
-        Remote, Request, Sampling, Transfer,
+        Remote, Transfer,
     },
     mailbox::{Epoch, Mailbox, Refused, Wait},
+    progress::{Pace, Throttle},
+    question::{Question, Turn},
 };
 use crate::{
     caption::{Caption, Cost, FrameStamp},
@@ -28,22 +30,6 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a load waits for a worker that was not waited for, or not long enough.
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What to say about a frame.
-#[derive(Clone, Debug)]
-pub struct Question {
-    /// The picture is the whole frame, to be cut into tiles.
-    pub splitting: bool,
-    pub system: Option<String>,
-    pub prompt: String,
-    pub max_tokens: u32,
-    pub sampling: Sampling,
-    pub stop_strings: Vec<String>,
-    /// What the caption is one of; empty for anything.
-    pub choices: Vec<String>,
-    /// Tell of the text at each token.
-    pub partial: bool,
-}
 
 /// One frame to describe, or a clip of several.
 #[derive(Clone, Debug)]
@@ -105,6 +91,8 @@ pub trait Events: Send + Sync {
     fn download(&self, download: Download<'_>);
     /// What was downloaded is open: does it fit the settings?
     fn check(&self, checkpoint: &dyn Checkpoint) -> Result<(), Error>;
+    /// The model is loaded: what will it be asked? `None` where nobody asks any more.
+    fn turn(&self) -> Option<Turn>;
     fn load(&self, load: Load<'_>);
     fn partial(&self, narrated: Narrated);
     fn caption(&self, narrated: Narrated);
@@ -390,6 +378,9 @@ impl Shared {
             }
             ControlFlow::Continue(())
         })?;
+        if let Some(turn) = self.say(|events| events.turn()).flatten() {
+            turn.check(engine.as_ref(), checkpoint.as_ref())?;
+        }
         let info = self.info.get_or_init(|| engine.info());
         self.say(|events| {
             if self.pass(Phase::Loading, Phase::Over) {
@@ -431,17 +422,7 @@ impl Shared {
     ) -> Result<(), Error> {
         let queue = job.sampled_at.elapsed().saturating_sub(job.scaling);
         let pictures: Vec<&Picture> = job.pictures.iter().map(AsRef::as_ref).collect();
-        let request = Request {
-            pictures: &pictures,
-            clip: job.clip.as_ref(),
-            splitting: job.question.splitting,
-            system: job.question.system.as_deref(),
-            prompt: &job.question.prompt,
-            max_tokens: job.question.max_tokens as usize,
-            sampling: job.question.sampling,
-            stop_strings: &job.question.stop_strings,
-            choices: &job.question.choices,
-        };
+        let request = job.question.request(&pictures, job.clip.as_ref());
         let result = engine.describe(&request, &mut |event| {
             if self.mailbox.epoch() != epoch {
                 return ControlFlow::Break(());
@@ -531,54 +512,6 @@ fn printable(text: String) -> String {
     match text.contains(is_bad) {
         true => text.replace(is_bad, "\u{fffd}"),
         false => text,
-    }
-}
-
-/// `None` of nothing.
-pub fn percent(done: u64, total: u64) -> Option<u8> {
-    let percent = (u128::from(done) * 100).checked_div(u128::from(total))?;
-    Some(percent.min(100) as u8)
-}
-
-/// Lets a percentage through when it is new and the last is 100 ms old.
-#[derive(Default)]
-struct Throttle(Option<(u8, Instant)>);
-
-impl Throttle {
-    const PERIOD: Duration = Duration::from_millis(100);
-
-    fn pass(&mut self, done: u64, total: u64) -> Option<u8> {
-        let percent = percent(done, total).unwrap_or(100);
-        if let Some((last, at)) = self.0
-            && (percent == last || at.elapsed() < Self::PERIOD)
-        {
-            return None;
-        }
-        self.0 = Some((percent, Instant::now()));
-        Some(percent)
-    }
-}
-
-/// Lets a download's progress through once a second if the percentage is new, else every ten, with
-/// the speed since the last time.
-#[derive(Default)]
-struct Pace(Option<(Transfer, Instant)>);
-
-impl Pace {
-    fn pass(&mut self, transfer: Transfer) -> Option<u64> {
-        let Some((last, at)) = self.0 else {
-            self.0 = Some((transfer, Instant::now()));
-            return None;
-        };
-        let elapsed = at.elapsed();
-        let is_new = percent(transfer.done, transfer.total) != percent(last.done, last.total)
-            && elapsed >= Duration::from_secs(1);
-        if !is_new && elapsed < Duration::from_secs(10) {
-            return None;
-        }
-        self.0 = Some((transfer, Instant::now()));
-        let received = transfer.received.saturating_sub(last.received);
-        Some((received as f64 / elapsed.as_secs_f64()) as u64)
     }
 }
 

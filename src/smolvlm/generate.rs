@@ -5,46 +5,15 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 
 use super::{
-    Content, Error, Model, Observer, Picture, Processed, Processor, Prompt, Result, Sampling,
-    Session, Span, check_token,
+    Error, Model, Observer, Picture, Processed, Processor, Prompt, Request, Result, Session, Span,
+    check_token,
     choices::Choices,
     decoding::{Decoded, before_stop},
     device::pooled,
     memory::{Work, has_room},
     network::{Network, Tensors},
-    question,
     session::{Last, Question},
-    video,
 };
-
-/// What to describe and how.
-#[derive(Debug, Clone, Copy)]
-pub struct Request<'a> {
-    /// In the order of the prompt: squares, already of the side that the encoder is to run at, or
-    /// with `splitting` whatever there is.
-    pub pictures: &'a [&'a Picture],
-    /// They are frames of a video, oldest first.
-    pub clip: Option<&'a Clip>,
-    /// Cut each picture into tiles as the reference's processor does, for detail.
-    pub splitting: bool,
-    pub system: Option<&'a str>,
-    pub prompt: &'a str,
-    /// Most tokens of the caption.
-    pub max_tokens: usize,
-    pub sampling: Sampling,
-    /// Each ends the caption where it comes up, and is no part of it.
-    pub stop_strings: &'a [String],
-    /// What the caption is one of; empty for anything. Then `max_tokens` doesn't count.
-    pub choices: &'a [String],
-}
-
-/// When the frames of a video were taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Clip {
-    /// One for each picture, from the start of the clip.
-    pub times: Vec<Duration>,
-    pub duration: Duration,
-}
 
 /// What an observer is told while a caption is made.
 #[derive(Debug, Clone, Copy)]
@@ -210,19 +179,9 @@ impl Model {
             }
         }
         let choices = self.choices(request.choices)?;
-        let places = match request.clip {
-            Some(clip) => {
-                let seconds: Vec<_> = clip.times.iter().map(Duration::as_secs).collect();
-                video(&seconds, clip.duration.as_secs())
-            }
-            None => vec![Content::Image; request.pictures.len()],
-        };
-        let messages = question(request.system, places, request.prompt);
+        let messages = request.messages();
         let pictures = request.pictures.iter().copied();
-        let room = match request.choices {
-            [] => request.max_tokens,
-            _ => choices.longest(),
-        };
+        let room = request.room(&choices);
         let processor = request
             .splitting
             .then(|| Processor::new(&self.preprocessor));
@@ -474,7 +433,10 @@ pub(super) struct Asked<'a> {
 mod tests {
     use std::ops::ControlFlow;
 
-    use super::{super::Quantization, *};
+    use super::{
+        super::{Quantization, Sampling},
+        *,
+    };
 
     fn demo(quantization: Quantization) -> Model {
         let checkpoint = super::super::Checkpoint::open(&super::super::Source::Demo).unwrap();

@@ -61,6 +61,7 @@ mod metal;
 mod network;
 mod packed;
 mod prompt;
+mod request;
 mod sampling;
 mod session;
 mod source;
@@ -83,11 +84,12 @@ pub use config::{Config, LongestEdge, PreprocessorConfig, TextConfig, VisionConf
 pub use device::{DeviceInfo, DeviceKind};
 pub use error::{Error, ErrorKind, Result};
 pub use fingerprint::Fingerprint;
-pub use generate::{Clip, Description, Event, Request, Timings};
+pub use generate::{Description, Event, Timings};
 #[cfg(feature = "hub")]
 pub use hub::Repository;
 pub use image::{Picture, Processed, Processor};
 pub use prompt::{Content, Message, Prompt, Prompter, Role, Span, question, video};
+pub use request::{Clip, Request};
 pub use sampling::Sampling;
 pub use session::Session;
 pub use source::{Source, Transfer};

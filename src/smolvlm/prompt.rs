@@ -182,17 +182,22 @@ impl Prompter {
 
     /// The messages as text, each picture still one `<image>`.
     fn render(&self, messages: &[Message]) -> Result<String> {
-        let text = messages
-            .iter()
-            .flat_map(|m| &m.content)
-            .find_map(|c| match c {
+        for message in messages {
+            let text = message.content.iter().find_map(|content| match content {
                 Content::Text { text } if text.contains(IMAGE) => Some(text),
                 _ => None,
             });
-        if let Some(text) = text {
-            return Err(Error::Prompt(format!(
-                "`{text}` contains `{IMAGE}`, which marks a picture's place; leave it out"
-            )));
+            if let Some(text) = text {
+                return Err(Error::Setting {
+                    property: match message.role {
+                        Role::System => "system-prompt",
+                        _ => "prompt",
+                    },
+                    reason: format!(
+                        "`{text}` contains `{IMAGE}`, which marks a picture's place; leave it out"
+                    ),
+                });
+            }
         }
         self.template.render(messages)
     }
@@ -203,16 +208,13 @@ impl Prompter {
         let rendered = self.render(messages)?;
         let mut parts = rendered.split(IMAGE);
         let mut text = parts.next().unwrap_or_default().to_owned();
-        let mut left = spans.iter();
-        for part in parts {
-            let span = left
-                .next()
-                .ok_or_else(|| Error::Prompt("more picture places than pictures".into()))?;
+        let places = rendered.matches(IMAGE).count();
+        if places != spans.len() {
+            return Err(self.template.wrong_places(places, spans.len(), messages));
+        }
+        for (part, span) in parts.zip(spans) {
             expand(&mut text, *span);
             text.push_str(part);
-        }
-        if left.next().is_some() {
-            return Err(Error::Prompt("more pictures than picture places".into()));
         }
         // A template may write what the tokenizer adds, as the reference knows.
         let bos = self.template.bos_token();

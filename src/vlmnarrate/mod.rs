@@ -103,7 +103,9 @@ glib::wrapper! {
     ///
     /// A frame that can't be described is a WARNING, and the next is described. A model that can't be
     /// loaded, or one that panics, is an ERROR and makes no more captions: live video goes on without
-    /// them for as long as the application lets it, and from READY up the model is loaded anew.
+    /// them for as long as the application lets it, and from READY up the model is loaded anew. So are
+    /// settings that no frame can be described with, for instance a system-prompt that the chat template
+    /// refuses, if the model finds them when it is loaded; if they are set later, each frame is a WARNING.
     ///
     /// ## Several frames
     ///

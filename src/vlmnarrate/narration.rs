@@ -15,7 +15,7 @@ use crate::{
     caption::{Caption, FrameStamp},
     narrator::{
         Checkpoint, Death, Download, Epoch, Error, ErrorKind, Events, Found, Load, ModelSettings,
-        Narrated, Narrator, NewestEpoch, percent,
+        Narrated, Narrator, NewestEpoch, Turn, percent,
     },
     properties::lossy,
 };
@@ -461,6 +461,16 @@ impl Events for Bridge {
         };
         let image_size = element.imp().settings.lock().unwrap().image_size;
         check_image_size(checkpoint, image_size)
+    }
+
+    fn turn(&self) -> Option<Turn> {
+        let element = self.element.upgrade()?;
+        let settings = element.imp().settings.lock().unwrap();
+        Some(Turn {
+            question: settings.turns_question(),
+            frames: settings.pace.frames as usize,
+            side: settings.image_size,
+        })
     }
 
     fn load(&self, load: Load<'_>) {

@@ -108,10 +108,7 @@ impl ChatTemplate {
             let text = self.render(&messages)?;
             match text.matches(IMAGE).count() {
                 1 => Ok((style, text.contains(TEXT))),
-                places => Err(self.error(
-                    format!("writes {places} times `{IMAGE}` for one picture"),
-                    false,
-                )),
+                places => Err(self.wrong_places(places, 1, &messages)),
             }
         });
         let has_text = tried
@@ -134,7 +131,7 @@ impl ChatTemplate {
 
     /// The messages as text, each picture still one `<image>`.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
-        let has_system = messages.iter().any(|m| m.role == Role::System);
+        let has_system = has_system(messages);
         let rendered = thread::scope(|scope| {
             let thread = thread::Builder::new()
                 .name("vlmnarrate-cpu-template".into())
@@ -176,6 +173,23 @@ impl ChatTemplate {
         self.environment.get_template(NAME)?.render(variables)
     }
 
+    /// The error that it writes so many places for pictures.
+    pub(super) fn wrong_places(
+        &self,
+        places: usize,
+        pictures: usize,
+        messages: &[Message],
+    ) -> Error {
+        let pictures = match pictures {
+            1 => "one picture".into(),
+            n => format!("{n} pictures"),
+        };
+        self.error(
+            format!("writes {places} times `{IMAGE}` for {pictures}"),
+            has_system(messages),
+        )
+    }
+
     fn error(&self, reason: String, has_system: bool) -> Error {
         let remedy = match has_system {
             true => "Correct the template, or unset system-prompt if that is what it does not take",
@@ -186,6 +200,10 @@ impl ChatTemplate {
 }
 
 const REMEDY: &str = "Correct the template, or put that of the published model in its place";
+
+fn has_system(messages: &[Message]) -> bool {
+    messages.iter().any(|message| message.role == Role::System)
+}
 
 fn flat(message: &Message) -> Flat {
     let texts = message.content.iter().map(|c| match c {
