@@ -84,7 +84,9 @@ fn quantize(weight: &Tensor, blocks: GgmlDType) -> CandleResult<QTensor> {
     let mut bytes = Vec::new();
     for start in (0..rows).step_by(ROWS) {
         let part = weight.narrow(0, start, ROWS.min(rows - start))?;
-        let part = QTensor::quantize(&part.to_dtype(DType::F32)?.contiguous()?, blocks)?;
+        // Its own values: candle would quantize all that is in the storage of a part in f32.
+        let part = part.force_contiguous()?.to_dtype(DType::F32)?;
+        let part = QTensor::quantize(&part, blocks)?;
         bytes.extend_from_slice(&part.data()?);
     }
     let storage = QStorage::from_data(bytes.into(), device, blocks)?;
@@ -224,5 +226,23 @@ mod tests {
     fn rows_that_are_no_whole_blocks_stay_dense() {
         let dense = |row| matches!(layer(row, Some(GgmlDType::Q8_0)), Linear::Dense(_));
         assert_eq!([32, 48, 4304].map(dense), [false, true, true]);
+    }
+
+    #[test]
+    fn many_rows_are_quantized_in_parts_of_every_type() {
+        let rows = Tensor::arange(0f32, 5000.0 * 32.0, &Device::Cpu).unwrap();
+        let rows = ((rows * 0.01).unwrap().sin().unwrap())
+            .reshape((5000, 32))
+            .unwrap();
+        for dtype in [DType::F32, DType::BF16] {
+            let stored = rows.to_dtype(dtype).unwrap();
+            let whole = QTensor::quantize(&stored.to_dtype(DType::F32).unwrap(), GgmlDType::Q8_0);
+            let parts = quantize(&stored, GgmlDType::Q8_0).unwrap();
+            assert_eq!(
+                parts.data().unwrap(),
+                whole.unwrap().data().unwrap(),
+                "{dtype:?}"
+            );
+        }
     }
 }
