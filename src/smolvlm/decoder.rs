@@ -27,11 +27,10 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// `vb` is at the checkpoint's root; the head chooses the words and may have other blocks.
+    /// `vb` is at the checkpoint's root.
     pub(super) fn load(
         config: &Config,
         matrices: Matrices<'_>,
-        head: Matrices<'_>,
         vb: VarBuilder,
     ) -> CandleResult<Self> {
         let c = &config.text_config;
@@ -43,10 +42,10 @@ impl Decoder {
             .collect::<CandleResult<_>>()?;
         // As transformers 5 reads it: a stored head counts whatever the configuration says.
         let lm_head = if config.tie_word_embeddings && !vb.contains_tensor("lm_head.weight") {
-            embed_tokens.tied(head.blocks)?
+            embed_tokens.tied(matrices.tied_head()?)?
         } else {
             let shape = (c.hidden_size, c.vocab_size);
-            Linear::load(shape, false, head, vb.pp("lm_head"))?
+            Linear::load(shape, false, matrices, vb.pp("lm_head"))?
         };
         let norm = rms_norm(c.hidden_size, c.rms_norm_eps, m.pp("norm"))?;
         Ok(Self {

@@ -8,8 +8,13 @@ use std::{
 use candle_core::{DType, Device};
 
 #[cfg(feature = "metal")]
+use super::memory_limits::{Limit, Of};
+#[cfg(feature = "metal")]
 use super::metal;
-use super::{Checkpoint, Error, Result, memory};
+use super::{
+    Checkpoint, Error, Result,
+    memory::{self, Shortage},
+};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 
@@ -49,6 +54,16 @@ impl DeviceKind {
             Self::Auto if metal::is_there() => Self::Metal,
             Self::Auto => Self::Cpu,
             kind => kind,
+        }
+    }
+
+    /// The type that weights are held in where nobody says otherwise, of what [`resolve`](Self::resolve) said.
+    pub(super) fn dtype(self) -> DType {
+        match self {
+            Self::Cuda => DType::BF16,
+            #[cfg(feature = "metal")]
+            Self::Metal => metal::DTYPE,
+            _ => DType::F32,
         }
     }
 }
@@ -139,25 +154,21 @@ impl Chosen {
         }
     }
 
-    /// The type that weights are held in where nobody says otherwise.
-    pub(super) fn dtype(&self) -> DType {
-        match self {
-            #[cfg(feature = "cuda")]
-            Self::Cuda(_) => DType::BF16,
-            Self::Cpu => DType::F32,
-            #[cfg(feature = "metal")]
-            Self::Metal(_) => metal::DTYPE,
-        }
-    }
-
     /// Whether so many bytes can be had for weights.
-    pub(super) fn has_room(&self, bytes: u64) -> bool {
+    pub(super) fn has_room(&self, bytes: u64) -> Result<(), Shortage> {
         match self {
+            // Its engine asks it itself.
             #[cfg(feature = "cuda")]
-            Self::Cuda(gpu) => gpu.check_room(bytes).is_ok(),
+            Self::Cuda(_) => Ok(()),
             Self::Cpu => memory::has_room(bytes),
             #[cfg(feature = "metal")]
-            Self::Metal(device) => bytes <= metal::info(device).memory,
+            Self::Metal(device) => {
+                let free = metal::info(device).memory;
+                match bytes <= free {
+                    true => Ok(()),
+                    false => Err(Shortage::Limit(Limit { of: Of::Gpu, free })),
+                }
+            }
         }
     }
 }

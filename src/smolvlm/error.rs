@@ -37,13 +37,15 @@ pub enum Error {
     #[error("prompt: {0}")]
     Prompt(String),
     #[error(
-        "there is no memory for the {megabytes} MB that {pictures} pictures and {tokens} tokens take; lower \
-         frames, image-size or max-tokens"
+        "there is no memory for the {megabytes} MB that {pictures} pictures and {tokens} tokens take: {shortage}; \
+         lower frames, image-size or max-tokens"
     )]
     Memory {
         megabytes: u64,
         pictures: usize,
         tokens: usize,
+        /// Whose limit it is, and what is free.
+        shortage: String,
     },
     #[error("picture: {0}")]
     Picture(String),

@@ -321,14 +321,12 @@ impl Model {
             // An allocation that fails on a GPU is an error and no more.
             _ => return Ok(()),
         };
-        match has_room(bytes) {
-            true => Ok(()),
-            false => Err(Error::Memory {
-                megabytes: bytes / 1_000_000,
-                pictures: work.squares,
-                tokens: work.capacity,
-            }),
-        }
+        has_room(bytes).map_err(|shortage| Error::Memory {
+            megabytes: bytes / 1_000_000,
+            pictures: work.squares,
+            tokens: work.capacity,
+            shortage: shortage.to_string(),
+        })
     }
 
     /// Runs the prompt, pictures' features in their places, through an emptied cache with room for `room`

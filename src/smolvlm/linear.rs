@@ -8,22 +8,33 @@ use candle_core::{
 };
 use candle_nn::VarBuilder;
 
-use super::weights::{Loader, Stored};
+use super::{
+    formats::{Format, Formats},
+    weights::{Loader, Stored},
+};
 
-/// Where layers get their matrices, and into which blocks the dense ones go. Blocks of a file stay as they
-/// are: quantized again they would only lose.
+/// Where layers get their matrices, and what they are held in.
 #[derive(Clone, Copy)]
 pub(super) struct Matrices<'a> {
     pub(super) loader: Loader<'a>,
-    pub(super) blocks: Option<GgmlDType>,
+    pub(super) formats: Formats,
 }
 
 impl Matrices<'_> {
     /// `vb` is at the matrix' module. Widened only where it stays dense.
-    fn weight(&self, shape: (usize, usize), vb: &VarBuilder) -> CandleResult<Stored> {
-        let dtype = self.blocks.is_none().then(|| vb.dtype());
+    fn weight(&self, shape: (usize, usize), vb: &VarBuilder) -> CandleResult<(Stored, Format)> {
         let name = format!("{}.weight", vb.prefix());
-        self.loader.stored(&shape.into(), &name, dtype)
+        let format = self.loader.format(&name, self.formats)?;
+        let dtype = match format {
+            Format::Dense(dtype) => Some(dtype),
+            Format::Blocks(_) => None,
+        };
+        Ok((self.loader.stored(&shape.into(), &name, dtype)?, format))
+    }
+
+    /// What the head is held in where it is the table.
+    pub(super) fn tied_head(&self) -> CandleResult<Format> {
+        self.loader.tied_head(self.formats)
     }
 }
 
@@ -43,34 +54,28 @@ impl Linear {
         matrices: Matrices<'_>,
         vb: VarBuilder,
     ) -> CandleResult<Self> {
-        let weight = matrices.weight((to, from), &vb)?;
+        let (weight, format) = matrices.weight((to, from), &vb)?;
         let bias = bias.then(|| vb.get(to, "bias")).transpose()?;
-        match weight {
-            Stored::Dense(weight) => Self::new(weight, bias, matrices.blocks),
-            Stored::Blocks(weight) => Ok(Self::Quantized(products(weight)?, bias)),
-        }
+        Self::new(weight, bias, format)
     }
 
-    /// A row that is no whole number of blocks stays dense, such as those of 4304 in the encoder of the 2.2B.
-    pub(super) fn new(
-        weight: Tensor,
-        bias: Option<Tensor>,
-        blocks: Option<GgmlDType>,
-    ) -> CandleResult<Self> {
-        let row = weight.dim(1)?;
-        let is_dense = blocks.is_none();
-        match blocks.filter(|blocks| row.is_multiple_of(blocks.block_size())) {
-            None if is_dense => Ok(Self::Dense(candle_nn::Linear::new(weight, bias))),
-            // Beside blocks products are made in f32.
-            None => {
-                let weight = weight.to_dtype(DType::F32)?;
-                Ok(Self::Dense(candle_nn::Linear::new(weight, bias)))
+    /// Of weights that are held in this format from now on.
+    pub(super) fn new(weight: Stored, bias: Option<Tensor>, format: Format) -> CandleResult<Self> {
+        Ok(match (weight, format) {
+            (Stored::Dense(weight), Format::Dense(dtype)) => {
+                Self::Dense(candle_nn::Linear::new(weight.to_dtype(dtype)?, bias))
             }
-            Some(blocks) => {
-                let weight = QMatMul::from_qtensor(quantize(&weight, blocks)?)?;
-                Ok(Self::Quantized(weight, bias))
+            (Stored::Dense(weight), Format::Blocks(blocks)) => {
+                Self::Quantized(QMatMul::from_qtensor(quantize(&weight, blocks)?)?, bias)
             }
-        }
+            (Stored::Blocks(weight), Format::Dense(dtype)) => {
+                let weight = weight.dequantize(&weight.device())?.to_dtype(dtype)?;
+                Self::Quantized(QMatMul::Tensor(weight), bias)
+            }
+            (Stored::Blocks(weight), Format::Blocks(_)) => {
+                Self::Quantized(QMatMul::from_arc(weight)?, bias)
+            }
+        })
     }
 }
 
@@ -91,20 +96,6 @@ fn quantize(weight: &Tensor, blocks: GgmlDType) -> CandleResult<QTensor> {
     }
     let storage = QStorage::from_data(bytes.into(), device, blocks)?;
     QTensor::new(storage, weight.shape())
-}
-
-/// Products with blocks as a file has them. candle takes some types two blocks at a time: where that leaves
-/// one of a row, they are widened now.
-fn products(weight: Arc<QTensor>) -> CandleResult<QMatMul> {
-    let is_paired = matches!(
-        weight.dtype(),
-        GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1
-    );
-    let (_, row) = weight.shape().dims2()?;
-    if is_paired && !row.is_multiple_of(2 * weight.dtype().block_size()) {
-        return Ok(QMatMul::Tensor(weight.dequantize(&weight.device())?));
-    }
-    QMatMul::from_arc(weight)
 }
 
 impl Module for Linear {
@@ -152,24 +143,24 @@ pub(super) enum Embedding {
 }
 
 impl Embedding {
-    /// Dense rows stay dense: they are looked up, not multiplied with.
     pub(super) fn load(
         shape: (usize, usize),
         matrices: Matrices<'_>,
         vb: VarBuilder,
     ) -> CandleResult<Self> {
-        Ok(match matrices.weight(shape, &vb)? {
+        Ok(match matrices.weight(shape, &vb)?.0 {
             Stored::Dense(rows) => Self::Dense(rows, vb.dtype()),
             Stored::Blocks(rows) => Self::Quantized(rows),
         })
     }
 
     /// The layer that gives each token the product with its row.
-    pub(super) fn tied(&self, blocks: Option<GgmlDType>) -> CandleResult<Linear> {
-        match self {
-            Self::Dense(rows, _) => Linear::new(rows.clone(), None, blocks),
-            Self::Quantized(rows) => Ok(Linear::Quantized(products(rows.clone())?, None)),
-        }
+    pub(super) fn tied(&self, format: Format) -> CandleResult<Linear> {
+        let rows = match self {
+            Self::Dense(rows, _) => Stored::Dense(rows.clone()),
+            Self::Quantized(rows) => Stored::Blocks(rows.clone()),
+        };
+        Linear::new(rows, None, format)
     }
 
     /// `[tokens, length]`
@@ -191,7 +182,11 @@ mod tests {
         let weight = Tensor::arange(0f32, 3.0 * row as f32, &Device::Cpu);
         let weight = weight.and_then(|w| ((w * 0.7)?.sin())?.reshape((3, row)));
         let bias = Tensor::new(&[1f32, 2.0, 3.0], &Device::Cpu).unwrap();
-        Linear::new(weight.unwrap(), Some(bias), blocks).unwrap()
+        let format = match blocks {
+            Some(blocks) => Format::Blocks(blocks),
+            None => Format::Dense(DType::F32),
+        };
+        Linear::new(Stored::Dense(weight.unwrap()), Some(bias), format).unwrap()
     }
 
     #[test]
@@ -220,12 +215,6 @@ mod tests {
             let off = length(&off) / length(&exact);
             assert!(off > 0.0 && off < bound, "{blocks:?}: {off}");
         }
-    }
-
-    #[test]
-    fn rows_that_are_no_whole_blocks_stay_dense() {
-        let dense = |row| matches!(layer(row, Some(GgmlDType::Q8_0)), Linear::Dense(_));
-        assert_eq!([32, 48, 4304].map(dense), [false, true, true]);
     }
 
     #[test]

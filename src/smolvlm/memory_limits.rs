@@ -3,15 +3,51 @@
 //! process is killed when it uses what it was given.
 
 use std::{
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
-/// Bytes that may still be taken, by the tightest limit; `None` where nobody says.
+use super::memory::bytes;
+
+/// What there is, and who says that it is no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Limit {
+    pub(super) of: Of,
+    /// Bytes that may still be taken.
+    pub(super) free: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Of {
+    Machine,
+    #[cfg(feature = "metal")]
+    Gpu,
+    /// The folder of a control group.
+    Group(PathBuf),
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.of {
+            Of::Machine => f.write_str("the machine")?,
+            #[cfg(feature = "metal")]
+            Of::Gpu => f.write_str("the GPU")?,
+            Of::Group(group) => write!(f, "the control group {}", group.display())?,
+        }
+        write!(f, " has {} free", bytes(self.free))
+    }
+}
+
+/// The tightest limit; `None` where nobody says.
 ///
 /// `root` has `/proc` and `/sys` in it.
-pub(super) fn available(root: &Path) -> Option<u64> {
-    machine(root).into_iter().chain(groups(root)).min()
+pub(super) fn available(root: &Path) -> Option<Limit> {
+    let machine = machine(root).map(|free| Limit {
+        of: Of::Machine,
+        free,
+    });
+    let limits = machine.into_iter().chain(groups(root));
+    limits.min_by_key(|limit| limit.free)
 }
 
 /// What programs can have without killing others: free, or of files that can be read again.
@@ -26,7 +62,7 @@ fn machine(root: &Path) -> Option<u64> {
 }
 
 /// What each control group around the process has left.
-fn groups(root: &Path) -> Vec<u64> {
+fn groups(root: &Path) -> Vec<Limit> {
     let read = |name: &str| fs::read_to_string(root.join(name)).unwrap_or_default();
     let (groups, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
     let mut left = vec![];
@@ -48,7 +84,14 @@ fn groups(root: &Path) -> Vec<u64> {
             let inside = inside.unwrap_or(Path::new("")).to_owned();
             let top = root.join(mount.point.trim_start_matches('/'));
             let all = inside.ancestors().map(|group| top.join(group));
-            left.extend(all.filter_map(|group| version.left(&group)));
+            left.extend(all.filter_map(|group| {
+                let free = version.left(&group)?;
+                let group = Path::new("/").join(group.strip_prefix(root).unwrap_or(&group));
+                Some(Limit {
+                    of: Of::Group(group),
+                    free,
+                })
+            }));
         }
     }
     left
@@ -153,6 +196,17 @@ mod tests {
     );
     const OF_MACHINE: u64 = 3_001_000 * 1024;
 
+    /// What is free, and who says so.
+    fn limit(root: &tempfile::TempDir) -> Option<(u64, String)> {
+        let limit = available(root.path())?;
+        let says = limit.to_string();
+        Some((limit.free, says))
+    }
+
+    fn free(root: &tempfile::TempDir) -> Option<u64> {
+        limit(root).map(|(free, _)| free)
+    }
+
     const V2_MOUNT: (&str, &str) = (
         "proc/self/mountinfo",
         "25 1 0:22 / /proc rw - proc proc rw\n30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n",
@@ -160,11 +214,12 @@ mod tests {
 
     #[test]
     fn a_machine_has_what_is_available() {
-        assert_eq!(available(root(&[MEMINFO]).path()), Some(OF_MACHINE));
-        assert_eq!(available(root(&[]).path()), None);
+        let says = "the machine has 3.1 GB free".into();
+        assert_eq!(limit(&root(&[MEMINFO])), Some((OF_MACHINE, says)));
+        assert_eq!(limit(&root(&[])), None);
         // Older than Linux 3.14.
         let old = [("proc/meminfo", "MemTotal: 8000000 kB\n")];
-        assert_eq!(available(root(&old).path()), None);
+        assert_eq!(limit(&root(&old)), None);
     }
 
     #[test]
@@ -189,7 +244,7 @@ mod tests {
                 ),
             ])
         };
-        let left = |max, high| available(files(max, high).path());
+        let left = |max, high| free(&files(max, high));
         assert_eq!(left("500000000\n", "max\n"), Some(300 * MB));
         assert_eq!(left("500000000\n", "400000000\n"), Some(200 * MB));
         assert_eq!(left("max\n", "max\n"), Some(OF_MACHINE));
@@ -208,7 +263,8 @@ mod tests {
             ("sys/fs/cgroup/pod/container/memory.max", "500000000\n"),
             ("sys/fs/cgroup/pod/container/memory.current", "10000000\n"),
         ]);
-        assert_eq!(available(files.path()), Some(100 * MB));
+        let says = "the control group /sys/fs/cgroup/pod has 100 MB free".into();
+        assert_eq!(limit(&files), Some((100 * MB, says)));
     }
 
     #[test]
@@ -228,7 +284,8 @@ mod tests {
                 ("sys/fs/cgroup/memory.max", "200000000\n"),
                 ("sys/fs/cgroup/memory.current", "50000000\n"),
             ]);
-            assert_eq!(available(files.path()), Some(150 * MB), "{groups}");
+            let says = "the control group /sys/fs/cgroup has 150 MB free".into();
+            assert_eq!(limit(&files), Some((150 * MB, says)), "{groups}");
         }
     }
 
@@ -258,11 +315,9 @@ mod tests {
                 ),
             ])
         };
-        assert_eq!(available(files("250000000\n").path()), Some(200 * MB));
+        let says = "the control group /sys/fs/cgroup/memory/app has 200 MB free".into();
+        assert_eq!(limit(&files("250000000\n")), Some((200 * MB, says)));
         // What it writes for no limit.
-        assert_eq!(
-            available(files("9223372036854771712\n").path()),
-            Some(OF_MACHINE)
-        );
+        assert_eq!(free(&files("9223372036854771712\n")), Some(OF_MACHINE));
     }
 }

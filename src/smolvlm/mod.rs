@@ -47,6 +47,7 @@ mod decoding;
 mod device;
 mod error;
 mod fingerprint;
+mod formats;
 mod generate;
 mod gguf;
 #[cfg(feature = "hub")]
@@ -64,6 +65,7 @@ mod prompt;
 mod request;
 mod sampling;
 mod session;
+mod size;
 mod source;
 mod tokenizer;
 mod vision;
@@ -98,6 +100,7 @@ pub use weights::Progress;
 
 use decoder::Decoder;
 use device::Chosen;
+use formats::Formats;
 use kv_cache::KvCache;
 use linear::Matrices;
 use network::{Network, Tensors};
@@ -212,6 +215,39 @@ impl LoadOptions {
             ..self
         })
     }
+
+    /// Of options that [`resolve`](Self::resolve) gave: what the weights are held in.
+    fn formats(&self, checkpoint: &Checkpoint) -> Result<Formats> {
+        let has_blocks = self.device != DeviceKind::Cuda
+            && (self.quantization != Quantization::None || checkpoint.weights.has_blocks());
+        if has_blocks && !matches!(self.dtype, DType::Auto | DType::F32) {
+            return Err(Error::Setting {
+                property: "dtype",
+                reason: "products with quantized weights are made in f32; leave it at auto".into(),
+            });
+        }
+        let dtype = match self.dtype.named() {
+            Some(dtype) => dtype,
+            None if has_blocks => candle_core::DType::F32,
+            None => self.device.dtype(),
+        };
+        Ok(Formats {
+            dtype,
+            quantization: self.quantization,
+        })
+    }
+
+    /// Bytes that the weights of a model take in memory when it is loaded with these options.
+    pub fn memory(self, checkpoint: &Checkpoint) -> Result<u64> {
+        let options = self.resolve(checkpoint)?;
+        let formats = options.formats(checkpoint)?;
+        let weights = &checkpoint.weights;
+        Ok(match options.device {
+            // Its kernels take no blocks.
+            DeviceKind::Cuda => weights.values() * formats.dtype.size_in_bytes() as u64,
+            device => weights.size(formats, device == DeviceKind::Cpu),
+        })
+    }
 }
 
 /// A loaded model. Immutable: callers that share it bring a [`Session`] each.
@@ -238,20 +274,11 @@ impl Model {
         options: &LoadOptions,
         progress: &'a mut Progress<'a>,
     ) -> Result<Self> {
+        let options = options.resolve(checkpoint)?;
         let LoadOptions {
-            device,
-            dtype,
-            quantization,
-            threads,
-        } = options.resolve(checkpoint)?;
-        let has_blocks = device != DeviceKind::Cuda
-            && (quantization != Quantization::None || checkpoint.weights.has_blocks());
-        if has_blocks && !matches!(dtype, DType::Auto | DType::F32) {
-            return Err(Error::Setting {
-                property: "dtype",
-                reason: "products with quantized weights are made in f32; leave it at auto".into(),
-            });
-        }
+            device, threads, ..
+        } = options;
+        let formats = options.formats(checkpoint)?;
         let chosen = Chosen::open(device)?;
         let template = checkpoint.chat_template.clone();
         let prompter = Prompter::with_template(template, checkpoint.tokenizer()?)
@@ -297,19 +324,11 @@ impl Model {
                     device: &Device::Cpu,
                     progress: &add,
                 };
-                cuda::Network::load(*gpu, checkpoint, dtype, loader, &stop, failed)
+                cuda::Network::load(*gpu, checkpoint, options.dtype, loader, &stop, failed)
                     .map(Network::Cuda)
             }
-            chosen => {
-                let dtype = match dtype.named() {
-                    Some(dtype) => dtype,
-                    None if has_blocks => candle_core::DType::F32,
-                    None => chosen.dtype(),
-                };
-                let loading = (dtype, quantization, &add as _);
-                Tensors::load(checkpoint, &chosen, loading, failed)
-                    .map(|t| Network::Tensors(t.into()))
-            }
+            chosen => Tensors::load(checkpoint, &chosen, (formats, &add), failed)
+                .map(|t| Network::Tensors(t.into())),
         }?;
         let pool = Pool::new("vlmnarrate-cpu", threads).map_err(|e| Error::Setting {
             property: "threads",

@@ -6,8 +6,8 @@ use candle_nn::VarBuilder;
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
-    Checkpoint, Chosen, Decoder, Error, KvCache, Loader, Matrices, Observer, Quantization, Result,
-    Vision,
+    Checkpoint, Chosen, Decoder, Error, KvCache, Loader, Matrices, Observer, Result, Vision,
+    formats::Formats,
 };
 
 #[derive(Debug)]
@@ -30,26 +30,26 @@ impl Tensors {
     pub(super) fn load(
         checkpoint: &Checkpoint,
         chosen: &Chosen,
-        (dtype, quantization, progress): (DType, Quantization, &(dyn Fn(u64) -> bool + Sync)),
+        (formats, progress): (Formats, &(dyn Fn(u64) -> bool + Sync)),
         failed: impl Fn(fn(&Checkpoint, String) -> Error, candle_core::Error) -> Error,
     ) -> Result<Self> {
         let device = chosen.tensors();
+        let dtype = formats.dtype;
         let has_room = |bytes| chosen.has_room(bytes);
         checkpoint
             .weights
-            .check_memory(dtype, quantization.decoder(), has_room)?;
+            .check_memory(formats, device.is_cpu(), has_room)?;
         let loader = Loader {
             weights: &checkpoint.weights,
             device: &device,
             progress,
         };
         let vb = VarBuilder::from_backend(Box::new(loader), dtype, device.clone());
-        let matrices = |blocks| Matrices { loader, blocks };
+        let matrices = Matrices { loader, formats };
         let config = &checkpoint.config;
-        let vision = Vision::load(config, matrices(quantization.vision()), vb.pp("model"))
+        let vision = Vision::load(config, matrices, vb.pp("model"))
             .map_err(|error| failed(Checkpoint::encoder_error, error))?;
-        let (layers, head) = (quantization.decoder(), quantization.head());
-        let decoder = Decoder::load(config, matrices(layers), matrices(head), vb)
+        let decoder = Decoder::load(config, matrices, vb)
             .map_err(|error| failed(Checkpoint::decoder_error, error))?;
         Ok(Self {
             vision,

@@ -43,13 +43,12 @@ impl Vision {
         let embeddings = v.pp("embeddings");
         let conv = embeddings.pp("patch_embedding");
         let kernel = (c.hidden_size, c.num_channels, c.patch_size, c.patch_size);
-        let patch_embedding = Linear::new(
+        // Dense in any case: the first layer sees pixels, and its error would go through all others.
+        let patch_embedding = Linear::Dense(candle_nn::Linear::new(
             conv.get(kernel, "weight")?
                 .reshape((c.hidden_size, patch))?,
             Some(conv.get(c.hidden_size, "bias")?),
-            // The first layer sees pixels: its error would go through all others.
-            None,
-        )?;
+        ));
         let side = c.image_size / c.patch_size;
         let position_embedding = embeddings
             .pp("position_embedding")

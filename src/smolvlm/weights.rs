@@ -18,7 +18,10 @@ use candle_core::{
 use candle_nn::{Init, var_builder::SimpleBackend};
 use safetensors::{Dtype, tensor::Metadata};
 
-use super::{Error, Result};
+use super::{
+    Error, Result,
+    formats::{Format, Formats, TABLE},
+};
 
 pub(super) trait Bytes: Read + Seek + Send {}
 impl<T: Read + Seek + Send> Bytes for T {}
@@ -50,6 +53,15 @@ impl Entry {
     /// Whether several weights share a scale, and so are of use to products alone.
     fn is_blocks(&self) -> bool {
         self.dtype.block_size() > 1
+    }
+
+    pub(super) fn values(&self) -> u64 {
+        let blocks = self.len / self.dtype.type_size();
+        (blocks as u64).saturating_mul(self.dtype.block_size() as u64)
+    }
+
+    pub(super) fn row(&self) -> usize {
+        self.shape.last().copied().unwrap_or(0)
     }
 
     /// Puts the rows of each head in their order.
@@ -120,48 +132,15 @@ impl Weights {
         self.entries.values().any(Entry::is_blocks)
     }
 
-    /// Bytes that they take in memory, a little less where some of the matrices are not put into `blocks`.
-    fn size(&self, dtype: DType, blocks: Option<GgmlDType>) -> u64 {
-        let size = |entry: &Entry| {
-            let values = (entry.len / entry.dtype.type_size() * entry.dtype.block_size()) as u64;
-            match blocks {
-                _ if entry.is_blocks() => entry.len as u64,
-                Some(blocks) if entry.shape.len() == 2 => {
-                    values / blocks.block_size() as u64 * blocks.type_size() as u64
-                }
-                _ => values.saturating_mul(dtype.size_in_bytes() as u64),
-            }
-        };
-        let sizes = self.entries.values().map(size);
-        sizes.fold(0, u64::saturating_add)
-    }
-
     /// How many there are.
-    #[cfg(feature = "cuda")]
     pub(super) fn values(&self) -> u64 {
         let sizes = self.entries.values();
         let sizes = sizes.map(|entry| entry.shape.iter().map(|side| *side as u64).product::<u64>());
         sizes.fold(0, u64::saturating_add)
     }
 
-    /// Whether there can be memory for all of them, where `has_room` knows of memory.
-    pub(super) fn check_memory(
-        &self,
-        dtype: DType,
-        blocks: Option<GgmlDType>,
-        has_room: impl Fn(u64) -> bool,
-    ) -> Result<()> {
-        let size = self.size(dtype, blocks);
-        if has_room(size) {
-            return Ok(());
-        }
-        Err(Error::Setting {
-            property: "model",
-            reason: format!(
-                "there is no memory for the {:.1} GB that it takes; take a smaller model, or see quantization",
-                size as f64 / 1e9
-            ),
-        })
+    pub(super) fn entries(&self) -> &HashMap<String, Entry> {
+        &self.entries
     }
 
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
@@ -336,6 +315,18 @@ impl<'a> LoadProgress<'a> {
 }
 
 impl Loader<'_> {
+    /// What a tensor is held in.
+    pub(super) fn format(&self, name: &str, formats: Formats) -> CandleResult<Format> {
+        let entry = self.weights.find(name)?;
+        let format = formats.of(name, entry.dtype, &entry.shape);
+        format.ok_or_else(|| CandleError::msg(format!("`{name}` is no tensor of the model")))
+    }
+
+    pub(super) fn tied_head(&self, formats: Formats) -> CandleResult<Format> {
+        let table = self.weights.find(TABLE)?;
+        Ok(formats.tied_head(table.dtype, table.row()))
+    }
+
     /// A tensor of this shape; `dtype` is for dense ones, as the file has them without.
     pub(super) fn stored(
         &self,
@@ -406,7 +397,7 @@ impl SimpleBackend for Loader<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::memory::has_room, *};
+    use super::*;
 
     #[test]
     fn every_way_of_naming_is_one() {
@@ -462,60 +453,6 @@ mod tests {
             "m.safetensors".into(),
             Box::new(io::Cursor::new(file)),
         )])
-    }
-
-    /// A file of any size that takes no room.
-    struct Sparse {
-        header: Vec<u8>,
-        size: u64,
-        position: u64,
-    }
-
-    impl Read for Sparse {
-        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-            let mut left = self.header.get(self.position as usize..).unwrap_or(&[]);
-            let read = left.read(into)?;
-            self.position += read as u64;
-            Ok(read)
-        }
-    }
-
-    impl Seek for Sparse {
-        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-            self.position = match to {
-                SeekFrom::Start(position) => position,
-                SeekFrom::End(0) => self.size,
-                _ => unimplemented!(),
-            };
-            Ok(self.position)
-        }
-    }
-
-    #[test]
-    fn memory_that_is_not_there_is_an_error_before_it_is_asked_for() {
-        let weights = |side: u64| {
-            let end = side * side * 2;
-            let header = format!(
-                r#"{{"t":{{"dtype":"BF16","shape":[{side},{side}],"data_offsets":[0,{end}]}}}}"#
-            );
-            let mut file = (header.len() as u64).to_le_bytes().to_vec();
-            file.extend(header.as_bytes());
-            let size = file.len() as u64 + end;
-            let sparse = Sparse {
-                header: file,
-                size,
-                position: 0,
-            };
-            Weights::open(vec![("m.safetensors".into(), Box::new(sparse))]).unwrap()
-        };
-        let small = weights(64);
-        let check = |weights: Weights| weights.check_memory(DType::F32, None, has_room);
-        assert_eq!(small.size(DType::F32, None), 64 * 64 * 4);
-        assert_eq!(small.size(DType::BF16, None), 64 * 64 * 2);
-        assert_eq!(small.size(DType::F32, Some(GgmlDType::Q8_0)), 64 * 2 * 34);
-        assert!(check(small).is_ok());
-        let error = check(weights(1 << 26)).unwrap_err().to_string();
-        assert!(error.contains("18014398.5 GB"), "{error}");
     }
 
     #[test]
