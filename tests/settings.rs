@@ -11,7 +11,7 @@ use gstvlmnarrate::narrator::SmolVlmLoader;
 use tempfile::TempDir;
 
 const LINE: &str = "videotestsrc num-buffers=2 ! video/x-raw,width=64,height=48,framerate=1/1
-                    ! vlmnarrate name=n max-tokens=2 ! fakesink";
+                    ! vlmnarrate name=n image-size=64 max-tokens=2 ! fakesink";
 
 /// The demo model with another chat template.
 fn with_template(template: &str) -> TempDir {
@@ -172,6 +172,27 @@ fn more_tokens_than_the_model_has_positions() {
     );
     let words = ["2048; lower frames"];
     is_one_error(&clips.run(), gst::ResourceError::Settings, &words);
+}
+
+/// The model needs no other state than READY to be loaded anew.
+#[test]
+fn a_setting_that_is_corrected_is_taken() {
+    let corrected = pipeline(LINE, None);
+    let narrator = &corrected.narrator;
+    narrator.set_property("choices", "yes|<end_of_utterance>");
+    corrected.reach(gst::State::Ready);
+    let heard = corrected.log.wait(|heard| !heard.errors.is_empty());
+    assert!(
+        heard.errors[0].0.message().starts_with("choices: "),
+        "{heard:#?}"
+    );
+    narrator.set_property("choices", "yes|no");
+    let heard = corrected.run_to_eos();
+    assert_eq!(
+        (heard.captions.len(), heard.errors.len()),
+        (2, 0),
+        "{heard:#?}"
+    );
 }
 
 /// What only describe-now asks is told of when it asks.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::engine::{Checkpoint, Clip, Engine, Error, ErrorKind, Picture, Request, Sampling};
 
 /// What to say about a frame.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Question {
     /// The picture is the whole frame, to be cut into tiles.
     pub splitting: bool,
@@ -41,7 +41,7 @@ impl Question {
 }
 
 /// What the settings ask about every frame or clip.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Turn {
     pub question: Question,
     pub frames: usize,

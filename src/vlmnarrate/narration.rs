@@ -1,7 +1,7 @@
 //! Between the element and its worker: the model comes and goes here, captions arrive here.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -28,15 +28,21 @@ const LOAD_MODEL: &str = "load-model";
 pub(super) struct Loaded {
     pub(super) narrator: Narrator,
     settings: ModelSettings,
+    /// What the model was checked for when it was loaded.
+    checked: Arc<Mutex<Option<Turn>>>,
     /// Has taken frames.
     was_started: AtomicBool,
 }
 
 impl Loaded {
-    /// Whether it is good for another run. One that failed on the way to its first has said so a moment
-    /// ago, and would again.
-    fn is_good(&self) -> bool {
-        !(self.narrator.has_failed() && self.was_started.load(Ordering::Relaxed))
+    /// Whether it is good for another run, which asks this. One that failed on the way to its first has said so a
+    /// moment ago, and would again, unless it refused what is no longer asked.
+    fn is_good(&self, turn: &Turn) -> bool {
+        let is_other = || {
+            let checked = self.checked.lock().unwrap();
+            checked.as_ref().is_some_and(|checked| checked != turn)
+        };
+        !self.narrator.has_failed() || !self.was_started.load(Ordering::Relaxed) && !is_other()
     }
 
     /// Side of the pictures to give it, where the property says `image_size`. Not known of a model
@@ -119,9 +125,11 @@ impl VlmNarrate {
             // Twice, because gst-launch-1.0 shows the debug text alone.
             gst::element_imp_info!(self, gst::LibraryError::Settings, ("{TEXT}"), ["{TEXT}"]);
         }
+        let checked = Arc::default();
         let bridge = Bridge {
             element: self.obj().downgrade(),
             model: name.to_owned(),
+            checked: Arc::clone(&checked),
         };
         panics::go_to_the_log();
         let predecessor = self.leaving.lock().unwrap().take();
@@ -133,6 +141,7 @@ impl VlmNarrate {
         Ok(Loaded {
             narrator,
             settings,
+            checked,
             was_started: AtomicBool::new(false),
         })
     }
@@ -140,10 +149,13 @@ impl VlmNarrate {
     /// The model's properties may change in READY: if they did, what was loaded goes. So does a worker that
     /// failed, for another try.
     pub(super) fn reload_if_changed(&self) -> Result<(), gst::StateChangeError> {
-        let settings = self.settings.lock().unwrap().model_settings();
+        let (settings, turn) = {
+            let settings = self.settings.lock().unwrap();
+            (settings.model_settings(), settings.turn())
+        };
         if self
             .loaded()
-            .is_some_and(|loaded| loaded.settings == settings && loaded.is_good())
+            .is_some_and(|loaded| loaded.settings == settings && loaded.is_good(&turn))
         {
             return Ok(());
         }
@@ -384,6 +396,7 @@ fn log(imp: &VlmNarrate, Narrated { caption, queue, .. }: &Narrated) {
 struct Bridge {
     element: glib::WeakRef<super::VlmNarrate>,
     model: String,
+    checked: Arc<Mutex<Option<Turn>>>,
 }
 
 impl Bridge {
@@ -465,12 +478,9 @@ impl Events for Bridge {
 
     fn turn(&self) -> Option<Turn> {
         let element = self.element.upgrade()?;
-        let settings = element.imp().settings.lock().unwrap();
-        Some(Turn {
-            question: settings.turns_question(),
-            frames: settings.pace.frames as usize,
-            side: settings.image_size,
-        })
+        let turn = element.imp().settings.lock().unwrap().turn();
+        *self.checked.lock().unwrap() = Some(turn.clone());
+        Some(turn)
     }
 
     fn load(&self, load: Load<'_>) {

@@ -7,7 +7,7 @@ use gst::{glib, prelude::*};
 use super::scene::HEARTBEAT;
 use crate::{
     caption::Caption,
-    narrator::{self, ModelSettings, Question, Sampling},
+    narrator::{self, ModelSettings, Question, Sampling, Turn},
     properties::{
         Choice,
         Mutable::{Playing, Ready},
@@ -296,6 +296,15 @@ impl Settings {
             }
         }
         question
+    }
+
+    /// What each of them is asked.
+    pub fn turn(&self) -> Turn {
+        Turn {
+            question: self.turns_question(),
+            frames: self.pace.frames as usize,
+            side: self.image_size,
+        }
     }
 
     /// The question to ask about a frame.
