@@ -68,7 +68,7 @@ impl Weights {
 mod tests {
     use std::io::{self, Read, Seek, SeekFrom};
 
-    use candle_core::DType;
+    use candle_core::{DType, quantized::GgmlDType};
 
     use super::{super::memory::has_room, *};
 
@@ -146,5 +146,37 @@ mod tests {
                 .to_string();
             assert!(error.contains(says) && error.ends_with(remedy), "{error}");
         }
+    }
+
+    /// Rows that are looked up may be those of the head, in the same memory or not.
+    #[test]
+    fn a_head_that_is_the_table_takes_memory_where_it_is_another_format() {
+        let sizes = |dtype: GgmlDType, row: usize, quantization| {
+            let len = 64 * row / dtype.block_size() * dtype.type_size();
+            let table = Entry {
+                file: 0,
+                dtype,
+                shape: vec![64, row],
+                start: 0,
+                len,
+                paired_heads: None,
+            };
+            let weights = Weights::new(vec![], [(TABLE.to_owned(), table)].into());
+            let formats = Formats {
+                dtype: DType::F32,
+                quantization,
+            };
+            [true, false].map(|is_cpu| weights.size(formats, is_cpu) as usize / 64)
+        };
+        let (none, q8_0) = (Quantization::None, Quantization::Q8_0);
+        assert_eq!(sizes(GgmlDType::BF16, 64, none), [4 * 64; 2]);
+        assert_eq!(sizes(GgmlDType::BF16, 64, q8_0), [2 * 64 + 2 * 34; 2]);
+        // Rows that are no whole blocks.
+        assert_eq!(sizes(GgmlDType::BF16, 72, q8_0), [2 * 72 + 4 * 72; 2]);
+        assert_eq!(sizes(GgmlDType::F32, 72, q8_0), [4 * 72; 2]);
+        // The CPU's kernels have these in another order, and no others.
+        assert_eq!(sizes(GgmlDType::Q8_0, 64, none), [4 * 34, 2 * 34]);
+        assert_eq!(sizes(GgmlDType::Q6K, 256, none), [210; 2]);
+        assert_eq!(sizes(GgmlDType::Q5_0, 96, none), [3 * 22 + 4 * 96; 2]);
     }
 }
