@@ -27,9 +27,10 @@ impl Unpacked {
         window: &Window,
         is_straight: bool,
     ) -> Result<Self, glib::BoolError> {
-        let (left, top, width, height) = window.seen;
+        let (_, top, _, height) = window.seen;
         let format = unpacked(input);
-        let info = VideoInfo::builder(format, width, height)
+        // Whole rows: the converter can't read a part of them in each format.
+        let info = VideoInfo::builder(format, input.width(), height)
             .colorimetry(&input.colorimetry())
             .fps(input.fps())
             .build()?;
@@ -40,9 +41,7 @@ impl Unpacked {
             config.set_chroma_resampler_method(gst_video::VideoResamplerMethod::Nearest);
         }
         // No picture is larger than i32: VideoInfo would have refused it.
-        config.set_src_x(left as i32);
         config.set_src_y(top as i32);
-        config.set_src_width(Some(width as i32));
         config.set_src_height(Some(height as i32));
         let (black, _) = info.range_offsets(info.colorimetry().range());
         Ok(Self {

@@ -13,6 +13,7 @@ use super::{
     layout::{Layout, Window},
     small::{Small, planar},
     tone_map::ToneMap,
+    unpack::Unpacker,
 };
 use crate::narrator::Picture;
 
@@ -27,6 +28,10 @@ pub(super) struct Downscaler {
     info: VideoInfo,
     window: Window,
     /// How incoming buffers are read.
+    packed: VideoInfo,
+    /// Goes before the rest, where that can't read the window.
+    unpacker: Option<Unpacker>,
+    /// What the rest reads: the same, or what the unpacker makes of it.
     input: VideoInfo,
     /// Where odd rows are copied to.
     upright: Option<gst::Buffer>,
@@ -62,7 +67,11 @@ impl Detour {
     ) -> Result<Self, glib::BoolError> {
         let is_straight = has_alpha(&info.format_info()) && !is_premultiplied(info);
         let frame = Unpacked::new(input, window, is_straight)?;
-        let window = Window::whole(&frame.info);
+        let (left, _, width, height) = window.seen;
+        let window = Window {
+            full: (frame.info.width(), height),
+            seen: (left, 0, width, height),
+        };
         let size = (output.width(), output.height());
         let is_deep = output.format() == VideoFormat::Argb64;
         let small = Small::new(&frame.info, &window, size, is_deep)?;
@@ -94,7 +103,7 @@ impl Downscaler {
     ) -> Result<Self, glib::BoolError> {
         // The fields of an interlaced frame are scaled as one picture: the converter would keep
         // them apart, in a picture that is too small to show a comb.
-        let input = VideoInfo::builder(info.format(), window.full.0, window.full.1)
+        let packed = VideoInfo::builder(info.format(), window.full.0, window.full.1)
             .interlace_mode(gst_video::VideoInterlaceMode::Progressive)
             .colorimetry(&info.colorimetry())
             .chroma_site(info.chroma_site())
@@ -102,6 +111,15 @@ impl Downscaler {
             .build()?;
         let (left, top, width, height) = window.seen;
         let is_scaled = (width, height) != size;
+        let is_scaled_as_it_is = is_scaled && planar(packed.format()).is_some();
+        let unpacker = match is_scaled_as_it_is {
+            true => None,
+            false => Unpacker::new(&packed, left, width)?,
+        };
+        let (packed, input) = match &unpacker {
+            Some(unpacker) => (unpacker.packed().clone(), unpacker.plain().clone()),
+            None => (packed.clone(), packed),
+        };
         let is_planar = is_scaled && planar(input.format()).is_some();
         let tones = ToneMap::new(&input.colorimetry(), largest_code(&input, is_planar));
         let format = match (&tones, has_alpha(&info.format_info())) {
@@ -143,6 +161,8 @@ impl Downscaler {
             is_detoured,
             tones,
             scratch: None,
+            packed,
+            unpacker,
             input,
             output,
         })
@@ -163,23 +183,38 @@ impl Downscaler {
             *self = Self::with_window(&self.info, layout.window, self.size())?;
         }
         if !layout.is_odd() {
-            return self.picture_of(buffer, rgb);
+            return self.picture_of_packed(buffer, rgb);
         }
         let mut upright = match self.upright.take() {
             Some(upright) => upright,
             None => {
-                let mut upright = gst::Buffer::with_size(self.input.size())?;
+                let mut upright = gst::Buffer::with_size(self.packed.size())?;
                 upright.make_mut().memset(.., 0)?;
                 upright
             }
         };
-        layout.copy(buffer, &self.input, upright.make_mut())?;
-        let picture = self.picture_of(&upright, rgb);
+        layout.copy(buffer, &self.packed, upright.make_mut())?;
+        let picture = self.picture_of_packed(&upright, rgb);
         self.upright = Some(upright);
         picture
     }
 
     /// Of a buffer whose rows are as GStreamer expects them.
+    fn picture_of_packed(
+        &mut self,
+        buffer: &gst::BufferRef,
+        rgb: Vec<u8>,
+    ) -> Result<Picture, glib::BoolError> {
+        let Some(mut unpacker) = self.unpacker.take() else {
+            return self.picture_of(buffer, rgb);
+        };
+        let plain = unpacker.unpack(buffer);
+        let picture = plain.and_then(|plain| self.picture_of(plain, rgb));
+        self.unpacker = Some(unpacker);
+        picture
+    }
+
+    /// Of a buffer that is read as `input` says.
     fn picture_of(
         &mut self,
         buffer: &gst::BufferRef,
@@ -298,7 +333,9 @@ fn largest_code(input: &VideoInfo, is_planar: bool) -> f64 {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::*;
+    use gst_video::VideoFormatInfo;
+
+    use super::{super::unpack::pixels_in_group, *};
 
     pub(in super::super) fn convert(
         from: &VideoInfo,
@@ -387,12 +424,15 @@ pub(super) mod tests {
         gst::init().unwrap();
         let mut by_planes = 0;
         for format in VideoFormat::iter_raw() {
+            let group = pixels_in_group(&VideoFormatInfo::from_format(format));
             let sizes = [
                 ((640, 362), (64, 64)),
                 ((301, 203), (100, 70)),
                 ((30, 20), (64, 64)),
             ];
-            for (from, to) in sizes {
+            for ((width, height), to) in sizes {
+                // What ends within a group GStreamer itself doesn't show right.
+                let from = (u32::next_multiple_of(width, group), height);
                 let (info, buffer) = frame(format, from);
                 let mut scaler = Downscaler::new(&info, to).unwrap();
                 let picture = scaler.picture(&buffer, vec![]).unwrap();

@@ -25,6 +25,7 @@ mod stream;
 mod text_pad;
 mod timeline;
 mod tone_map;
+mod unpack;
 
 use crate::narrator::EngineLoader;
 // What a bin around the element shows of it.
