@@ -488,7 +488,8 @@ pub(super) mod tests {
     #[test]
     fn one_axis_may_grow_while_the_other_shrinks() {
         gst::init().unwrap();
-        for from in [(90, 40), (40, 90)] {
+        // Whole tiles: GStreamer 1.26 packs no part of those that MT2110R has.
+        for from in [(96, 40), (48, 90)] {
             let (rgb, buffer) = rgb(from);
             let mut scaler = Downscaler::new(&rgb, (64, 64)).unwrap();
             let expected = scaler.picture(&buffer, vec![]).unwrap();
