@@ -16,7 +16,7 @@ packages=(
     python3-gi python3-gst-1.0 gir1.2-gstreamer-1.0 gir1.2-gst-plugins-base-1.0
 )
 if [ "${1-}" = --tests ]; then
-    packages+=(ffmpeg python3-jsonschema chromium chromium-driver python3-selenium)
+    packages+=(ffmpeg python3-jsonschema)
 elif [ "${1-}" = --also ]; then
     packages+=("${@:2}")
 fi
