@@ -4,7 +4,9 @@
 #[path = "reference/data.rs"]
 mod data;
 
-use std::{env, fs, ops::ControlFlow, path::PathBuf, process::Command, thread};
+use std::{
+    env, fs, ops::ControlFlow, os::unix::fs::symlink, path::PathBuf, process::Command, thread,
+};
 
 use candle_core::{Device, Tensor};
 use gstvlmnarrate::smolvlm::{
@@ -187,7 +189,9 @@ fn says(test: &str, variables: &[(&str, &str)]) -> Option<String> {
         .args(["--exact", test, "--ignored", "--nocapture"])
         .envs(variables.iter().copied())
         .output();
-    Some(String::from_utf8_lossy(&output.unwrap().stdout).into_owned())
+    let output = output.unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    Some(String::from_utf8_lossy(&said).into_owned())
 }
 
 #[test]
@@ -213,11 +217,20 @@ fn two_captions() {
 
 #[test]
 fn what_is_wrong_is_said_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let mut paths = maps.split_whitespace();
+    let no_driver = paths.find(|path| path.ends_with("/libc.so.6")).unwrap();
+    symlink(no_driver, folder.path().join("libcuda.so.1")).unwrap();
     for (variables, expected) in [
         (&[][..], "made: 20 tokens"),
         (
             &[("LD_LIBRARY_PATH", "")],
             "not loaded: Settings: device: there is no NVIDIA driver",
+        ),
+        (
+            &[("LD_LIBRARY_PATH", folder.path().to_str().unwrap())],
+            "not loaded: Settings: device: the NVIDIA driver is for CUDA of an unknown version and",
         ),
         (
             &[("VLMNARRATE_EMULATED_DEVICES", "0")],

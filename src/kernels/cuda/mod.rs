@@ -12,6 +12,7 @@ mod operations;
 mod plan;
 
 use std::{
+    ffi::c_int,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -40,6 +41,9 @@ const FATBIN: [u8; 4] = 0xba55_ed50_u32.to_le_bytes();
 
 /// Of the compiler, as the driver counts: 13000 is 13.0.
 const TOOLKIT: &str = env!("VLMNARRATE_CUDA_TOOLKIT");
+
+/// Of cudarc's declarations, as `Cargo.toml` chooses them.
+const BINDINGS: i32 = 12000;
 
 /// What went wrong, with the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -155,50 +159,59 @@ fn look() -> Result<()> {
     }
     // cudarc would panic.
     // SAFETY: the driver's initialisers may run in any process.
-    if unsafe { libloading::Library::new("libcuda.so.1") }.is_err() {
+    if !unsafe { sys::is_culib_present() } {
         return Err(Error::NoDriver);
     }
-    // A driver that lacks a function is one that cudarc doesn't know: as if it were old.
-    let looked = catch_unwind(|| {
-        let mut driver = 0;
-        // SAFETY: writes one number.
-        unsafe { sys::cuDriverGetVersion(&mut driver) }.result()?;
-        let toolkit = TOOLKIT.parse().unwrap_or(0);
-        // Of one major version all can load what any of it has compiled.
-        if driver / 1000 < toolkit / 1000 {
-            return Err(Error::OldDriver {
-                driver: version(driver),
-                toolkit: self::toolkit(),
-            });
-        }
-        let no_device = |error| Error::NoDevice {
-            reason: told(error),
-        };
-        result::init().map_err(no_device)?;
-        if CudaContext::device_count().map_err(no_device)? == 0 {
-            return Err(Error::NoDevice {
-                reason: "it counts none".into(),
-            });
-        }
-        let device = result::device::get(0).map_err(no_device)?;
-        let capability = |which| {
-            // SAFETY: the driver has just named the device.
-            unsafe { result::device::get_attribute(device, which) }
-        };
-        let major = capability(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let minor = capability(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        match major {
-            8.. => Ok(()),
-            _ => Err(Error::OldDevice {
-                name: result::device::get_name(device)?,
-                found: format!("{major}.{minor}"),
-            }),
-        }
-    });
-    looked.unwrap_or(Err(Error::OldDriver {
-        driver: "another version".into(),
-        toolkit: toolkit(),
-    }))
+    let driver = driver_version()?;
+    let needed = TOOLKIT.parse().unwrap_or(0).max(BINDINGS);
+    // Of one major version all can load what any of it has compiled.
+    if driver.is_none_or(|driver| driver / 1000 < needed / 1000) {
+        return Err(Error::OldDriver {
+            driver: driver.map_or_else(|| "of an unknown version".into(), version),
+            toolkit: version(needed),
+        });
+    }
+    let no_device = |error| Error::NoDevice {
+        reason: told(error),
+    };
+    result::init().map_err(no_device)?;
+    if CudaContext::device_count().map_err(no_device)? == 0 {
+        return Err(Error::NoDevice {
+            reason: "it counts none".into(),
+        });
+    }
+    let device = result::device::get(0).map_err(no_device)?;
+    let capability = |which| {
+        // SAFETY: the driver has just named the device.
+        unsafe { result::device::get_attribute(device, which) }
+    };
+    let major = capability(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = capability(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    match major {
+        8.. => Ok(()),
+        _ => Err(Error::OldDevice {
+            name: result::device::get_name(device)?,
+            found: format!("{major}.{minor}"),
+        }),
+    }
+}
+
+/// `None` of a library that tells of none: it isn't one that cudarc knows.
+///
+/// cudarc looks for each function as it is called, and panics where there is none. A driver of the
+/// version that it was generated for has them all, so that only this one has to be looked for.
+fn driver_version() -> Result<Option<i32>> {
+    type Get = unsafe extern "C" fn(*mut c_int) -> CUresult;
+    // SAFETY: the library is there.
+    let library = unsafe { sys::culib() };
+    // SAFETY: the type is that of the driver's header.
+    let Ok(get) = (unsafe { library.get::<Get>(c"cuDriverGetVersion") }) else {
+        return Ok(None);
+    };
+    let mut driver = 0;
+    // SAFETY: writes one number.
+    unsafe { get(&mut driver) }.result()?;
+    Ok(Some(driver))
 }
 
 impl Gpu {
