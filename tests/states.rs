@@ -557,6 +557,14 @@ fn the_position_may_be_asked_for_before_there_is_one() {
         pipeline.reach(gst::State::Paused);
         assert!(ask().iter().all(Option::is_some), "{decoder} prerolled");
         let sink = pipeline.element("decoder").static_pad("sink").unwrap();
+        // What comes behind a flush without a segment would be the test's mistake.
+        let (blocked, is_blocked) = std::sync::mpsc::channel();
+        let idle = gst::PadProbeType::BLOCK_DOWNSTREAM | gst::PadProbeType::IDLE;
+        sink.peer().unwrap().add_probe(idle, move |_, _| {
+            let _ = blocked.send(());
+            gst::PadProbeReturn::Ok
+        });
+        is_blocked.recv_timeout(common::PATIENCE.into()).unwrap();
         sink.send_event(gst::event::FlushStart::new());
         sink.send_event(gst::event::FlushStop::new(true));
         assert_eq!(ask(), [None; 2], "{decoder} flushed");
