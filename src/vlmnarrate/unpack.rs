@@ -1,17 +1,17 @@
 //! Frames in plain formats, where GStreamer's converter can't read a part of their rows.
 
 use gst::glib;
-use gst_video::{VideoFormat, VideoFormatInfo, VideoFrameRef, VideoInfo, VideoMeta};
+use gst_video::{VideoFormatInfo, VideoFrameRef, VideoInfo, VideoMeta, VideoResamplerMethod};
 
 use super::alpha::{alpha_bits, widen_alpha};
 
 /// How many pixels of a row are read together. Told to end among them, GStreamer's converter leaves
-/// some out, exchanges their colours, or writes behind its own rows.
+/// some out, or exchanges their colours.
 pub(super) fn pixels_in_group(format: &VideoFormatInfo) -> u32 {
-    match format.format() {
-        VideoFormat::Vyuy => 2,
-        // Where a tile is no number of pixels, 0 is said.
-        _ if format.is_tiled() => format.tile_info(0).width().max(1),
+    // By their names: GStreamer 1.22 doesn't have the first ones.
+    match format.name().as_str() {
+        "MT2110T" | "MT2110R" => 16,
+        "VYUY" => 2,
         _ => 1,
     }
 }
@@ -28,7 +28,8 @@ pub(super) struct Unpacker {
 
 impl Unpacker {
     /// `None` where the converter can read `width` pixels from `left` on. It can in few formats, as
-    /// long as `left` isn't 0: 1.22 and 1.26 count it twice, or in other units, or not at all.
+    /// long as `left` isn't 0: 1.22 and 1.26 count it twice, or in other units, or not at all, and
+    /// write behind their own rows where it is within a tile.
     pub(super) fn new(
         info: &VideoInfo,
         left: u32,
@@ -50,6 +51,10 @@ impl Unpacker {
         let plain = whole(info.format_info().unpack_format())?;
         let mut config = gst_video::VideoConverterConfig::new();
         config.set_threads(1);
+        if group > 1 {
+            // What lies behind the last pixel of the picture stays out of it.
+            config.set_chroma_resampler_method(VideoResamplerMethod::Nearest);
+        }
         Ok(Some(Self {
             converter: gst_video::VideoConverter::new(&packed, &plain, Some(config))?,
             buffer: gst::Buffer::with_size(plain.size())?,
