@@ -1,7 +1,7 @@
 //! Frames in plain formats, where GStreamer's converter can't read a part of their rows.
 
 use gst::glib;
-use gst_video::{VideoFormatInfo, VideoFrameRef, VideoInfo, VideoMeta, VideoResamplerMethod};
+use gst_video::{VideoChromaMode, VideoFormatInfo, VideoFrameRef, VideoInfo, VideoMeta};
 
 use super::alpha::{alpha_bits, widen_alpha};
 
@@ -53,7 +53,7 @@ impl Unpacker {
         config.set_threads(1);
         if group > 1 {
             // What lies behind the last pixel of the picture stays out of it.
-            config.set_chroma_resampler_method(VideoResamplerMethod::Nearest);
+            config.set_chroma_mode(VideoChromaMode::None);
         }
         Ok(Some(Self {
             converter: gst_video::VideoConverter::new(&packed, &plain, Some(config))?,
@@ -211,5 +211,31 @@ mod tests {
             }
         }
         assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+
+    /// In the same rows, and in the same tile.
+    #[test]
+    fn what_lies_behind_the_picture_is_not_seen() {
+        gst::init().unwrap();
+        let (width, height, inside) = (256, 160, 204);
+        let [yellow, blue] = [[255, 255, 0], [0, 0, 255]].map(|behind: [u8; 3]| {
+            let (info, buffer) = gradients(VideoFormat::Rgb, width, height);
+            let mut bytes = buffer.map_readable().unwrap().to_vec();
+            let pixels = bytes.as_chunks_mut::<3>().0.iter_mut().enumerate();
+            for (_, pixel) in pixels.filter(|(i, _)| i % width as usize >= inside) {
+                *pixel = behind;
+            }
+            (info, gst::Buffer::from_slice(bytes))
+        });
+        for format in VideoFormat::iter_raw() {
+            let info = VideoInfo::builder(format, width, height).build().unwrap();
+            let [one, other] = [&yellow, &blue].map(|(rgb, source)| {
+                let packed = convert(rgb, source, &info);
+                look(&info, &packed, (inside as u32, height), None)
+            });
+            let off = one.iter().zip(&other).map(|(a, b)| a.abs_diff(*b));
+            let off = off.max().unwrap();
+            assert!(off < 18, "{format}: off by {off}");
+        }
     }
 }
