@@ -11,7 +11,8 @@ pub(super) fn pixels_in_group(format: &VideoFormatInfo) -> u32 {
     // By their names: GStreamer 1.22 doesn't have the first ones.
     match format.name().as_str() {
         "MT2110T" | "MT2110R" => 16,
-        "VYUY" => 2,
+        // Of an odd row 1.22 reads, or without ORC writes, a value too many.
+        "VYUY" | "UYVY" | "UYVP" => 2,
         _ => 1,
     }
 }
