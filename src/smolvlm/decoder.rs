@@ -10,6 +10,7 @@ use candle_nn::{RmsNorm, VarBuilder, ops::silu, rms_norm, rotary_emb::rope};
 use super::{
     Config, KvCache, Observer, Result,
     config::TextConfig,
+    formats::HEAD,
     kv_cache::Seen,
     layer_done,
     linear::{Embedding, Linear, Matrices},
@@ -41,7 +42,7 @@ impl Decoder {
             .map(|i| Layer::load(c, matrices, m.pp("layers").pp(i)))
             .collect::<CandleResult<_>>()?;
         // As transformers 5 reads it: a stored head counts whatever the configuration says.
-        let lm_head = if config.tie_word_embeddings && !vb.contains_tensor("lm_head.weight") {
+        let lm_head = if config.tie_word_embeddings && !vb.contains_tensor(HEAD) {
             embed_tokens.tied(matrices.tied_head()?)?
         } else {
             let shape = (c.hidden_size, c.vocab_size);

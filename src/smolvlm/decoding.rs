@@ -2,12 +2,12 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::{CpuStorage, Storage, Tensor};
+use candle_core::Tensor;
 use candle_transformers::utils::apply_repeat_penalty;
 
 use super::{
     Error, Event, Model, Observer, Prompt, Request, Result, Session, choices::Walk,
-    generate::Asked, session::Ahead,
+    generate::Asked, packed::look_at, session::Ahead,
 };
 
 /// What was generated, and how it ended.
@@ -143,7 +143,7 @@ impl Model {
         // As in the reference, the penalty counts the prompt's tokens too.
         let mut context = prompt.ids.clone();
         loop {
-            check_logits(&logits)?;
+            look_at(&logits, check_scores)??;
             if penalty != 1.0 {
                 logits = apply_repeat_penalty(&logits, penalty, &context)?;
             }
@@ -205,17 +205,6 @@ fn check_scores(scores: &[f32]) -> Result<()> {
     match all && any {
         true => Ok(()),
         false => Err(Error::NotFinite),
-    }
-}
-
-/// As [`check_scores`], without a copy where they are numbers on the CPU.
-fn check_logits(logits: &Tensor) -> Result<()> {
-    let (storage, layout) = logits.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(scores)), Some((start, end))) => {
-            check_scores(&scores[start..end])
-        }
-        _ => check_scores(&scores(logits)?),
     }
 }
 

@@ -377,8 +377,7 @@ impl Model {
         let decoder = &tensors.decoder;
         let cache = session.cache.tensors();
         let embeds = decoder.embed(&prompt.ids)?;
-        for (&(start, len), features) in prompt.images.iter().zip(features) {
-            debug_assert_eq!(features.dim(0)?, len);
+        for (&(start, _), features) in prompt.images.iter().zip(features) {
             embeds.slice_set(&features.contiguous()?, 0, start)?;
         }
         // The last is run in any case, for what follows it.

@@ -70,10 +70,15 @@ pub(super) fn first_broken(x: &Tensor) -> CandleResult<Option<usize>> {
         let is_finite = |row: &[f32]| row.iter().fold(true, |all, x| all & x.is_finite());
         x.chunks_exact(length).position(|row| !is_finite(row))
     };
+    look_at(x, broken)
+}
+
+/// The values of a tensor where they lie, or a copy of them in f32 on the CPU.
+pub(super) fn look_at<T>(x: &Tensor, look: impl FnOnce(&[f32]) -> T) -> CandleResult<T> {
     let (storage, layout) = x.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(x)), Some((start, end))) => Ok(broken(&x[start..end])),
-        _ => Ok(broken(&numbers(&x.to_dtype(DType::F32)?)?)),
+        (Storage::Cpu(CpuStorage::F32(x)), Some((start, end))) => Ok(look(&x[start..end])),
+        _ => Ok(look(&numbers(&x.to_dtype(DType::F32)?)?)),
     }
 }
 
