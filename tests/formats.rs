@@ -26,6 +26,21 @@ fn passes(caps: &gst::Caps, size: usize) {
             .get_mut()
             .unwrap()
             .set_pts(ClockTime::from_seconds(second));
+        if second == 1
+            && let Ok(info) = VideoInfo::from_caps(caps)
+        {
+            // As decoders and pools add it.
+            gst_video::VideoMeta::add_full(
+                buffer.get_mut().unwrap(),
+                gst_video::VideoFrameFlags::empty(),
+                info.format(),
+                info.width(),
+                info.height(),
+                info.offset(),
+                info.stride(),
+            )
+            .unwrap();
+        }
         let memory = buffer.peek_memory(0).as_ptr();
         let out = harness.push_and_pull(buffer).unwrap();
         assert_eq!(out.map_readable().unwrap().as_slice(), bytes, "{caps}");

@@ -63,6 +63,8 @@ struct Rows {
     stride: i128,
     /// The bytes of a row without its padding.
     bytes: i128,
+    /// The same with all of the last group of samples, as GStreamer reads it.
+    read: i128,
     count: i128,
 }
 
@@ -75,7 +77,10 @@ impl Layout {
         let window = Window::of(buffer, meta.as_deref(), info)?;
         let Some(meta) = meta else {
             // GStreamer checks the size.
-            return Ok(Self { window, odd: None });
+            let rows = (0..info.n_planes() as usize).map(|plane| Rows::as_told(info, plane));
+            let rows = rows.collect::<Option<Vec<_>>>().unwrap_or_default();
+            let odd = rows.iter().any(|rows| rows.end_early()).then_some(rows);
+            return Ok(Self { window, odd });
         };
         if meta.format() != info.format() {
             return Err(glib::bool_error!(
@@ -93,7 +98,8 @@ impl Layout {
             ));
         }
         let plain = VideoInfo::builder(info.format(), meta.width(), meta.height()).build()?;
-        let rows = (0..planes as usize).map(|plane| Rows::of(&meta, plane, &plain));
+        let rows = (0..planes as usize)
+            .map(|plane| Rows::of((meta.offset()[plane], meta.stride()[plane]), plane, &plain));
         let rows = rows.collect::<Option<Vec<_>>>();
         let inside = rows.filter(|rows| rows.iter().all(|rows| rows.are_inside(buffer.size())));
         let Some(rows) = inside else {
@@ -156,14 +162,19 @@ impl Layout {
 }
 
 impl Rows {
+    fn as_told(info: &VideoInfo, plane: usize) -> Option<Self> {
+        Self::of((info.offset()[plane], info.stride()[plane]), plane, info)
+    }
+
     /// `None` where there are less tiles than the picture needs.
-    fn of(meta: &VideoMeta, plane: usize, plain: &VideoInfo) -> Option<Self> {
+    fn of((offset, stride): (usize, i32), plane: usize, plain: &VideoInfo) -> Option<Self> {
         let format = plain.format_info();
-        let (offset, stride) = (meta.offset()[plane] as i128, meta.stride()[plane]);
+        let offset = offset as i128;
         let one = |bytes| Self {
             offset,
             stride: bytes,
             bytes,
+            read: bytes,
             count: 1,
         };
         if format.is_tiled() {
@@ -188,17 +199,20 @@ impl Rows {
             return Some(one(PALETTE));
         }
         let first = here.clone().next()?;
+        let read = match format.pixel_stride()[usize::from(first)] == 0 {
+            true => complex_bytes(&format, first, plain, plane),
+            false => (here.map(|c| {
+                let width = format.scale_width(c, plain.width());
+                i128::from(width) * i128::from(format.pixel_stride()[usize::from(c)])
+            }))
+            .max()?,
+        };
         Some(Self {
             offset,
             stride: stride.into(),
-            bytes: match format.pixel_stride()[usize::from(first)] == 0 {
-                true => complex_bytes(&format, first, plain, plane),
-                false => (here.map(|c| {
-                    let width = format.scale_width(c, plain.width());
-                    i128::from(width) * i128::from(format.pixel_stride()[usize::from(c)])
-                }))
-                .max()?,
-            },
+            // Rows of UYVP may end within the last of two pixels.
+            bytes: read.min(plain.stride()[plane].into()),
+            read,
             count: format.scale_height(first, plain.height()).into(),
         })
     }
@@ -212,10 +226,15 @@ impl Rows {
         last.min(self.offset) >= 0 && last.max(self.offset) + self.bytes <= size as i128
     }
 
+    /// Before what GStreamer reads of them does.
+    fn end_early(&self) -> bool {
+        self.stride < self.read
+    }
+
     /// Side by side in one piece of memory, with all their padding.
     fn are_plain(&self, buffer: &gst::BufferRef) -> bool {
         let end = self.offset + self.stride * self.count;
-        if self.stride < self.bytes || end > buffer.size() as i128 {
+        if self.end_early() || end > buffer.size() as i128 {
             return false;
         }
         let memory = buffer.find_memory(self.offset as usize..end as usize);
