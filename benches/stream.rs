@@ -11,6 +11,11 @@
 //!
 //! Without MODEL, a folder, the model is arithmetic on all cores that never ends.
 
+#![expect(
+    unsafe_code,
+    reason = "an allocator that counts, and clocks of threads"
+)]
+
 use std::{
     cell::Cell,
     error::Error,
@@ -21,12 +26,10 @@ use std::{
 };
 
 use gst::{ClockTime, prelude::*};
-use gstvlmnarrate::{
-    VlmNarrate,
-    narrator::{
-        Checkpoint, Description, Engine, EngineInfo, EngineLoader, Event, Found, LoadWatch,
-        ModelSettings, Request, Watch,
-    },
+use gstvlmnarrate::VlmNarrate;
+use gstvlmnarrate::engine::{
+    Answer, Checkpoint, Engine, EngineInfo, EngineLoader, Event, Found, LoadObserver,
+    ModelSettings, Observer, Request,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -100,14 +103,14 @@ impl EngineLoader for Busy {
     fn open(
         &self,
         settings: &ModelSettings,
-    ) -> std::result::Result<Found, gstvlmnarrate::narrator::Error> {
+    ) -> std::result::Result<Found, gstvlmnarrate::engine::Error> {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let threads = if settings.threads == 0 {
             cores
         } else {
             settings.threads
         };
-        Ok(Found::Here(Arc::new(Busy { threads })))
+        Ok(Found::Ready(Arc::new(Busy { threads })))
     }
 }
 
@@ -116,18 +119,18 @@ impl Checkpoint for Busy {
         "busy"
     }
 
-    fn image_size(&self) -> u32 {
-        512
+    fn image_size(&self) -> Option<u32> {
+        Some(512)
     }
 
-    fn check_image_size(&self, _: u32) -> std::result::Result<(), gstvlmnarrate::narrator::Error> {
+    fn check_image_size(&self, _: u32) -> std::result::Result<(), gstvlmnarrate::engine::Error> {
         Ok(())
     }
 
     fn load(
         &self,
-        _: &mut LoadWatch<'_>,
-    ) -> std::result::Result<Box<dyn Engine>, gstvlmnarrate::narrator::Error> {
+        _: &mut LoadObserver<'_>,
+    ) -> std::result::Result<Box<dyn Engine>, gstvlmnarrate::engine::Error> {
         Ok(Box::new(Busy {
             threads: self.threads,
         }))
@@ -142,8 +145,8 @@ impl Engine for Busy {
     fn describe(
         &mut self,
         _: &Request<'_>,
-        watch: &mut Watch<'_>,
-    ) -> std::result::Result<Description, gstvlmnarrate::narrator::Error> {
+        watch: &mut Observer<'_>,
+    ) -> std::result::Result<Answer, gstvlmnarrate::engine::Error> {
         // Layers of 10 ms, of weights that no cache holds.
         let weights = vec![1f32; 16 << 20];
         let layer = |part: &[f32]| {
@@ -164,7 +167,7 @@ impl Engine for Busy {
                 }
             });
             if watch(Event::Layer) == ControlFlow::Break(()) {
-                return Err(gstvlmnarrate::narrator::Error::cancelled());
+                return Err(gstvlmnarrate::engine::Error::cancelled());
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The caption record: what was said about one frame, when, and at what cost.
 //!
-//! Applications meet it as a bus message, as a buffer meta and as timed text; those faces are
-//! written in [`crate::vlmnarrate::faces`]. Here it is plain data.
+//! Applications meet it as a bus message, as a buffer meta and as timed text; how each is written
+//! is `output/encoding.rs`'s business. Here it is plain data.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -104,8 +104,8 @@ pub struct Caption {
     pub sequence: u64,
     /// Tokens generated.
     pub tokens: u32,
-    /// With which probability the text is this one of the `choices`; 1 without any.
-    pub probability: f64,
+    /// With which probability the text is this one of the `choices`; 1 without any, `None` where the engine can't know.
+    pub probability: Option<f64>,
     /// The text stops at `max-tokens`, not where the model would have ended it.
     pub truncated: bool,
     /// It answers the same question as the caption that is current, with the same words.

@@ -1,31 +1,37 @@
 //! GStreamer element that watches video and says what it sees.
 //!
-//! The element is [`vlmnarrate`]; its page says how to use it in a pipeline. Rust applications find
+//! The element is [`VlmNarrate`]; its page says how to use it in a pipeline. Rust applications find
 //! here what they need to read its captions ([`Caption`]), to ask about a frame and to bring their
-//! own model ([`vlmnarrate::VlmNarrate`], [`narrator`]).
-
-// Where it is needed, `expect` says why.
-#![deny(unsafe_code)]
+//! own model ([`VlmNarrate::set_engine_loader`], [`engine`]).
 
 pub mod caption;
-mod kernels;
-pub mod narrator;
+mod element;
+mod engines;
+mod input;
+mod log;
+mod output;
 #[cfg(feature = "overlay")]
-pub mod overlay;
+mod overlay;
+mod prompt;
 mod properties;
-pub mod smolvlm;
-mod threads;
-pub mod vlmnarrate;
+mod worker;
 
 pub use caption::Caption;
+pub use element::{DType, Device, Mode, Quantization, VlmNarrate};
+#[cfg(feature = "smolvlm")]
+pub use engines::SmolVlmLoader;
+#[doc(hidden)]
+pub use output::encoding::TextCue;
+pub use output::encoding::{META_NAME, NotACaption};
 #[cfg(feature = "overlay")]
-pub use overlay::VlmNarrateOverlay;
-pub use vlmnarrate::VlmNarrate;
+pub use overlay::{HAlign, VAlign, VlmNarrateOverlay, WrapMode};
+/// The contract of an engine, for applications that bring their own.
+pub use vlmnarrate_engine as engine;
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), gst::glib::BoolError> {
     #[cfg(feature = "overlay")]
     overlay::register(plugin)?;
-    vlmnarrate::register(plugin)
+    element::register(plugin)
 }
 
 gst::plugin_define!(

@@ -15,10 +15,9 @@ use std::{
 };
 
 use candle_core::quantized::gguf_file;
-use gstvlmnarrate::smolvlm::{
-    Checkpoint, LoadOptions, Model, Picture, Quantization, Request, Sampling, Source,
-};
 use tempfile::TempDir;
+use vlmnarrate_engine::{Picture, Quantization, Request, Sampling};
+use vlmnarrate_smolvlm::{Checkpoint, LoadOptions, Model, Source};
 
 /// The first byte chooses the file, the others are what is in it.
 pub fn config(bytes: &[u8]) -> bool {
@@ -193,43 +192,41 @@ fn run(folder: &Path, len: usize, quantization: Quantization, splitting: bool) -
         Picture::new(width, height, rgb).expect("a whole picture")
     };
     let square = picture(side, side);
-    let greedy = Request {
-        pictures: &[&square],
-        clip: None,
-        splitting: false,
-        system: None,
-        prompt: "What is it?",
-        max_tokens: 2,
-        sampling: Sampling::default(),
-        stop_strings: &[],
-        choices: &[],
+    let greedy = {
+        let mut request = Request::new(&[&square], "What is it?");
+        request.max_tokens = 2;
+        request
     };
-    let sampled = Request {
-        system: Some("Be short."),
-        sampling: Sampling {
+    let sampled = {
+        let mut request = greedy;
+        request.system = Some("Be short.");
+        request.sampling = Sampling {
             temperature: 0.7,
             top_p: 0.9,
             top_k: 20,
             min_p: 0.01,
             repetition_penalty: 1.1,
             seed: 7,
-        },
-        stop_strings: &["a".into()],
-        ..greedy
+        };
+        request.stop_strings = &["a".into()];
+        request
     };
-    let chosen = Request {
-        choices: &["yes".into(), "no".into()],
-        ..greedy
+    let chosen = {
+        let mut request = greedy;
+        request.choices = &["yes".into(), "no".into()];
+        request
     };
     let wide = picture(64, 48);
-    let tiled = Request {
-        pictures: &[&wide],
-        splitting,
-        ..greedy
+    let tiled = {
+        let mut request = greedy;
+        request.pictures = &[&wide];
+        request.whole_frames = splitting;
+        request
     };
-    let without = Request {
-        pictures: &[],
-        ..greedy
+    let without = {
+        let mut request = greedy;
+        request.pictures = &[];
+        request
     };
     let mut requests = vec![&greedy, &sampled, &chosen, &without];
     if splitting {

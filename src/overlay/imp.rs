@@ -4,15 +4,16 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 use gst::{glib, prelude::*, subclass::prelude::*};
 
-use super::{
-    layout::{self, Layout},
-    look::{Look, PROPERTIES},
-};
 use crate::{
     VlmNarrate,
     caption::Caption,
+    element,
+    output::text_pad::NAME as TEXT_PAD,
+    overlay::{
+        layout::{self, Layout},
+        look::{Look, PROPERTIES},
+    },
     properties::Property,
-    vlmnarrate::{self, TEXT_PAD},
 };
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -26,7 +27,7 @@ static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
 /// Text reaches textoverlay as its property, between one frame and the next: its text pad would
 /// show a caption no earlier than the last has ended, and needs a thread of its own.
 pub struct VlmNarrateOverlay {
-    pub(super) narrator: VlmNarrate,
+    pub(crate) narrator: VlmNarrate,
     /// `None` where GStreamer's Pango plugin is not installed.
     textoverlay: Option<gst::Element>,
     /// Of `textoverlay`, which goes on pointing to it.
@@ -73,7 +74,7 @@ impl ObjectImpl for VlmNarrateOverlay {
     fn properties() -> &'static [glib::ParamSpec] {
         static SPECS: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             let look = PROPERTIES.iter().map(|property| property.spec.clone());
-            vlmnarrate::specs().into_iter().chain(look).collect()
+            element::specs().into_iter().chain(look).collect()
         });
         &SPECS
     }
@@ -114,7 +115,7 @@ impl ObjectImpl for VlmNarrateOverlay {
 
     fn signals() -> &'static [glib::subclass::Signal] {
         static SIGNALS: LazyLock<Vec<glib::subclass::Signal>> = LazyLock::new(|| {
-            vec![vlmnarrate::describe_now_signal(|element| {
+            vec![element::describe_now_signal(|element| {
                 let bin = element.get::<super::VlmNarrateOverlay>().ok()?;
                 Some(bin.narrator().clone())
             })]
@@ -154,8 +155,7 @@ impl ElementImpl for VlmNarrateOverlay {
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> =
-            LazyLock::new(vlmnarrate::pad_templates);
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(element::pad_templates);
         &TEMPLATES
     }
 

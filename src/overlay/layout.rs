@@ -4,8 +4,10 @@
 use pango::prelude::*;
 use unicode_segmentation::UnicodeSegmentation;
 
-use super::look::{FONT, Look, WrapMode};
-use crate::vlmnarrate::faces;
+use crate::{
+    output::encoding,
+    overlay::look::{FONT, Look, WrapMode},
+};
 
 /// Of the picture's width, what text may take.
 const WIDTH: f64 = 0.9;
@@ -97,7 +99,7 @@ impl Layout {
 
     /// A caption as Pango markup with its lines broken. Empty if there is nothing to show.
     pub fn markup(&self, text: &str) -> String {
-        let text = faces::markup(&self.lines(text).join("\n"));
+        let text = encoding::markup(&self.lines(text).join("\n"));
         match self.shaded && !text.is_empty() {
             // Pango's ground, not textoverlay's: that one is for some formats only and lost where
             // the text is attached as a meta.
@@ -108,7 +110,7 @@ impl Layout {
 
     /// At most so many lines as the look has; an ellipsis ends what is cut off.
     pub fn lines(&self, text: &str) -> Vec<String> {
-        let text = faces::lines(text).collect::<Vec<_>>().join(" ");
+        let text = encoding::lines(text).collect::<Vec<_>>().join(" ");
         let most = text.char_indices().nth(LONGEST_LINE * self.lines);
         let text = &text[..most.map_or(text.len(), |(end, _)| end)];
         let layout = self.layout(text);

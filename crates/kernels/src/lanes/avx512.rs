@@ -1,0 +1,244 @@
+#![allow(
+    unsafe_code,
+    reason = "instructions that pulp has no safe functions for"
+)]
+
+use std::arch::x86_64::{
+    __m128i, __m256i, __m512, __m512i, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32,
+};
+
+use bytemuck::cast;
+use pulp::x86::V4;
+
+use super::{LANES, Lanes, PAIR, QUAD};
+
+/// AVX-512 with VNNI.
+#[derive(Clone, Copy)]
+pub struct Avx512(V4);
+
+impl Avx512 {
+    pub fn detect() -> Option<Self> {
+        let is_there = is_x86_feature_detected!("avx512vnni");
+        V4::try_new().filter(|_| is_there).map(Self)
+    }
+
+    /// `sum + a[0] * b[0] + a[1] * b[1]`, of `i16`
+    #[inline(always)]
+    fn dot_words(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `detect` has found AVX-512 VNNI.
+        unsafe { _mm512_dpwssd_epi32(sum, a, b) }
+    }
+
+    /// The even numbers of `a` and then `b`, or the odd ones.
+    #[inline(always)]
+    fn every_other(self, a: __m512i, b: __m512i, odd: i32) -> __m512i {
+        let lanes: [i32; LANES] = std::array::from_fn(
+            #[inline(always)]
+            |i| 2 * i as i32 + odd,
+        );
+        self.0.avx512f._mm512_permutex2var_epi32(a, cast(lanes), b)
+    }
+}
+
+/// Compiled for what [`Avx512::detect`] has found, with all that it inlines.
+#[target_feature(
+    enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni"
+)]
+fn with_vnni<T>(f: impl FnOnce() -> T) -> T {
+    f()
+}
+
+#[inline(always)]
+fn each<T, U>([a, b]: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
+    [f(a), f(b)]
+}
+
+impl Lanes for Avx512 {
+    const MANY: bool = true;
+
+    type Pairs = __m512i;
+    type Quads = __m512i;
+    type Four = __m512i;
+    type Fours = [__m512i; 2];
+    /// Two sums beside each other in each of sixteen lanes.
+    type Parts = [__m512i; 2];
+    type Narrow = __m512i;
+    type Int = __m512i;
+    type Float = __m512;
+
+    #[inline(always)]
+    fn run<T>(self, f: impl FnOnce() -> T) -> T {
+        // SAFETY: `detect` has found what it is compiled for.
+        unsafe { with_vnni(f) }
+    }
+
+    #[inline(always)]
+    fn pair(self, pair: [i16; PAIR]) -> Self::Pairs {
+        self.0.avx512f._mm512_set1_epi32(cast(pair))
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int {
+        self.dot_words(sum, a, b)
+    }
+
+    #[inline(always)]
+    fn nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::Quads; 2] {
+        let bytes: __m512i = cast(*values);
+        let mask = self.0.avx512f._mm512_set1_epi8(15);
+        let high = self.0.avx512bw._mm512_srli_epi16::<4>(bytes);
+        each([bytes, high], |x| self.0.avx512f._mm512_and_si512(x, mask))
+    }
+
+    #[inline(always)]
+    fn quad(self, quad: [u8; QUAD]) -> Self::Quads {
+        self.0.avx512f._mm512_set1_epi32(cast(quad))
+    }
+
+    #[inline(always)]
+    fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int {
+        // SAFETY: `detect` has found AVX-512 VNNI.
+        unsafe { _mm512_dpbusd_epi32(sum, a, b) }
+    }
+
+    #[inline(always)]
+    fn no_narrow(self) -> Self::Narrow {
+        self.splat_int(0)
+    }
+
+    #[inline(always)]
+    fn dot_narrow(self, sum: Self::Narrow, a: Self::Quads, b: Self::Quads) -> Self::Narrow {
+        self.dot_quads(sum, a, b)
+    }
+
+    #[inline(always)]
+    fn whole_narrow(self, sum: Self::Narrow) -> Self::Int {
+        sum
+    }
+
+    #[inline(always)]
+    fn widen(self, values: &[[i8; QUAD]; LANES]) -> Self::Fours {
+        each(cast::<_, [__m256i; 2]>(*values), |half| {
+            self.0.avx512bw._mm512_cvtepi8_epi16(half)
+        })
+    }
+
+    #[inline(always)]
+    fn split(self, [a, b]: Self::Fours) -> [Self::Pairs; 2] {
+        [self.every_other(a, b, 0), self.every_other(a, b, 1)]
+    }
+
+    #[inline(always)]
+    fn four(self, four: [i16; QUAD]) -> Self::Four {
+        self.0.avx512f._mm512_set1_epi64(cast(four))
+    }
+
+    #[inline(always)]
+    fn no_parts(self) -> Self::Parts {
+        [self.splat_int(0); 2]
+    }
+
+    #[inline(always)]
+    fn dot_fours(self, [s0, s1]: Self::Parts, a: Self::Four, [b0, b1]: Self::Fours) -> Self::Parts {
+        [self.dot_words(s0, a, b0), self.dot_words(s1, a, b1)]
+    }
+
+    #[inline(always)]
+    fn whole(self, [a, b]: Self::Parts) -> Self::Int {
+        let first = self.every_other(a, b, 0);
+        let last = self.every_other(a, b, 1);
+        self.0.avx512f._mm512_add_epi32(first, last)
+    }
+
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> Self::Int {
+        self.0.avx512f._mm512_set1_epi32(x)
+    }
+
+    #[inline(always)]
+    fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int {
+        self.0.avx512f._mm512_sub_epi32(a, b)
+    }
+
+    #[inline(always)]
+    fn to_float(self, x: Self::Int) -> Self::Float {
+        self.0.avx512f._mm512_cvtepi32_ps(x)
+    }
+
+    #[inline(always)]
+    fn round(self, x: Self::Float) -> Self::Int {
+        self.0.avx512f._mm512_cvtps_epi32(x)
+    }
+
+    #[inline(always)]
+    fn store_i16(self, x: Self::Int, to: &mut [i16; LANES]) {
+        *to = cast(self.0.avx512f._mm512_cvtsepi32_epi16(x));
+    }
+
+    #[inline(always)]
+    fn store_i8(self, x: Self::Int, to: &mut [i8; LANES]) {
+        *to = cast::<__m128i, _>(self.0.avx512f._mm512_cvtsepi32_epi8(x));
+    }
+
+    #[inline(always)]
+    fn store_u8(self, x: Self::Int, to: &mut [u8; LANES]) {
+        let x = self.0.avx512f._mm512_max_epi32(x, self.splat_int(0));
+        *to = cast::<__m128i, _>(self.0.avx512f._mm512_cvtusepi32_epi8(x));
+    }
+
+    #[inline(always)]
+    fn exp2(self, x: Self::Int) -> Self::Float {
+        let exponent = self.0.avx512f._mm512_add_epi32(x, self.splat_int(127));
+        cast(self.0.avx512f._mm512_slli_epi32::<23>(exponent))
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::Float {
+        self.0.avx512f._mm512_set1_ps(x)
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[u16; LANES]) -> Self::Float {
+        self.0.avx512f._mm512_cvtph_ps(cast(*from))
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Float, b: Self::Float) -> Self::Float {
+        self.0.avx512f._mm512_add_ps(a, b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::Float, b: Self::Float) -> Self::Float {
+        self.0.avx512f._mm512_sub_ps(a, b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::Float, b: Self::Float) -> Self::Float {
+        self.0.avx512f._mm512_mul_ps(a, b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::Float, b: Self::Float) -> Self::Float {
+        self.0.avx512f._mm512_div_ps(a, b)
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float {
+        self.0.avx512f._mm512_fmadd_ps(a, b, c)
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::Float, b: Self::Float) -> Self::Float {
+        self.0.avx512f._mm512_max_ps(a, b)
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::Float, b: Self::Float) -> Self::Float {
+        self.0.avx512f._mm512_min_ps(a, b)
+    }
+
+    #[inline(always)]
+    fn abs(self, x: Self::Float) -> Self::Float {
+        self.0.avx512f._mm512_abs_ps(x)
+    }
+}

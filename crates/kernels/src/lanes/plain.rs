@@ -1,0 +1,212 @@
+use super::{LANES, Lanes, PAIR, QUAD};
+
+fn dot<const N: usize>(sum: i32, a: [i16; N], b: [i16; N]) -> i32 {
+    let products = a
+        .into_iter()
+        .zip(b)
+        .map(|(a, b)| i32::from(a) * i32::from(b));
+    products.fold(sum, i32::wrapping_add)
+}
+
+/// What any processor can.
+#[derive(Clone, Copy)]
+pub struct Plain;
+
+impl Lanes for Plain {
+    const MANY: bool = false;
+
+    type Pairs = [[i16; PAIR]; LANES];
+    type Quads = [[i16; QUAD]; LANES];
+    type Four = [i16; QUAD];
+    type Fours = [[i16; QUAD]; LANES];
+    type Parts = [i32; LANES];
+    type Narrow = [i32; LANES];
+    type Int = [i32; LANES];
+    type Float = [f32; LANES];
+
+    #[inline(always)]
+    fn run<T>(self, f: impl FnOnce() -> T) -> T {
+        f()
+    }
+
+    #[inline(always)]
+    fn pair(self, pair: [i16; PAIR]) -> Self::Pairs {
+        [pair; LANES]
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int {
+        std::array::from_fn(|i| dot(sum[i], a[i], b[i]))
+    }
+
+    #[inline(always)]
+    fn quads(self, values: &[[i8; QUAD]; LANES]) -> Self::Quads {
+        self.widen(values)
+    }
+
+    #[inline(always)]
+    fn nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::Quads; 2] {
+        [
+            values.map(|quad| quad.map(|value| i16::from(value & 15))),
+            values.map(|quad| quad.map(|value| i16::from(value >> 4))),
+        ]
+    }
+
+    #[inline(always)]
+    fn quad(self, quad: [u8; QUAD]) -> Self::Quads {
+        [quad.map(i16::from); LANES]
+    }
+
+    #[inline(always)]
+    fn signed_quad(self, quad: [i8; QUAD]) -> Self::Quads {
+        [quad.map(i16::from); LANES]
+    }
+
+    #[inline(always)]
+    fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int {
+        std::array::from_fn(|i| dot(sum[i], a[i], b[i]))
+    }
+
+    #[inline(always)]
+    fn store_quads(self, quads: Self::Quads, to: &mut [[i8; QUAD]; LANES]) {
+        *to = quads.map(|quad| quad.map(|x| x as i8));
+    }
+
+    #[inline(always)]
+    fn no_narrow(self) -> Self::Narrow {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn dot_narrow(self, sum: Self::Narrow, a: Self::Quads, b: Self::Quads) -> Self::Narrow {
+        self.dot_quads(sum, a, b)
+    }
+
+    #[inline(always)]
+    fn whole_narrow(self, sum: Self::Narrow) -> Self::Int {
+        sum
+    }
+
+    #[inline(always)]
+    fn widen(self, values: &[[i8; QUAD]; LANES]) -> Self::Fours {
+        values.map(|quad| quad.map(i16::from))
+    }
+
+    #[inline(always)]
+    fn split(self, fours: Self::Fours) -> [Self::Pairs; 2] {
+        [
+            fours.map(|[a, b, _, _]| [a, b]),
+            fours.map(|[_, _, a, b]| [a, b]),
+        ]
+    }
+
+    #[inline(always)]
+    fn four(self, four: [i16; QUAD]) -> Self::Four {
+        four
+    }
+
+    #[inline(always)]
+    fn no_parts(self) -> Self::Parts {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn dot_fours(self, sum: Self::Parts, a: Self::Four, b: Self::Fours) -> Self::Parts {
+        std::array::from_fn(|i| dot(sum[i], a, b[i]))
+    }
+
+    #[inline(always)]
+    fn whole(self, parts: Self::Parts) -> Self::Int {
+        parts
+    }
+
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> Self::Int {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int {
+        std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
+    }
+
+    #[inline(always)]
+    fn to_float(self, x: Self::Int) -> Self::Float {
+        x.map(|x| x as f32)
+    }
+
+    #[inline(always)]
+    fn round(self, x: Self::Float) -> Self::Int {
+        x.map(|x| x.round_ties_even() as i32)
+    }
+
+    #[inline(always)]
+    fn store_i16(self, x: Self::Int, to: &mut [i16; LANES]) {
+        *to = x.map(|x| x.clamp(i16::MIN.into(), i16::MAX.into()) as i16);
+    }
+
+    #[inline(always)]
+    fn store_i8(self, x: Self::Int, to: &mut [i8; LANES]) {
+        *to = x.map(|x| x.clamp(i8::MIN.into(), i8::MAX.into()) as i8);
+    }
+
+    #[inline(always)]
+    fn store_u8(self, x: Self::Int, to: &mut [u8; LANES]) {
+        *to = x.map(|x| x.clamp(0, u8::MAX.into()) as u8);
+    }
+
+    #[inline(always)]
+    fn exp2(self, x: Self::Int) -> Self::Float {
+        x.map(|x| f32::from_bits(((x + 127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::Float {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[u16; LANES]) -> Self::Float {
+        from.map(|bits| half::f16::from_bits(bits).to_f32_const())
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Float, b: Self::Float) -> Self::Float {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::Float, b: Self::Float) -> Self::Float {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::Float, b: Self::Float) -> Self::Float {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::Float, b: Self::Float) -> Self::Float {
+        std::array::from_fn(|i| a[i] / b[i])
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::Float, b: Self::Float) -> Self::Float {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::Float, b: Self::Float) -> Self::Float {
+        std::array::from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn abs(self, x: Self::Float) -> Self::Float {
+        x.map(f32::abs)
+    }
+}

@@ -1,0 +1,335 @@
+//! What stands before a product: norms and activation functions, a row at a time while it is in the first cache.
+
+use super::{
+    lanes::{LANES, Lanes},
+    rounding::Rows,
+};
+
+/// Rows of `length` values.
+#[derive(Clone, Copy)]
+pub struct Values<'a> {
+    values: &'a [f32],
+    length: usize,
+}
+
+impl<'a> Values<'a> {
+    pub fn new(values: &'a [f32], length: usize) -> Self {
+        assert!(length.is_multiple_of(LANES) && values.len().is_multiple_of(length));
+        Self { values, length }
+    }
+
+    pub fn rows(&self) -> usize {
+        self.values.len() / self.length
+    }
+
+    #[inline(always)]
+    fn row(&self, row: usize) -> &'a [[f32; LANES]] {
+        let row = &self.values[row * self.length..][..self.length];
+        row.as_chunks().0
+    }
+}
+
+impl Rows for Values<'_> {
+    fn rows(&self) -> usize {
+        self.rows()
+    }
+
+    fn length(&self) -> usize {
+        self.length
+    }
+
+    #[inline(always)]
+    fn write<L: Lanes>(&self, _: L, row: usize, to: &mut [[f32; LANES]]) {
+        to.copy_from_slice(self.row(row));
+    }
+}
+
+/// Mean 0 and variance 1, then a weight and a bias.
+pub struct LayerNorm<'a> {
+    pub x: Values<'a>,
+    pub weight: &'a [f32],
+    pub bias: &'a [f32],
+    pub epsilon: f32,
+}
+
+impl Rows for LayerNorm<'_> {
+    fn rows(&self) -> usize {
+        self.x.rows()
+    }
+
+    fn length(&self) -> usize {
+        self.x.length
+    }
+
+    #[inline(always)]
+    fn write<L: Lanes>(&self, l: L, row: usize, to: &mut [[f32; LANES]]) {
+        let row = self.x.row(row);
+        let length = self.x.length as f32;
+        let mut sum = l.splat(0.0);
+        for x in row {
+            sum = l.add(sum, l.load(x));
+        }
+        let mean = l.splat(l.fold(sum, |a, b| a + b) / length);
+        let mut squares = l.splat(0.0);
+        for x in row {
+            let x = l.sub(l.load(x), mean);
+            squares = l.mul_add(x, x, squares);
+        }
+        let variance = l.fold(squares, |a, b| a + b) / length;
+        let scale = l.splat(1.0 / (variance + self.epsilon).sqrt());
+        let weights = self
+            .weight
+            .as_chunks()
+            .0
+            .iter()
+            .zip(self.bias.as_chunks().0);
+        for ((x, to), (weight, bias)) in row.iter().zip(to).zip(weights) {
+            let x = l.mul(l.sub(l.load(x), mean), scale);
+            l.store(l.mul_add(x, l.load(weight), l.load(bias)), to);
+        }
+    }
+}
+
+/// Mean square 1, then a weight.
+pub struct RmsNorm<'a> {
+    pub x: Values<'a>,
+    pub weight: &'a [f32],
+    pub epsilon: f32,
+}
+
+impl Rows for RmsNorm<'_> {
+    fn rows(&self) -> usize {
+        self.x.rows()
+    }
+
+    fn length(&self) -> usize {
+        self.x.length
+    }
+
+    #[inline(always)]
+    fn write<L: Lanes>(&self, l: L, row: usize, to: &mut [[f32; LANES]]) {
+        let row = self.x.row(row);
+        let mut squares = l.splat(0.0);
+        for x in row {
+            let x = l.load(x);
+            squares = l.mul_add(x, x, squares);
+        }
+        let mean = l.fold(squares, |a, b| a + b) / self.x.length as f32;
+        let scale = l.splat(1.0 / (mean + self.epsilon).sqrt());
+        let weights = self.weight.as_chunks().0;
+        for ((x, to), weight) in row.iter().zip(to).zip(weights) {
+            l.store(l.mul(l.mul(l.load(x), scale), l.load(weight)), to);
+        }
+    }
+}
+
+/// GELU by its tangent, as `gelu_pytorch_tanh`.
+pub struct Gelu<'a>(pub Values<'a>);
+
+impl Rows for Gelu<'_> {
+    fn rows(&self) -> usize {
+        self.0.rows()
+    }
+
+    fn length(&self) -> usize {
+        self.0.length
+    }
+
+    #[inline(always)]
+    fn write<L: Lanes>(&self, l: L, row: usize, to: &mut [[f32; LANES]]) {
+        // (1 + tanh(u)) / 2 is the logistic function of 2u.
+        let a = 2.0 * (2.0 / std::f32::consts::PI).sqrt();
+        for (x, to) in self.0.row(row).iter().zip(to) {
+            let x = l.load(x);
+            let inner = l.mul_add(l.mul(x, x), l.splat(a * 0.044715), l.splat(a));
+            l.store(l.mul(x, logistic(l, l.mul(x, inner))), to);
+        }
+    }
+}
+
+/// `silu(gate) * up`, of rows that are gate and up.
+pub struct GatedSilu<'a>(pub Values<'a>);
+
+impl Rows for GatedSilu<'_> {
+    fn rows(&self) -> usize {
+        self.0.rows()
+    }
+
+    fn length(&self) -> usize {
+        self.0.length / 2
+    }
+
+    #[inline(always)]
+    fn write<L: Lanes>(&self, l: L, row: usize, to: &mut [[f32; LANES]]) {
+        let row = self.0.row(row);
+        let (gates, ups) = row.split_at(row.len() / 2);
+        for ((gate, up), to) in gates.iter().zip(ups).zip(to) {
+            let gate = l.load(gate);
+            l.store(l.mul(l.mul(gate, logistic(l, gate)), l.load(up)), to);
+        }
+    }
+}
+
+/// `1 / (1 + e⁻ˣ)`
+#[inline(always)]
+fn logistic<L: Lanes>(l: L, x: L::Float) -> L::Float {
+    let one = l.splat(1.0);
+    l.div(one, l.add(one, exp(l, l.sub(l.splat(0.0), x))))
+}
+
+/// eˣ to a relative error of 2·10⁻⁷, of what is beyond ±87 as of ±87.
+#[inline(always)]
+pub fn exp<L: Lanes>(l: L, x: L::Float) -> L::Float {
+    let x = l.max(l.min(x, l.splat(87.0)), l.splat(-87.0));
+    let power = l.round(l.mul(x, l.splat(std::f32::consts::LOG2_E)));
+    let n = l.to_float(power);
+    // ln 2 in two parts, the first exact times n.
+    let r = l.mul_add(n, l.splat(-0.693_359_4), x);
+    let r = l.mul_add(n, l.splat(2.121_944_4e-4), r);
+    // Of Cephes.
+    let mut p = l.splat(1.987_569_1e-4);
+    for c in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_5e-2,
+        1.666_666_5e-1,
+        5e-1,
+    ] {
+        p = l.mul_add(p, r, l.splat(c));
+    }
+    let y = l.add(l.mul_add(l.mul(r, r), p, r), l.splat(1.0));
+    l.mul(y, l.exp2(power))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::lanes::{Kernel, on_each},
+        *,
+    };
+
+    struct Write<'a, R>(&'a R, usize);
+
+    impl<R> Clone for Write<'_, R> {
+        fn clone(&self) -> Self {
+            Self(self.0, self.1)
+        }
+    }
+
+    impl<R: Rows> Kernel for Write<'_, R> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn run<L: Lanes>(self, l: L) -> Self::Output {
+            let mut row = vec![[0.0; LANES]; self.0.length() / LANES];
+            self.0.write(l, self.1, &mut row);
+            row.as_flattened().to_vec()
+        }
+    }
+
+    /// As on any processor, and off by a few roundings from `exact`, which knows a whole row.
+    fn check(rows: &impl Rows, exact: impl Fn(usize) -> Vec<f64>) {
+        for row in 0..rows.rows() {
+            let written = on_each(Write(rows, row));
+            for (y, exact) in written.into_iter().zip(exact(row)) {
+                let off = (f64::from(y) - exact).abs();
+                assert!(off <= 1e-6 * exact.abs().max(1.0), "{y} for {exact}");
+            }
+        }
+    }
+
+    fn noise(len: usize, seed: u64) -> Vec<f32> {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        (0..len).map(|_| rng.f32() * 12.0 - 6.0).collect()
+    }
+
+    fn doubles(x: &[f32]) -> impl Iterator<Item = f64> {
+        x.iter().copied().map(f64::from)
+    }
+
+    fn silu(x: f64) -> f64 {
+        x / (1.0 + (-x).exp())
+    }
+
+    #[test]
+    fn norms_and_functions_are_what_they_are_called() {
+        let (length, rows) = (48, 3);
+        let (x, weight, bias) = (noise(length * rows, 1), noise(length, 2), noise(length, 3));
+        let row = |row: usize| doubles(&x[row * length..][..length]).collect::<Vec<_>>();
+        let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+        let values = Values::new(&x, length);
+        check(&values, row);
+        let norm = LayerNorm {
+            x: values,
+            weight: &weight,
+            bias: &bias,
+            epsilon: 0.01,
+        };
+        check(&norm, |i| {
+            let x = row(i);
+            let middle = mean(&x);
+            let squares: Vec<_> = x.iter().map(|x| (x - middle).powi(2)).collect();
+            let deviation = (mean(&squares) + 0.01).sqrt();
+            let parameters = doubles(&weight).zip(doubles(&bias));
+            let normed = x.iter().map(|x| (x - middle) / deviation);
+            normed
+                .zip(parameters)
+                .map(|(x, (w, b))| x * w + b)
+                .collect()
+        });
+        let norm = RmsNorm {
+            x: values,
+            weight: &weight,
+            epsilon: 0.01,
+        };
+        check(&norm, |i| {
+            let x = row(i);
+            let squares: Vec<_> = x.iter().map(|x| x * x).collect();
+            let size = (mean(&squares) + 0.01).sqrt();
+            let weights = doubles(&weight);
+            x.iter().zip(weights).map(|(x, w)| x / size * w).collect()
+        });
+        check(&Gelu(values), |i| {
+            let u = |x: f64| (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            row(i)
+                .iter()
+                .map(|x| x / 2.0 * (1.0 + u(*x).tanh()))
+                .collect()
+        });
+        check(&GatedSilu(Values::new(&x[..96], 96)), |_| {
+            let up = doubles(&x[48..96]);
+            doubles(&x[..48])
+                .zip(up)
+                .map(|(gate, up)| silu(gate) * up)
+                .collect()
+        });
+    }
+
+    #[derive(Clone)]
+    struct Exp([f32; LANES]);
+
+    impl Kernel for Exp {
+        type Output = [f32; LANES];
+
+        #[inline(always)]
+        fn run<L: Lanes>(self, l: L) -> Self::Output {
+            let mut y = [0.0; LANES];
+            l.store(exp(l, l.load(&self.0)), &mut y);
+            y
+        }
+    }
+
+    #[test]
+    fn exponentials() {
+        for i in -900..900 {
+            let x: [f32; LANES] =
+                std::array::from_fn(|lane| (i as f32 + lane as f32 / 16.0) / 10.0);
+            for (x, y) in x.into_iter().zip(on_each(Exp(x))) {
+                let exact = f64::from(x.clamp(-87.0, 87.0)).exp();
+                assert!((f64::from(y) / exact - 1.0).abs() < 2e-7, "{x}: {y}");
+            }
+        }
+        let y = on_each(Exp([f32::NEG_INFINITY; LANES]));
+        assert!(y.iter().all(|y| *y < 1e-37));
+    }
+}

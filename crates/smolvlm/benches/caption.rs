@@ -1,0 +1,49 @@
+//! Captions of one frame, one for each line that is read: the engine that `tools/peers` times.
+//!
+//! `cargo bench --bench caption -- FOLDER SIDE THREADS none|q8-0|q4-0 [cut|slow|static [TOKENS]]`
+//!
+//! * `cut`: nothing is known from the last caption
+//! * `slow`: one byte in a hundred is another
+//! * `static`: the same picture
+
+#[path = "common/captions.rs"]
+mod captions;
+mod common;
+
+use std::error::Error;
+
+use vlmnarrate_engine::Quantization;
+use vlmnarrate_smolvlm::LoadOptions;
+
+use captions::{arguments, load, ms, one_by_one};
+use common::memory;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments = arguments();
+    let [folder, side, threads, quantization, rest @ ..] = &arguments[..] else {
+        return Err("FOLDER SIDE THREADS none|q8-0|q4-0 [cut|slow|static [TOKENS]]".into());
+    };
+    let scene = rest.first().map_or("cut", String::as_str);
+    let tokens = rest.get(1).map_or(Ok(20), |tokens| tokens.parse())?;
+    let options = LoadOptions {
+        threads: threads.parse()?,
+        quantization: match quantization.as_str() {
+            "none" => Quantization::None,
+            "q8-0" => Quantization::Q8_0,
+            "q4-0" => Quantization::Q4_0,
+            other => return Err(other.into()),
+        },
+        ..LoadOptions::default()
+    };
+    let model = load(folder, &options)?;
+    let forget = |session: &mut _| *session = model.session();
+    one_by_one(&model, side.parse()?, (scene, tokens), forget, |made, _| {
+        println!(
+            r#"{{"vision": {}, "prefill": {}, "decode": {}, "peak": {}}}"#,
+            ms(made.timings.preprocess + made.timings.vision),
+            ms(made.timings.prefill),
+            ms(made.timings.decode),
+            memory("VmHWM").unwrap_or(f64::NAN)
+        );
+    })
+}

@@ -1,0 +1,353 @@
+//! SigLIP vision encoder and connector, after
+//! [`modeling_idefics3.py`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/idefics3/modeling_idefics3.py).
+//!
+//! Three things differ from `candle_transformers::models::siglip`, and are why it isn't used: patches
+//! take bucketed position ids, so that a picture of any side meets the table learned at the native one;
+//! the patch embedding is a matrix product, since candle has no bf16 convolution on the CPU; and an
+//! observer is asked at each layer whether to go on.
+
+use candle_core::{DType, Error as CandleError, Module, Result as CandleResult, Tensor};
+use candle_nn::{LayerNorm, VarBuilder, layer_norm, ops::softmax_last_dim};
+
+use crate::{
+    backends::{
+        candle::linear::{Linear, Matrices},
+        cpu::layers::{EncoderLayer, Matrix, Precision, Workspace, first_broken, in_place},
+        layer_done,
+    },
+    error::{Error, Result},
+    families::idefics3::config::{Config, VisionConfig},
+};
+use vlmnarrate_engine::Observer;
+
+/// Pixels of one picture to the features that stand in its place among the decoder's embeddings.
+#[derive(Debug)]
+pub struct Vision {
+    patch_embedding: Linear,
+    position_embedding: Tensor,
+    layers: Vec<Layer>,
+    post_layernorm: LayerNorm,
+    connector: Connector,
+    hidden: usize,
+    patch_size: usize,
+    scale_factor: usize,
+}
+
+impl Vision {
+    /// `vb` is at the checkpoint's `model`.
+    pub(crate) fn load(
+        config: &Config,
+        matrices: Matrices<'_>,
+        vb: VarBuilder,
+    ) -> CandleResult<Self> {
+        let c = &config.vision_config;
+        let v = vb.pp("vision_model");
+        let patch = c.num_channels * c.patch_size * c.patch_size;
+        let embeddings = v.pp("embeddings");
+        let conv = embeddings.pp("patch_embedding");
+        let kernel = (c.hidden_size, c.num_channels, c.patch_size, c.patch_size);
+        // Dense in any case: the first layer sees pixels, and its error would go through all others.
+        let patch_embedding = Linear::Dense(candle_nn::Linear::new(
+            conv.get(kernel, "weight")?
+                .reshape((c.hidden_size, patch))?,
+            Some(conv.get(c.hidden_size, "bias")?),
+        ));
+        let side = c.image_size / c.patch_size;
+        let position_embedding = embeddings
+            .pp("position_embedding")
+            .get((side * side, c.hidden_size), "weight")?;
+        let layer = |i| Layer::load(c, matrices, v.pp("encoder.layers").pp(i));
+        let layers = (0..c.num_hidden_layers)
+            .map(layer)
+            .collect::<CandleResult<_>>()?;
+        let folded = c.hidden_size * config.scale_factor * config.scale_factor;
+        Ok(Self {
+            patch_embedding,
+            position_embedding,
+            layers,
+            post_layernorm: layer_norm(c.hidden_size, c.layer_norm_eps, v.pp("post_layernorm"))?,
+            connector: Connector::load(
+                (folded, config.text_config.hidden_size),
+                matrices,
+                vb.pp("connector.modality_projection.proj"),
+            )?,
+            hidden: c.hidden_size,
+            patch_size: c.patch_size,
+            scale_factor: config.scale_factor,
+        })
+    }
+
+    /// `pixels` is `[3, height, width]`, normalised; the result is `[tokens, text hidden size]`.
+    pub fn forward(&self, pixels: &Tensor, observer: &mut Observer<'_>) -> Result<Tensor> {
+        let grid = self.grid(pixels)?;
+        let x = self.encode(self.embed(pixels, grid)?, |_| layer_done(observer))?;
+        if x.device().is_cpu() && first_broken(&x)?.is_some() {
+            return Err(Error::NotFinite);
+        }
+        Ok(self.connect(&x, grid)?)
+    }
+
+    /// Whether there are kernels for all layers.
+    pub(crate) fn is_packed(&self) -> bool {
+        let is_packed = |layer: &Layer| matches!(layer, Layer::Packed(_));
+        self.layers.iter().all(is_packed)
+    }
+
+    /// Rows and columns of patches.
+    fn grid(&self, pixels: &Tensor) -> CandleResult<(usize, usize)> {
+        let (channels, height, width) = pixels.dims3()?;
+        let (rows, cols) = (height / self.patch_size, width / self.patch_size);
+        match channels == 3 && rows > 0 && cols > 0 {
+            true => Ok((rows, cols)),
+            false => Err(CandleError::msg(format!(
+                "{channels} channels of {height} × {width} pixels hold no patch of {}",
+                self.patch_size
+            ))),
+        }
+    }
+
+    /// Embedded patches, which make way, through the layers, each state shown to `after`, and the last norm.
+    fn encode(
+        &self,
+        mut x: Tensor,
+        mut after: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        let mut workspace = Workspace::default();
+        for layer in &self.layers {
+            x = layer.forward(x, &mut workspace)?;
+            after(&x)?;
+        }
+        Ok(self.post_layernorm.forward(&x)?)
+    }
+
+    /// Patches row by row, each with the embedding of its bucketed position: `[patches, hidden]`.
+    fn embed(&self, pixels: &Tensor, (rows, cols): (usize, usize)) -> CandleResult<Tensor> {
+        let p = self.patch_size;
+        let patches = pixels
+            .narrow(1, 0, rows * p)?
+            .narrow(2, 0, cols * p)?
+            .reshape((3, rows, p, cols, p))?
+            .permute((1, 3, 0, 2, 4))?
+            .reshape((rows * cols, 3 * p * p))?;
+        let side = self.position_embedding.dim(0)?.isqrt();
+        let ids = Tensor::from_vec(position_ids(rows, cols, side), rows * cols, pixels.device())?;
+        self.patch_embedding.forward(&patches)? + self.position_embedding.index_select(&ids, 0)?
+    }
+
+    /// States after the embedding and after each layer, then after the last norm: what parity tests hold
+    /// against the reference stage by stage.
+    pub fn hidden_states(&self, pixels: &Tensor) -> Result<Vec<Tensor>> {
+        let x = self.embed(pixels, self.grid(pixels)?)?;
+        let mut states = vec![x.copy()?];
+        let last = self.encode(x, |state| {
+            states.push(state.copy()?);
+            Ok(())
+        })?;
+        states.push(last);
+        Ok(states)
+    }
+
+    /// Pixel shuffle and projection: squares of `scale_factor`² patches become one token each.
+    ///
+    /// The reference has no answer for a grid that doesn't divide (224 px is 14 × 14 patches, by 4).
+    /// Here it grows to the next one that does by repeating its edge patches, evenly on both sides: the
+    /// encoder still runs on the 196 patches, and the connector sees only features like those it was
+    /// trained on.
+    pub fn connect(&self, x: &Tensor, (rows, cols): (usize, usize)) -> CandleResult<Tensor> {
+        let s = self.scale_factor;
+        let (patches, hidden) = x.dims2()?;
+        if patches == 0 || rows.checked_mul(cols) != Some(patches) || hidden != self.hidden {
+            return Err(CandleError::msg(format!(
+                "{patches} states of {hidden} values are no grid of {rows} × {cols} of {}",
+                self.hidden
+            )));
+        }
+        let x = x.reshape((rows, cols, hidden))?;
+        let x = repeat_edges(&repeat_edges(&x, 0, s)?, 1, s)?;
+        let (rows, cols, _) = x.dims3()?;
+        let (token_rows, token_cols) = (rows / s, cols / s);
+        let x = x
+            .reshape((token_rows, s, token_cols, s, hidden))?
+            .permute((0, 2, 1, 3, 4))?
+            .reshape((token_rows * token_cols, s * s * hidden))?;
+        self.connector.forward(&x)
+    }
+}
+
+/// The projection into the decoder's embeddings.
+#[derive(Debug)]
+enum Connector {
+    Tensors(Linear),
+    Packed(Matrix),
+}
+
+impl Connector {
+    fn load(shape: (usize, usize), matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
+        let linear = Linear::load(shape, false, matrices, vb)?;
+        Ok(match Matrix::new(&[&linear], Precision::Words)? {
+            Some(matrix) => Self::Packed(matrix),
+            None => Self::Tensors(linear),
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        match self {
+            Self::Tensors(linear) => linear.forward(x),
+            Self::Packed(matrix) => matrix.forward(x),
+        }
+    }
+}
+
+/// Position ids of a `rows` × `cols` grid in a table learned for `side` × `side` patches.
+pub(crate) fn position_ids(rows: usize, cols: usize, side: usize) -> Vec<u32> {
+    let bucket = |i: usize, n: usize| i * side / n;
+    (0..rows)
+        .flat_map(|i| (0..cols).map(move |j| (bucket(i, rows) * side + bucket(j, cols)) as u32))
+        .collect()
+}
+
+/// `n` places grown to a multiple of `multiple` by repeating the first and the last.
+fn repeated(n: usize, multiple: usize) -> Vec<u32> {
+    let missing = n.next_multiple_of(multiple) - n;
+    let before = missing / 2;
+    let places = 0..n + missing;
+    places
+        .map(|i| i.saturating_sub(before).min(n - 1) as u32)
+        .collect()
+}
+
+/// The patches of a square grid in the order that [`Vision::connect`] folds squares of `fold`² of them.
+#[cfg(feature = "cuda")]
+pub(crate) fn folded(grid: usize, fold: usize) -> Vec<u32> {
+    let places = repeated(grid, fold);
+    let squares = places.chunks_exact(fold);
+    let tokens = squares
+        .clone()
+        .flat_map(|rows| squares.clone().map(move |cols| (rows, cols)));
+    let patches = tokens.flat_map(|(rows, cols)| {
+        rows.iter()
+            .flat_map(move |row| cols.iter().map(move |col| (row, col)))
+    });
+    patches.map(|(row, col)| row * grid as u32 + col).collect()
+}
+
+/// Grows `dim` to a multiple of `multiple` by repeating its first and last entries.
+fn repeat_edges(x: &Tensor, dim: usize, multiple: usize) -> CandleResult<Tensor> {
+    let n = x.dim(dim)?;
+    if n.is_multiple_of(multiple) {
+        return Ok(x.clone());
+    }
+    x.index_select(&Tensor::new(repeated(n, multiple), x.device())?, dim)
+}
+
+#[derive(Debug)]
+enum Layer {
+    Tensors(Box<TensorLayer>),
+    Packed(Box<EncoderLayer>),
+}
+
+impl Layer {
+    fn load(c: &VisionConfig, matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
+        let layer = TensorLayer::load(c, matrices, vb)?;
+        Ok(match EncoderLayer::new(&layer)? {
+            Some(layer) => Self::Packed(layer.into()),
+            None => Self::Tensors(layer.into()),
+        })
+    }
+
+    fn forward(&self, x: Tensor, workspace: &mut Workspace) -> CandleResult<Tensor> {
+        match self {
+            Self::Tensors(layer) => layer.forward(&x),
+            Self::Packed(layer) => in_place(x, |x| layer.forward(x, workspace)),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct TensorLayer {
+    pub(crate) layer_norm1: LayerNorm,
+    pub(crate) q_proj: Linear,
+    pub(crate) k_proj: Linear,
+    pub(crate) v_proj: Linear,
+    pub(crate) out_proj: Linear,
+    pub(crate) layer_norm2: LayerNorm,
+    pub(crate) fc1: Linear,
+    pub(crate) fc2: Linear,
+    pub(crate) heads: usize,
+}
+
+impl TensorLayer {
+    fn load(c: &VisionConfig, matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
+        let n = c.hidden_size;
+        let linear = |from, to, vb| Linear::load((from, to), true, matrices, vb);
+        let attn = vb.pp("self_attn");
+        let mlp = vb.pp("mlp");
+        Ok(Self {
+            layer_norm1: layer_norm(n, c.layer_norm_eps, vb.pp("layer_norm1"))?,
+            q_proj: linear(n, n, attn.pp("q_proj"))?,
+            k_proj: linear(n, n, attn.pp("k_proj"))?,
+            v_proj: linear(n, n, attn.pp("v_proj"))?,
+            out_proj: linear(n, n, attn.pp("out_proj"))?,
+            layer_norm2: layer_norm(n, c.layer_norm_eps, vb.pp("layer_norm2"))?,
+            fc1: linear(n, c.intermediate_size, mlp.pp("fc1"))?,
+            fc2: linear(c.intermediate_size, n, mlp.pp("fc2"))?,
+            heads: c.num_attention_heads,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        let x = (x + self.attention(&self.layer_norm1.forward(x)?)?)?;
+        let mlp = self
+            .fc2
+            .forward(&self.fc1.forward(&self.layer_norm2.forward(&x)?)?.gelu()?)?;
+        x + mlp
+    }
+
+    fn attention(&self, x: &Tensor) -> CandleResult<Tensor> {
+        let (n, hidden) = x.dims2()?;
+        let head_dim = hidden / self.heads;
+        let split = |x: Tensor| {
+            x.reshape((n, self.heads, head_dim))?
+                .transpose(0, 1)?
+                .contiguous()
+        };
+        let q = (split(self.q_proj.forward(x)?)? * (head_dim as f64).powf(-0.5))?;
+        let k = split(self.k_proj.forward(x)?)?;
+        let v = split(self.v_proj.forward(x)?)?;
+        let weights = softmax_f32(&q.matmul(&k.t()?)?)?;
+        let out = weights.matmul(&v)?.transpose(0, 1)?.reshape((n, hidden))?;
+        self.out_proj.forward(&out)
+    }
+}
+
+/// Softmax over the last dimension in f32 whatever the input, as the reference computes it.
+pub(crate) fn softmax_f32(scores: &Tensor) -> CandleResult<Tensor> {
+    softmax_last_dim(&scores.to_dtype(DType::F32)?)?.to_dtype(scores.dtype())
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn positions_are_the_identity_at_the_native_side_and_spread_below_it() {
+        assert_eq!(position_ids(4, 4, 4), (0..16).collect::<Vec<_>>());
+        assert_eq!(position_ids(2, 2, 4), [0, 2, 8, 10]);
+        // 3 over 4 buckets: 0, 4/3 → 1, 8/3 → 2.
+        assert_eq!(position_ids(1, 3, 4), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_grid_that_does_not_divide_repeats_its_edges_evenly() -> CandleResult<()> {
+        let x = Tensor::arange(0u32, 14, &Device::Cpu)?.reshape((14, 1, 1))?;
+        let padded = repeat_edges(&x, 0, 4)?.flatten_all()?.to_vec1::<u32>()?;
+        let expected = [0].into_iter().chain(0..14).chain([13]).collect::<Vec<_>>();
+        assert_eq!(padded, expected);
+        // 27 patches by 3 divide: nothing is added.
+        let x = Tensor::arange(0u32, 27, &Device::Cpu)?.reshape((1, 27, 1))?;
+        assert_eq!(repeat_edges(&x, 1, 3)?.dims(), [1, 27, 1]);
+        Ok(())
+    }
+}

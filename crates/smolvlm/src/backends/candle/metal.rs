@@ -1,0 +1,47 @@
+//! The GPU of a Mac, through candle. It was type-checked (`tools/check-metal.sh`) and never run.
+
+use candle_core::{DType, MetalDevice, backend::BackendDevice};
+use objc2::{rc::autoreleasepool, runtime::ProtocolObject};
+use objc2_metal::{MTLCopyAllDevices, MTLDevice};
+
+use crate::{
+    error::{Result, plain},
+    run::device::{DeviceInfo, refused},
+};
+
+/// What checkpoints are published in: their activations fit, where f16 may overflow. candle has a kernel in it for
+/// each of our operations, and those for matrices can't be compiled without bfloat (macOS 14) in any case.
+pub(crate) const DTYPE: DType = DType::BF16;
+
+/// Whether the machine has a GPU.
+pub(crate) fn is_there() -> bool {
+    !MTLCopyAllDevices().is_empty()
+}
+
+/// The first GPU, with a command queue of its own each time.
+pub(crate) fn open() -> Result<MetalDevice> {
+    // candle takes it for granted.
+    if !is_there() {
+        return Err(refused(
+            "this machine has no GPU for Metal; take device=auto",
+        ));
+    }
+    let failed = |e| refused(format!("Metal: {}; take device=cpu", plain(&e)));
+    MetalDevice::new(0).map_err(failed)
+}
+
+/// Memory is what Metal lets the GPU have of the machine's.
+pub(crate) fn info(device: &MetalDevice) -> DeviceInfo {
+    let gpu: &ProtocolObject<dyn MTLDevice> = device.metal_device().as_ref();
+    DeviceInfo {
+        kind: "metal",
+        name: gpu.name().to_string(),
+        memory: gpu.recommendedMaxWorkingSetSize(),
+    }
+}
+
+/// Frees what Metal leaves to the thread's pool meanwhile: nobody else does before the thread ends, and candle
+/// doesn't either.
+pub(crate) fn pooled<T>(work: impl FnOnce() -> T) -> T {
+    autoreleasepool(|_| work())
+}

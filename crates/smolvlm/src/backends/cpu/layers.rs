@@ -1,0 +1,419 @@
+//! Layers of a quantized model on the CPU: the same arithmetic as in [`vision`](super::vision) and
+//! [`decoder`](super::decoder), fused and on plain slices.
+
+use std::cell::Cell;
+
+use candle_core::{
+    CpuStorage, DType, Device, Error as CandleError, InplaceOp1, Layout, Result as CandleResult,
+    Storage, Tensor,
+    quantized::{GgmlDType, QMatMul, QTensor},
+};
+use candle_nn::{LayerNorm, RmsNorm};
+
+use crate::backends::candle::{decoder, encoder, linear::Linear};
+use vlmnarrate_kernels::{
+    LANES,
+    attention::{Grouped, Heads, Seen, attend, look_back},
+    blocks::{Block4, Block8, Packed, Stored},
+    pointwise::{self, GatedSilu, Gelu, Values},
+    products::{Into, multiply},
+    rounding::{Activations, Rows},
+};
+
+/// What a forward pass needs beside its input, from layer to layer.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    rounded: Activations,
+    qkv: Vec<f32>,
+    gathered: Vec<f32>,
+    inner: Vec<f32>,
+}
+
+/// Room for so many values, whatever they are.
+fn room(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    values.resize(len, 0.0);
+    values
+}
+
+/// Changes the f32 values of a tensor on the CPU where they lie.
+pub(crate) fn in_place(x: Tensor, change: impl FnOnce(&mut [f32])) -> CandleResult<Tensor> {
+    struct Change<F>(Cell<Option<F>>);
+
+    impl<F: FnOnce(&mut [f32])> InplaceOp1 for Change<F> {
+        fn name(&self) -> &'static str {
+            "in_place"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> CandleResult<()> {
+            let (CpuStorage::F32(values), Some((start, end))) =
+                (storage, layout.contiguous_offsets())
+            else {
+                return Err(CandleError::msg("not contiguous, or not f32"));
+            };
+            if let Some(change) = self.0.take() {
+                change(&mut values[start..end]);
+            }
+            Ok(())
+        }
+    }
+
+    let x = x.contiguous()?;
+    x.inplace_op1(&Change(Cell::new(Some(change))))?;
+    Ok(x)
+}
+
+/// The first row of `[rows, length]` in which a value is not finite. Rounded it would be a number like any other, and
+/// what is made of it a caption like any other.
+pub(crate) fn first_broken(x: &Tensor) -> CandleResult<Option<usize>> {
+    let (_, length) = x.dims2()?;
+    let broken = |x: &[f32]| {
+        let is_finite = |row: &[f32]| row.iter().fold(true, |all, x| all & x.is_finite());
+        x.chunks_exact(length).position(|row| !is_finite(row))
+    };
+    look_at(x, broken)
+}
+
+/// The values of a tensor where they lie, or a copy of them in f32 on the CPU.
+pub(crate) fn look_at<T>(x: &Tensor, look: impl FnOnce(&[f32]) -> T) -> CandleResult<T> {
+    let (storage, layout) = x.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(x)), Some((start, end))) => Ok(look(&x[start..end])),
+        _ => Ok(look(&numbers(&x.to_dtype(DType::F32)?)?)),
+    }
+}
+
+fn numbers(tensor: &Tensor) -> CandleResult<Vec<f32>> {
+    tensor.flatten_all()?.to_vec1()
+}
+
+/// A norm's or a bias', which nobody looks at when it is used.
+fn parameters(tensor: &Tensor) -> CandleResult<Vec<f32>> {
+    let numbers = numbers(tensor)?;
+    match numbers.iter().all(|x| x.is_finite()) {
+        true => Ok(numbers),
+        false => Err(CandleError::msg(
+            "a norm or a bias has values that are not finite",
+        )),
+    }
+}
+
+/// Linear layers with the same input, as one.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    weights: Weights,
+    bias: Option<Vec<f32>>,
+    precision: Precision,
+}
+
+#[derive(Debug)]
+enum Weights {
+    Eight(Packed<Block8>),
+    Four(Packed<Block4>),
+}
+
+impl Matrix {
+    /// `None` if there is no kernel for them.
+    pub(crate) fn new(layers: &[&Linear], precision: Precision) -> CandleResult<Option<Self>> {
+        let mut parts = Vec::new();
+        for layer in layers {
+            match layer {
+                Linear::Quantized(QMatMul::QTensor(weights), _) => parts.push(weights.as_ref()),
+                _ => return Ok(None),
+            }
+        }
+        let (Some(first), true) = (parts.first(), parts.iter().all(|p| p.device().is_cpu())) else {
+            return Ok(None);
+        };
+        let (dtype, (_, length)) = (first.dtype(), first.shape().dims2()?);
+        for part in &parts {
+            if part.dtype() != dtype || part.shape().dims2()?.1 != length {
+                return Ok(None);
+            }
+        }
+        let weights = match dtype {
+            GgmlDType::Q8_0 => pack(&parts, length)?.map(Weights::Eight),
+            GgmlDType::Q4_0 => pack(&parts, length)?.map(Weights::Four),
+            _ => None,
+        };
+        let biases = layers.iter().map(|layer| match layer {
+            Linear::Quantized(_, Some(bias)) => parameters(bias).map(Some),
+            _ => Ok(None),
+        });
+        let biases = biases.collect::<CandleResult<Option<Vec<_>>>>()?;
+        let bias = biases.map(|biases| biases.concat());
+        Ok(weights.map(|weights| Self {
+            weights,
+            bias,
+            precision,
+        }))
+    }
+
+    fn rows(&self) -> usize {
+        match &self.weights {
+            Weights::Eight(weights) => weights.rows(),
+            Weights::Four(weights) => weights.rows(),
+        }
+    }
+
+    /// Of a tensor on the CPU, `[rows, length]` in whole lanes.
+    pub(crate) fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        let (rows, length) = x.dims2()?;
+        let x = numbers(x)?;
+        let mut out = vec![0.0; rows * self.rows()];
+        self.multiply(
+            &Values::new(&x, length),
+            &mut Activations::default(),
+            Into::Set,
+            &mut out,
+        );
+        Tensor::from_vec(out, (rows, self.rows()), &Device::Cpu)
+    }
+
+    /// Multiplies `x`, rounded on the way.
+    fn multiply(&self, x: &impl Rows, rounded: &mut Activations, into: Into, out: &mut [f32]) {
+        let bias = self.bias.as_deref();
+        match (&self.weights, self.precision) {
+            (Weights::Eight(weights), Precision::Bytes) => {
+                multiply(rounded.bytes.round(x), weights, bias, into, out)
+            }
+            (Weights::Eight(weights), Precision::Words) => {
+                multiply(rounded.words.round(x), weights, bias, into, out)
+            }
+            (Weights::Four(weights), _) => {
+                multiply(rounded.signed_bytes.round(x), weights, bias, into, out)
+            }
+        }
+    }
+}
+
+/// What activations are rounded to for weights of 8 bits; for 4 it is signed bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Precision {
+    Bytes,
+    Words,
+}
+
+fn pack<B: Stored>(parts: &[&QTensor], length: usize) -> CandleResult<Option<Packed<B>>> {
+    let data = parts.iter().map(|part| part.data());
+    let data = data.collect::<CandleResult<Vec<_>>>()?;
+    let rows = |part: &&QTensor| part.shape().dims()[0];
+    let rows: usize = parts.iter().map(rows).sum();
+    let bytes = data.iter().map(|data| data.len()).sum::<usize>() / rows;
+    let all = data.iter().flat_map(|data| data.chunks_exact(bytes));
+    Ok(Packed::pack(rows, length, all))
+}
+
+/// A norm's parameters.
+#[derive(Debug)]
+struct Norm {
+    weight: Vec<f32>,
+    /// Empty for one without.
+    bias: Vec<f32>,
+    epsilon: f32,
+}
+
+impl Norm {
+    fn layer(norm: &LayerNorm) -> CandleResult<Self> {
+        Ok(Self {
+            weight: parameters(norm.weight())?,
+            bias: norm.bias().map(parameters).transpose()?.unwrap_or_default(),
+            epsilon: norm.eps() as f32,
+        })
+    }
+
+    fn rms(norm: &RmsNorm) -> CandleResult<Self> {
+        Ok(Self {
+            weight: parameters(norm.weight())?,
+            bias: Vec::new(),
+            epsilon: norm.eps() as f32,
+        })
+    }
+
+    fn layer_norm<'a>(&'a self, x: &'a [f32]) -> pointwise::LayerNorm<'a> {
+        pointwise::LayerNorm {
+            x: Values::new(x, self.weight.len()),
+            weight: &self.weight,
+            bias: &self.bias,
+            epsilon: self.epsilon,
+        }
+    }
+
+    fn rms_norm<'a>(&'a self, x: &'a [f32]) -> pointwise::RmsNorm<'a> {
+        pointwise::RmsNorm {
+            x: Values::new(x, self.weight.len()),
+            weight: &self.weight,
+            epsilon: self.epsilon,
+        }
+    }
+}
+
+/// Whether kernels can take rows of this length, and heads.
+fn fits(length: usize) -> bool {
+    length.is_multiple_of(LANES)
+}
+
+#[derive(Debug)]
+pub(crate) struct EncoderLayer {
+    layer_norm1: Norm,
+    qkv: Matrix,
+    out_proj: Matrix,
+    layer_norm2: Norm,
+    fc1: Matrix,
+    fc2: Matrix,
+    heads: usize,
+}
+
+impl EncoderLayer {
+    /// `None` if there are no kernels for it.
+    pub(crate) fn new(layer: &encoder::TensorLayer) -> CandleResult<Option<Self>> {
+        let matrix = |layers: &[&Linear]| Matrix::new(layers, Precision::Bytes);
+        let hidden = layer.layer_norm1.weight().elem_count();
+        let (Some(qkv), Some(out_proj), Some(fc1), Some(fc2)) = (
+            matrix(&[&layer.q_proj, &layer.k_proj, &layer.v_proj])?,
+            matrix(&[&layer.out_proj])?,
+            matrix(&[&layer.fc1])?,
+            matrix(&[&layer.fc2])?,
+        ) else {
+            return Ok(None);
+        };
+        let fits = fits(hidden / layer.heads) && fits(fc1.rows());
+        Ok(fits.then_some(Self {
+            layer_norm1: Norm::layer(&layer.layer_norm1)?,
+            qkv,
+            out_proj,
+            layer_norm2: Norm::layer(&layer.layer_norm2)?,
+            fc1,
+            fc2,
+            heads: layer.heads,
+        }))
+    }
+
+    /// Of `x`, `[patches, hidden]`, to what takes its place.
+    pub(crate) fn forward(&self, x: &mut [f32], workspace: &mut Workspace) {
+        let Workspace {
+            rounded,
+            qkv,
+            gathered,
+            inner,
+        } = workspace;
+        let hidden = self.out_proj.rows();
+        let patches = x.len() / hidden;
+        let qkv = room(qkv, patches * self.qkv.rows());
+        self.qkv
+            .multiply(&self.layer_norm1.layer_norm(x), rounded, Into::Set, qkv);
+        let gathered = room(gathered, x.len());
+        let heads = Heads {
+            x: qkv,
+            heads: self.heads,
+            size: hidden / self.heads,
+        };
+        attend(heads, gathered);
+        let gathered = Values::new(gathered, hidden);
+        self.out_proj.multiply(&gathered, rounded, Into::Add, x);
+
+        let inner = room(inner, patches * self.fc1.rows());
+        self.fc1
+            .multiply(&self.layer_norm2.layer_norm(x), rounded, Into::Set, inner);
+        let inner = Gelu(Values::new(inner, self.fc1.rows()));
+        self.fc2.multiply(&inner, rounded, Into::Add, x);
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct DecoderLayer {
+    input_layernorm: Norm,
+    qkv: Matrix,
+    o_proj: Matrix,
+    post_attention_layernorm: Norm,
+    gate_up: Matrix,
+    down_proj: Matrix,
+    shape: Grouped,
+}
+
+impl DecoderLayer {
+    /// `None` if there are no kernels for it.
+    pub(crate) fn new(layer: &decoder::TensorLayer) -> CandleResult<Option<Self>> {
+        let matrix = |layers: &[&Linear]| Matrix::new(layers, Precision::Words);
+        let (Some(qkv), Some(o_proj), Some(gate_up), Some(down_proj)) = (
+            matrix(&[&layer.q_proj, &layer.k_proj, &layer.v_proj])?,
+            matrix(&[&layer.o_proj])?,
+            matrix(&[&layer.gate_proj, &layer.up_proj])?,
+            matrix(&[&layer.down_proj])?,
+        ) else {
+            return Ok(None);
+        };
+        let fits = fits(layer.head_dim) && fits(o_proj.rows()) && fits(gate_up.rows() / 2);
+        Ok(fits.then_some(Self {
+            input_layernorm: Norm::rms(&layer.input_layernorm)?,
+            qkv,
+            o_proj,
+            post_attention_layernorm: Norm::rms(&layer.post_attention_layernorm)?,
+            gate_up,
+            down_proj,
+            shape: Grouped {
+                heads: layer.heads,
+                kv_heads: layer.kv_heads,
+                size: layer.head_dim,
+            },
+        }))
+    }
+
+    /// Of `x`, `[tokens, hidden]`, to what takes its place; `at` tokens were seen.
+    pub(crate) fn forward(
+        &self,
+        x: &mut [f32],
+        rope: (&[f32], &[f32]),
+        seen: &mut Seen,
+        at: usize,
+        workspace: &mut Workspace,
+    ) {
+        let Workspace {
+            rounded,
+            qkv,
+            gathered,
+            inner,
+        } = workspace;
+        let tokens = x.len() / self.o_proj.rows();
+        let qkv = room(qkv, tokens * self.qkv.rows());
+        self.qkv
+            .multiply(&self.input_layernorm.rms_norm(x), rounded, Into::Set, qkv);
+        let width = self.shape.heads * self.shape.size;
+        let gathered = room(gathered, tokens * width);
+        look_back(qkv, self.shape, rope, seen, at, gathered);
+        self.o_proj
+            .multiply(&Values::new(gathered, width), rounded, Into::Add, x);
+
+        let inner = room(inner, tokens * self.gate_up.rows());
+        let normed = self.post_attention_layernorm.rms_norm(x);
+        self.gate_up.multiply(&normed, rounded, Into::Set, inner);
+        let inner = GatedSilu(Values::new(inner, self.gate_up.rows()));
+        self.down_proj.multiply(&inner, rounded, Into::Add, x);
+    }
+}
+
+/// The last norm and the layer that gives each token of the vocabulary its score.
+#[derive(Debug)]
+pub(crate) struct Head {
+    norm: Norm,
+    weights: Matrix,
+}
+
+impl Head {
+    /// `None` if there is no kernel for it.
+    pub(crate) fn new(norm: &RmsNorm, lm_head: &Linear) -> CandleResult<Option<Self>> {
+        let Some(weights) = Matrix::new(&[lm_head], Precision::Words)? else {
+            return Ok(None);
+        };
+        let norm = Norm::rms(norm)?;
+        Ok(Some(Self { norm, weights }))
+    }
+
+    /// Scores of each of some states.
+    pub(crate) fn forward(&self, x: &[f32], workspace: &mut Workspace) -> Vec<f32> {
+        let x = self.norm.rms_norm(x);
+        let mut scores = vec![0.0; x.rows() * self.weights.rows()];
+        self.weights
+            .multiply(&x, &mut workspace.rounded, Into::Set, &mut scores);
+        scores
+    }
+}

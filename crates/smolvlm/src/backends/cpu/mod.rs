@@ -1,0 +1,3 @@
+//! Quantized layers on CPUs, by kernels of our own.
+
+pub(crate) mod layers;

@@ -1,0 +1,465 @@
+//! The thread that works for the GPU: takes what was asked for, and runs it at once.
+
+use std::{
+    collections::{HashMap, HashSet},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    backends::cuda::{
+        CANCELLED, COUNT, END, MOST_CAPTIONS, SAID, decoder::Decoder, encoder::Encoder,
+        scratch::Scratch, slot::Inner,
+    },
+    error::Error,
+};
+use vlmnarrate_cuda::{Event, Gpu, Graph, Kernels, MOST_ROWS, Memory, Plan, Result, Row, Sequence};
+
+/// A picture that is staged, and the row of the features that its own start at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shown {
+    pub(crate) side: usize,
+    pub(crate) features: usize,
+}
+
+/// What to run, in this order.
+#[derive(Debug, Default)]
+pub(crate) struct Ask {
+    /// As they were staged, one behind the other.
+    pub(crate) pictures: Vec<Shown>,
+    /// Tokens to put into the cache behind `past` others; below zero they are rows of features, −1 the first.
+    pub(crate) prompt: Vec<i32>,
+    pub(crate) past: usize,
+    /// The token to go on from, which is the next behind the prompt.
+    pub(crate) token: u32,
+    /// Tokens to make at most, none if nothing is to be said.
+    pub(crate) most: usize,
+    /// What may be said. With `scores` these tokens are run in any case.
+    pub(crate) guesses: Vec<u32>,
+    /// The scores of each token that may follow `token` and each guess, instead of a caption.
+    pub(crate) scores: bool,
+    /// Features and states of the encoder, for those who check.
+    pub(crate) states: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) said: Vec<u32>,
+    /// By a stop token.
+    pub(crate) stopped: bool,
+    /// By scores that no token can be chosen by.
+    pub(crate) broken: bool,
+    pub(crate) scores: Vec<f32>,
+    pub(crate) states: Vec<Vec<f32>>,
+    pub(crate) vision: Duration,
+    pub(crate) prefill: Duration,
+    pub(crate) decode: Duration,
+}
+
+pub(crate) struct Job {
+    pub(crate) seat: Inner,
+    pub(crate) ask: Ask,
+    pub(crate) reply: Sender<(Inner, Result<Outcome, Error>)>,
+}
+
+/// What is the same each time.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Shape {
+    /// Pictures and their side.
+    Encode(usize, usize),
+    /// Rows, prompts, and rows of the longest.
+    Prefill(usize, usize, usize),
+}
+
+/// Work that came twice, to be asked for at once when it comes again.
+#[derive(Default)]
+struct Graphs {
+    seen: HashSet<Shape>,
+    made: HashMap<Shape, Graph>,
+}
+
+impl Graphs {
+    /// Prompts of other lengths each time would be kept for nobody.
+    const MOST: usize = 32;
+
+    fn run(&mut self, gpu: &Gpu, shape: Shape, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        if let Some(graph) = self.made.get(&shape) {
+            return graph.launch();
+        }
+        if self.seen.insert(shape) {
+            return work();
+        }
+        if self.made.len() >= Self::MOST {
+            self.clear();
+        }
+        let graph = gpu.capture(work)?;
+        graph.launch()?;
+        self.made.insert(shape, graph);
+        Ok(())
+    }
+
+    /// After memory was reserved: graphs hold the addresses of before. Of several pieces some may have moved before
+    /// there was none left for another.
+    fn moved(&mut self, moved: Result<bool>) -> Result<()> {
+        if !matches!(moved, Ok(false)) {
+            self.clear();
+        }
+        moved.map(|_| ())
+    }
+
+    fn clear(&mut self) {
+        self.seen.clear();
+        self.made.clear();
+    }
+}
+
+/// When a batch began, had seen its pictures, had read its prompts and was done.
+struct Moments {
+    start: Event,
+    seen: Event,
+    read: Event,
+    end: Event,
+}
+
+pub(crate) struct Engine {
+    gpu: Arc<Gpu>,
+    kernels: Kernels,
+    encoder: Encoder,
+    decoder: Decoder,
+    plan: Plan,
+    scratch: Scratch,
+    graphs: Graphs,
+    moments: Moments,
+    /// Made when somebody wants them.
+    scores: Option<Memory>,
+    /// As [`Decode`](vlmnarrate_cuda::Decode) has them.
+    stops: Memory,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        gpu: Arc<Gpu>,
+        kernels: Kernels,
+        encoder: Encoder,
+        decoder: Decoder,
+        plan: Plan,
+        stops: Memory,
+        most_tokens: usize,
+    ) -> Result<Self> {
+        let event = || gpu.event();
+        Ok(Self {
+            moments: Moments {
+                start: event()?,
+                seen: event()?,
+                read: event()?,
+                end: event()?,
+            },
+            scratch: Scratch::new(&gpu, kernels.number(), most_tokens)?,
+            graphs: Graphs::default(),
+            scores: None,
+            gpu,
+            kernels,
+            encoder,
+            decoder,
+            plan,
+            stops,
+        })
+    }
+
+    /// Works until nobody can ask any more.
+    pub(crate) fn serve(mut self, asked: &Receiver<Job>) {
+        let mut last = Batch::default();
+        while let Ok(first) = asked.recv() {
+            let jobs = last.gather(first, asked);
+            let start = Instant::now();
+            let outcomes = catch_unwind(AssertUnwindSafe(|| self.run(&jobs)));
+            last = Batch {
+                jobs: jobs.len(),
+                time: start.elapsed(),
+            };
+            let outcomes = outcomes.unwrap_or_else(|_| {
+                Err(vlmnarrate_cuda::Error::Failed(
+                    "a bug of this element".into(),
+                ))
+            });
+            answer(jobs, outcomes);
+        }
+    }
+
+    fn run(&mut self, jobs: &[Job]) -> Result<Vec<Outcome>> {
+        self.gpu.record(&self.moments.start)?;
+        let states = self.look(jobs)?;
+        self.gpu.record(&self.moments.seen)?;
+        let sequences = self.read(jobs)?;
+        self.gpu.record(&self.moments.read)?;
+        let scores = self.say(jobs, &sequences)?;
+        self.gpu.record(&self.moments.end)?;
+        while !self.moments.end.has_passed()? {
+            thread::sleep(Duration::from_micros(20));
+        }
+        let Moments {
+            start,
+            seen,
+            read,
+            end,
+        } = &self.moments;
+        let times = (start.until(seen)?, seen.until(read)?, read.until(end)?);
+        let outcomes = jobs.iter().zip(scores).map(|(job, scores)| {
+            let words = job.seat.words();
+            let count = words.get(COUNT);
+            let said = 0..(count & ((1 << END) - 1)) as usize;
+            Outcome {
+                said: said.map(|i| words.get(SAID + i) as u32).collect(),
+                stopped: count >> END == STOPPED,
+                broken: count >> END == BROKEN,
+                scores,
+                states: states.clone(),
+                vision: times.0,
+                prefill: times.1,
+                decode: times.2,
+            }
+        });
+        Ok(outcomes.collect())
+    }
+
+    /// Encodes all pictures, those of one size together.
+    fn look(&mut self, jobs: &[Job]) -> Result<Vec<Vec<f32>>> {
+        let Self {
+            gpu,
+            kernels,
+            encoder,
+            scratch,
+            graphs,
+            ..
+        } = self;
+        let mut all = Vec::new();
+        for job in jobs {
+            let mut at = 0;
+            for shown in &job.ask.pictures {
+                all.push((&job.seat, at, *shown));
+                at += bytes(shown.side);
+            }
+        }
+        all.sort_by_key(|(_, _, shown)| shown.side);
+        let mut states = Vec::new();
+        let same = |a: &(_, _, Shown), b: &(_, _, Shown)| a.2.side == b.2.side;
+        for pictures in all
+            .chunk_by(same)
+            .flat_map(|same| same.chunks(MOST_CAPTIONS))
+        {
+            let (count, side) = (pictures.len(), pictures[0].2.side);
+            graphs.moved(encoder.reserve(gpu, scratch, count, side))?;
+            for (i, (seat, at, _)) in pictures.iter().enumerate() {
+                gpu.send(
+                    &seat.pixels,
+                    *at,
+                    &mut scratch.rgb,
+                    i * bytes(side),
+                    bytes(side),
+                )?;
+            }
+            if jobs.iter().any(|job| job.ask.states) {
+                let mut keep = |x: &Memory, rows: usize| {
+                    states.push(gpu.read(x, 0, rows * encoder.hidden())?);
+                    Ok(())
+                };
+                encoder.run(gpu, kernels, scratch, (count, side), &mut keep)?;
+                states.push(encoder.normed(gpu, kernels, scratch, (count, side))?);
+                states.push(gpu.read(
+                    &scratch.features,
+                    0,
+                    encoder.tokens(side) * self.decoder.stack().hidden,
+                )?);
+            } else {
+                graphs.run(gpu, Shape::Encode(count, side), || {
+                    encoder.run(gpu, kernels, scratch, (count, side), &mut |_, _| Ok(()))
+                })?;
+            }
+            let row = self.decoder.stack().hidden * size_of::<f32>();
+            let length = encoder.tokens(side) * row;
+            for (i, (seat, _, shown)) in pictures.iter().enumerate() {
+                gpu.copy(
+                    &scratch.features,
+                    i * length,
+                    &seat.features,
+                    shown.features * row,
+                    length,
+                )?;
+            }
+        }
+        Ok(states)
+    }
+
+    /// Puts all prompts into their caches, and all captions down as sequences.
+    fn read(&mut self, jobs: &[Job]) -> Result<Vec<Sequence>> {
+        let Self {
+            gpu,
+            kernels,
+            decoder,
+            scratch,
+            graphs,
+            ..
+        } = self;
+        let mut rows = Vec::new();
+        let mut guesses = Vec::new();
+        let mut sequences = Vec::new();
+        for (sequence, job) in jobs.iter().enumerate() {
+            let (seat, ask) = (&job.seat, &job.ask);
+            let words = seat.words();
+            let first = guesses.len();
+            guesses.extend(ask.guesses.iter().map(|token| *token as i32));
+            let position = ask.past + ask.prompt.len();
+            assert!(
+                position + ask.most.max(1) <= seat.capacity
+                    || ask.most == 0 && position <= seat.capacity
+            );
+            sequences.push(Sequence {
+                cache: seat
+                    .cache
+                    .part(0, seat.capacity * decoder.cached(kernels.number().bytes())),
+                features: seat.features.part(0, 0),
+                capacity: seat.capacity as i32,
+                first_row: rows.len() as i32,
+                rows: ask.prompt.len() as i32,
+                past: ask.past as i32,
+                token: ask.token as i32,
+                position: position as i32,
+                most: ask.most as i32,
+                guesses: ask.guesses.len() as i32,
+                guess: scratch.guesses.part(
+                    first * size_of::<i32>(),
+                    ask.guesses.len() * size_of::<i32>(),
+                ),
+                cancelled: words.part(CANCELLED, 1),
+                count: words.part(COUNT, 1),
+                said: words.part(SAID, ask.most),
+            });
+            rows.extend(ask.prompt.iter().enumerate().map(|(i, &token)| Row {
+                token,
+                sequence: sequence as i32,
+                position: (ask.past + i) as i32,
+            }));
+        }
+        graphs.moved(decoder.reserve(gpu, scratch, rows.len()))?;
+        gpu.write(&sequences, &mut scratch.sequences, 0)?;
+        gpu.write(&guesses, &mut scratch.guesses, 0)?;
+        if !rows.is_empty() {
+            gpu.write(&rows, &mut scratch.rows, 0)?;
+            let longest = sequences.iter().map(|s| s.rows as usize).max().unwrap_or(0);
+            let shape = (rows.len(), sequences.len(), longest);
+            graphs.run(gpu, Shape::Prefill(shape.0, shape.1, shape.2), || {
+                decoder.prefill(gpu, kernels, scratch, shape)
+            })?;
+        }
+        Ok(sequences)
+    }
+
+    /// Makes the captions, all at once; scores are for those who choose words themselves, one after the other.
+    fn say(&mut self, jobs: &[Job], sequences: &[Sequence]) -> Result<Vec<Vec<f32>>> {
+        let Self {
+            gpu,
+            kernels,
+            decoder,
+            plan,
+            scratch,
+            ..
+        } = self;
+        let captions = jobs
+            .iter()
+            .zip(sequences)
+            .filter(|(job, _)| job.ask.most > 0 && !job.ask.scores);
+        let captions: Vec<Sequence> = captions.map(|(_, sequence)| *sequence).collect();
+        if !captions.is_empty() {
+            gpu.write(&captions, &mut scratch.sequences, 0)?;
+            decoder.decode(
+                gpu,
+                kernels,
+                plan,
+                (&scratch.sequences, captions.len()),
+                None,
+                &self.stops,
+            )?;
+        }
+        let mut all = Vec::new();
+        for (job, sequence) in jobs.iter().zip(sequences) {
+            if !job.ask.scores {
+                all.push(Vec::new());
+                continue;
+            }
+            let vocabulary = decoder.stack().vocabulary;
+            let scores = match &mut self.scores {
+                Some(scores) => scores,
+                none => none.insert(gpu.memory(MOST_ROWS * vocabulary * size_of::<f32>())?),
+            };
+            gpu.write(&[*sequence], &mut scratch.sequences, 0)?;
+            decoder.decode(
+                gpu,
+                kernels,
+                plan,
+                (&scratch.sequences, 1),
+                Some(scores),
+                &self.stops,
+            )?;
+            all.push(gpu.read(scores, 0, (1 + job.ask.guesses.len()) * vocabulary)?);
+        }
+        Ok(all)
+    }
+}
+
+/// How the kernel says that a stop token came, or scores that are not finite.
+const STOPPED: i32 = 2;
+const BROKEN: i32 = 4;
+
+fn bytes(side: usize) -> usize {
+    side * side * 3
+}
+
+/// What was run the last time.
+#[derive(Default)]
+struct Batch {
+    jobs: usize,
+    time: Duration,
+}
+
+impl Batch {
+    /// Those who wait, and those who will ask again in a moment, as they did the last time: together they take little
+    /// longer than one.
+    fn gather(&self, first: Job, asked: &Receiver<Job>) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        let mut take = |job: Job| match job.seat.words().get(CANCELLED) {
+            0 => jobs.push(job),
+            _ => answer(vec![job], Ok(vec![Outcome::default()])),
+        };
+        take(first);
+        let mut count = 1;
+        let deadline = Instant::now() + self.time / 10;
+        while count < MOST_CAPTIONS {
+            let patience = match count < self.jobs {
+                true => deadline.saturating_duration_since(Instant::now()),
+                false => Duration::ZERO,
+            };
+            match asked.recv_timeout(patience) {
+                Ok(job) => take(job),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+            }
+            count += 1;
+        }
+        jobs
+    }
+}
+
+fn answer(jobs: Vec<Job>, outcomes: Result<Vec<Outcome>>) {
+    let outcomes: Vec<Result<Outcome>> = match outcomes {
+        Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
+        Err(error) => jobs.iter().map(|_| Err(error.clone())).collect(),
+    };
+    for (Job { seat, reply, .. }, outcome) in jobs.into_iter().zip(outcomes) {
+        // Who has gone doesn't care.
+        let _ = reply.send((seat, outcome.map_err(Error::from)));
+    }
+}

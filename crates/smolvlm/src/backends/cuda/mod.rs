@@ -1,0 +1,275 @@
+//! The model on NVIDIA's GPUs, by kernels of our own.
+//!
+//! candle's operations would do, at several hundred launches a token and a copy to the host for each: a caption of
+//! the smallest model would take as long on the fastest GPU as on two cores of a CPU. Here a caption is a graph for
+//! the encoder, one for the prompt, and a single launch for all of its tokens.
+//!
+//! All work of a model is done by one thread, which takes what several callers ask for at once.
+
+mod captions;
+mod decoder;
+mod encoder;
+mod engine;
+mod scratch;
+mod slot;
+mod weights;
+
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc, Mutex,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use crate::{
+    backends::candle::decoder::inverse_frequencies,
+    error::{Error, Result},
+    files::{checkpoint::Checkpoint, weights::Loader},
+};
+use decoder::Decoder;
+use encoder::Encoder;
+use engine::{Engine, Job};
+use vlmnarrate_cuda::{self, Gpu, Kernels, MOST_ROWS, Number, Words};
+use vlmnarrate_engine::{DType, threads};
+
+use engine::{Ask, Outcome, Shown};
+pub(crate) use slot::Seat;
+
+/// Captions that are made at once.
+const MOST_CAPTIONS: usize = 8;
+/// Name of the thread that works for the GPU.
+pub(crate) const THREAD: &str = "vlmnarrate-gpu";
+/// How often somebody who waits looks whether there is another token.
+const PERIOD: Duration = Duration::from_micros(200);
+
+/// A model on the GPU.
+#[derive(Debug)]
+pub(crate) struct Network {
+    gpu: Arc<Gpu>,
+    worker: Worker,
+    /// Bytes that a token takes in the cache, and values of a feature.
+    cached: usize,
+    hidden: usize,
+    vocabulary: usize,
+    most_rows: usize,
+}
+
+/// The thread that works for the GPU. Dropped, it waits until that has ended and its memory is free.
+#[derive(Debug)]
+struct Worker {
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    fn new(work: impl FnOnce(Receiver<Job>) + Send + 'static) -> Result<Self> {
+        let (jobs, asked) = mpsc::channel();
+        let thread = threads::spawn(THREAD, move || work(asked))
+            .map_err(|error| Error::Device(format!("no thread: {error}")))?;
+        Ok(Self {
+            jobs: Some(jobs),
+            thread: Some(thread),
+        })
+    }
+
+    /// Hands a job over; says whether there is somebody to do it.
+    fn ask(&self, job: Job) -> bool {
+        self.jobs
+            .as_ref()
+            .is_some_and(|jobs| jobs.send(job).is_ok())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl From<cuda::Error> for Error {
+    fn from(error: cuda::Error) -> Self {
+        match error {
+            cuda::Error::Failed(_) => Self::Device(error.to_string()),
+            _ => Self::Setting {
+                property: "device",
+                reason: error.to_string(),
+            },
+        }
+    }
+}
+
+impl Network {
+    /// Loads a checkpoint's weights, as bf16 unless another type is named.
+    pub(crate) fn load(
+        gpu: Gpu,
+        checkpoint: &Checkpoint,
+        dtype: DType,
+        loader: Loader<'_>,
+        stops: &[u32],
+        failed: impl Fn(fn(&Checkpoint, String) -> Error, candle_core::Error) -> Error,
+    ) -> Result<Self> {
+        let config = &checkpoint.config;
+        let c = &config.text_config;
+        fits(checkpoint).map_err(|reason| Error::Setting {
+            property: "device",
+            reason: format!("the GPU's kernels don't know {reason}; take device=cpu"),
+        })?;
+        let number = match dtype {
+            DType::Auto | DType::Bf16 => Number::Bf16,
+            DType::F16 => Number::F16,
+            DType::F32 => Number::F32,
+        };
+        let kernels = Kernels::new(&gpu, number)?;
+        gpu.check_room(checkpoint.weights.values() * number.bytes() as u64)?;
+        let said = Mutex::default();
+        let from = weights::Uploader::new(&gpu, number, loader, &said);
+        let why = |report, error| match said.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            Some(error) => cuda::Error::into(error),
+            None => failed(report, error),
+        };
+        let encoder = Encoder::load(config, &checkpoint.preprocessor, &from)
+            .map_err(|error| why(Checkpoint::encoder_error, error))?;
+        let decoder = Decoder::load(config, &inverse_frequencies(c), &from)
+            .map_err(|error| why(Checkpoint::decoder_error, error))?;
+        let plan = decoder.plan(&gpu, &kernels)?;
+        let mut is_stop = vec![0u32; c.vocab_size.div_ceil(32)];
+        for stop in stops {
+            // All were looked at when the model was opened.
+            if let Some(word) = is_stop.get_mut(*stop as usize / 32) {
+                *word |= 1 << (stop % 32);
+            }
+        }
+        let mut stop_tokens = gpu.memory(is_stop.len() * size_of::<u32>())?;
+        gpu.write(&is_stop, &mut stop_tokens, 0)?;
+        let gpu = Arc::new(gpu);
+        let (cached, most_rows) = (decoder.cached(number.bytes()), plan.most_rows());
+        let engine = Engine::new(
+            gpu.clone(),
+            kernels,
+            encoder,
+            decoder,
+            plan,
+            stop_tokens,
+            c.max_position_embeddings,
+        )?;
+        Ok(Self {
+            gpu,
+            worker: Worker::new(move |asked| engine.serve(&asked))?,
+            cached,
+            hidden: c.hidden_size,
+            vocabulary: c.vocab_size,
+            most_rows,
+        })
+    }
+
+    /// Tokens that can be run at once for their scores.
+    pub(crate) fn most_rows(&self) -> usize {
+        self.most_rows.min(MOST_ROWS)
+    }
+
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    pub(crate) fn seat(&self) -> Seat {
+        Seat::new(self.gpu.clone(), self.cached, self.hidden)
+    }
+
+    /// Asks for something and waits. `said` hears of the caption's tokens as they come and may end it.
+    pub(crate) fn ask(
+        &self,
+        seat: &mut Seat,
+        ask: Ask,
+        said: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+    ) -> Result<Outcome> {
+        let inner = seat.take()?;
+        let words = inner.words();
+        // Who asks for scores looks at them.
+        let chooses = !ask.scores;
+        let (reply, answer) = mpsc::channel();
+        let job = Job {
+            seat: inner,
+            ask,
+            reply,
+        };
+        let gone = || Error::Device("the thread that works for the GPU is gone".into());
+        if !self.worker.ask(job) {
+            return Err(gone());
+        }
+        let (mut heard, mut ended) = (Vec::new(), false);
+        let mut listen = |words: &Words| {
+            if !ended && take_new(words, &mut heard) && said(&heard).is_break() {
+                words.set(CANCELLED, 1);
+                ended = true;
+            }
+        };
+        loop {
+            match answer.recv_timeout(PERIOD) {
+                Ok((inner, outcome)) => {
+                    listen(&words);
+                    seat.put_back(inner);
+                    return outcome.and_then(|outcome| match outcome.broken && chooses {
+                        true => Err(Error::NotFinite),
+                        false => Ok(outcome),
+                    });
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    listen(&words);
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(gone()),
+            }
+        }
+    }
+}
+
+/// Whether the kernels know all that a model has; else what they don't.
+pub(crate) fn fits(checkpoint: &Checkpoint) -> Result<(), String> {
+    let (t, v) = (
+        &checkpoint.config.text_config,
+        &checkpoint.config.vision_config,
+    );
+    if t.attention_bias || t.mlp_bias {
+        return Err("biases in the decoder".into());
+    }
+    if !matches!(t.head_dim(), 8 | 16 | 32 | 64 | 128) {
+        return Err(format!("heads of {} values in the decoder", t.head_dim()));
+    }
+    if t.hidden_size > 2048 {
+        return Err(format!("states of {} values in the decoder", t.hidden_size));
+    }
+    let head = v.hidden_size / v.num_attention_heads;
+    if head > 128 || !head.is_multiple_of(8) {
+        return Err(format!("heads of {head} values in the encoder"));
+    }
+    let sides = [
+        t.hidden_size,
+        t.intermediate_size,
+        v.hidden_size,
+        v.intermediate_size,
+    ];
+    match sides.iter().find(|side| !side.is_multiple_of(8)) {
+        Some(side) => Err(format!("rows of {side} values, which is no multiple of 8")),
+        None => Ok(()),
+    }
+}
+
+/// Places of the words that host and device share.
+const CANCELLED: usize = 0;
+const COUNT: usize = 1;
+const SAID: usize = 2;
+/// Where the count's word says how the caption ended.
+const END: u32 = 24;
+
+/// Adds tokens that have come since; says whether there were any.
+fn take_new(words: &Words, heard: &mut Vec<u32>) -> bool {
+    let before = heard.len();
+    let count = (words.get(COUNT) & ((1 << END) - 1)) as usize;
+    heard.extend((before..count).map(|i| words.get(SAID + i) as u32));
+    heard.len() > before
+}

@@ -1,0 +1,3 @@
+//! Idefics3 and SmolVLM: a SigLIP encoder, pixel shuffle and a Llama decoder.
+
+pub(crate) mod config;

@@ -1,0 +1,3 @@
+//! What makes each family of models one.
+
+pub(crate) mod idefics3;

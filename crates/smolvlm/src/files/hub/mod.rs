@@ -1,0 +1,397 @@
+//! Models of the Hugging Face hub: what of them is in its cache, and how the rest gets there.
+//!
+//! The cache is huggingface_hub's: `blobs`, links to them in `snapshots`, `refs`, what has come of a file in
+//! `.incomplete` and its lock in `.locks`, so that either goes on where the other was ended.
+//!
+//! Requests block, so they run on a thread of their own, whose connections are closed when it is cancelled. What
+//! can't be interrupted, to look up a name and to connect, is not waited for: that thread ends itself after it.
+
+use std::{
+    env, fmt, fs,
+    io::{self, ErrorKind as Io},
+    ops::ControlFlow,
+    path::{Component, Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::Ordering::Relaxed,
+        mpsc::{self, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{
+    error::{Error, Result},
+    files::{
+        gguf,
+        source::{
+            CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, Source, TOKENIZER, WEIGHTS_INDEX,
+            weight_files,
+        },
+    },
+};
+use vlmnarrate_engine::{ErrorKind, Transfer, threads};
+
+mod client;
+mod download;
+mod listing;
+
+use client::{Client, Failure};
+use download::{Download, State};
+
+const HUB: &str = "https://huggingface.co";
+
+/// In the order in which they are fetched, named chat templates after them. Weights come last: a snapshot that has them
+/// has these too.
+const SMALL: [&str; 10] = [
+    CONFIG,
+    PREPROCESSOR_CONFIG,
+    PROCESSOR_CONFIG,
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    TOKENIZER,
+    WEIGHTS_INDEX,
+];
+
+/// Between two looks at whether somebody wants the download to end.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A model of the hub at some revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repository {
+    id: String,
+    /// Of several GGUF files, the quantization to take.
+    tag: Option<String>,
+    revision: String,
+    environment: Environment,
+}
+
+/// What huggingface_hub's variables say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Environment {
+    cache: PathBuf,
+    endpoint: String,
+    token: Option<Token>,
+    offline: Option<&'static str>,
+    /// A server that is silent for longer is given up.
+    timeout: Duration,
+}
+
+/// Not for logs.
+#[derive(Clone, PartialEq, Eq)]
+struct Token(String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+impl Environment {
+    fn read() -> Self {
+        let folder = |name| {
+            let path = PathBuf::from(variable(name)?);
+            match (path.strip_prefix("~"), env::home_dir()) {
+                (Ok(rest), Some(home)) => Some(home.join(rest)),
+                _ => Some(path),
+            }
+        };
+        let home = folder("HF_HOME").unwrap_or_else(|| {
+            folder("XDG_CACHE_HOME")
+                .unwrap_or_else(|| env::home_dir().unwrap_or_default().join(".cache"))
+                .join("huggingface")
+        });
+        let cache = folder("HF_HUB_CACHE")
+            .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
+            .unwrap_or_else(|| home.join("hub"));
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| HUB.into());
+        let noted = folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+        let token = variable("HF_TOKEN")
+            .or_else(|| variable("HUGGING_FACE_HUB_TOKEN"))
+            .or_else(|| fs::read_to_string(noted).ok());
+        let is_set = |name: &&str| {
+            let value = variable(name).unwrap_or_default().to_ascii_uppercase();
+            ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
+        };
+        let timeout = variable("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|value| value.parse().ok());
+        Self {
+            cache: std::path::absolute(&cache).unwrap_or(cache),
+            endpoint: endpoint.trim_end_matches('/').into(),
+            token: token
+                .map(|token| Token(token.trim().to_owned()))
+                .filter(|token| !token.0.is_empty()),
+            offline: ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
+                .into_iter()
+                .find(is_set),
+            timeout: Duration::from_secs(timeout.unwrap_or(30).max(1)),
+        }
+    }
+}
+
+impl Environment {
+    /// Without the name and password that may stand in it.
+    fn shown_endpoint(&self) -> String {
+        let endpoint = &self.endpoint;
+        let Some((scheme, rest)) = endpoint.split_once("://") else {
+            return endpoint.clone();
+        };
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        format!("{scheme}://{host}{path}")
+    }
+}
+
+impl Repository {
+    /// `tag` chooses among GGUF files, as in `Q8_0`; a `revision` of `None` or the empty string is the branch
+    /// `main`.
+    pub fn new(id: &str, tag: Option<&str>, revision: Option<&str>) -> Result<Self> {
+        let revision = revision.filter(|r| !r.is_empty()).unwrap_or("main");
+        // It becomes a path in the cache and a part of addresses.
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+        let mut parts = Path::new(revision).components();
+        if !revision.chars().all(plain) || !parts.all(|p| matches!(p, Component::Normal(_))) {
+            return Err(Error::Setting {
+                property: "revision",
+                reason: format!(
+                    "`{revision}` can't be one; set a branch, a tag or a commit of model `{id}`"
+                ),
+            });
+        }
+        Ok(Self {
+            id: id.into(),
+            tag: tag.map(str::to_owned),
+            revision: revision.into(),
+            environment: Environment::read(),
+        })
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn folder(&self) -> PathBuf {
+        let name = self.id.replace('/', "--");
+        self.environment.cache.join(format!("models--{name}"))
+    }
+
+    /// The snapshot in the cache, if it has all that is needed. Asks no network, not even whether a branch
+    /// has moved on: a pipeline starts at once, and the same each time.
+    pub fn cached(&self) -> Option<Source> {
+        let commit = match is_commit(&self.revision) {
+            true => self.revision.clone(),
+            false => fs::read_to_string(self.folder().join("refs").join(&self.revision)).ok()?,
+        };
+        let snapshot = self.folder().join("snapshots").join(commit.trim());
+        let has = |name| snapshot.join(name).exists();
+        let whole = has(CONFIG)
+            && has(TOKENIZER)
+            && (has(PREPROCESSOR_CONFIG) || has(PROCESSOR_CONFIG))
+            && weight_files(&Source::Folder(snapshot.clone())).is_ok();
+        if whole && self.tag.is_none() {
+            return Some(Source::Folder(snapshot));
+        }
+        let mut names = gguf::listed(&snapshot).ok()?;
+        // Links may lead to what is not there.
+        names.retain(|name| snapshot.join(name).exists());
+        let names = gguf::Names::choose(&names, self.tag.as_deref()).ok()?;
+        // Without a tag, the repository may have what is taken before what is here, unless this is the first
+        // that is ever taken.
+        let is_first = names.is_usual() && self.id.to_ascii_uppercase().ends_with("-GGUF");
+        let is_certain = self.tag.is_some() || is_first || self.environment.offline.is_some();
+        is_certain.then(|| names.inside(&snapshot))
+    }
+
+    /// Whether the network may be asked for what is not in the cache.
+    pub fn check_online(&self) -> Result<()> {
+        let Some(variable) = self.environment.offline else {
+            return Ok(());
+        };
+        Err(self.error(
+            ErrorKind::NotFound,
+            format!(
+                "revision {} is not, or not wholly, in {}, and {variable} is set",
+                self.revision,
+                self.environment.cache.display()
+            ),
+            format!(
+                "Start it once without {variable}, or set HF_HOME to the folder that has the model"
+            ),
+        ))
+    }
+
+    /// Brings what is missing into the cache; returns what is there then. `progress` is called often and may end it
+    /// with [`Error::Cancelled`]; files that are there in part are gone on with next time.
+    pub fn download(
+        &self,
+        progress: &mut dyn FnMut(Transfer) -> ControlFlow<()>,
+    ) -> Result<Source> {
+        let Environment { token, timeout, .. } = &self.environment;
+        let client = Client::new(&self.environment.endpoint, token.as_ref(), *timeout);
+        let client = client.map_err(|failure| match failure {
+            Failure::Broken(why) | Failure::Unexpected(why) => self.unreachable(why),
+            Failure::Refused(status, code) => self.refused(status.as_u16(), &code, ""),
+        })?;
+        let agent = client.agent();
+        let state = Arc::new(State::default());
+        let (sender, result) = mpsc::channel();
+        let download = Download {
+            repository: self.clone(),
+            state: state.clone(),
+            client,
+        };
+        threads::spawn("vlmnarrate-hub", move || {
+            // Nobody listens any more if it was cancelled.
+            let _ = sender.send(download.run());
+        })
+        .map_err(|e| {
+            let remedy = "Free some memory or threads".into();
+            self.error(ErrorKind::Failed, format!("no thread: {e}"), remedy)
+        })?;
+        let cancel = || {
+            state.cancel();
+            agent.clone().shutdown();
+            // Who is deep in the system doesn't keep the next download waiting.
+            let _ = result.recv_timeout(TICK);
+            state.unlock();
+        };
+        let mut heard = (0, Instant::now());
+        loop {
+            match result.recv_timeout(TICK) {
+                Ok(result) => {
+                    let _ = progress(state.transfer());
+                    return result;
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.error(
+                        ErrorKind::Failed,
+                        "the download panicked".into(),
+                        "Download the model with `hf download` instead".into(),
+                    ));
+                }
+                Err(RecvTimeoutError::Timeout) => (),
+            }
+            if progress(state.transfer()).is_break() {
+                cancel();
+                return Err(Error::Cancelled);
+            }
+            let beats = state.beats.load(Relaxed);
+            if beats != heard.0 {
+                heard = (beats, Instant::now());
+            } else if heard.1.elapsed() > *timeout {
+                cancel();
+                let waited = timeout.as_secs();
+                return Err(self.unreachable(format!("nothing came for {waited} s")));
+            }
+        }
+    }
+
+    fn error(&self, kind: ErrorKind, reason: String, remedy: String) -> Error {
+        Error::Hub {
+            property: "model",
+            value: match &self.tag {
+                Some(tag) => format!("{}:{tag}", self.id),
+                None => self.id.clone(),
+            },
+            kind,
+            // Servers' messages may span lines; the bus shows one.
+            reason: reason.replace(['\n', '\r'], " "),
+            remedy,
+        }
+    }
+
+    fn unreachable(&self, why: impl std::fmt::Display) -> Error {
+        let remedy = "Check the network, or HF_ENDPOINT if that is set, and start again: what has come is \
+                      kept. A folder with the model needs no network";
+        let reason = format!(
+            "no download from {}: {why}",
+            self.environment.shown_endpoint()
+        );
+        self.error(ErrorKind::OpenRead, reason, remedy.into())
+    }
+
+    /// What a status means; `file` is empty where the whole repository was asked for.
+    fn refused(&self, status: u16, code: &str, file: &str) -> Error {
+        let (endpoint, token) = (self.environment.shown_endpoint(), &self.environment.token);
+        let id = &self.id;
+        let what = match file {
+            "" => String::new(),
+            file => format!("{file}: "),
+        };
+        match (status, code) {
+            (404, "RevisionNotFound") => Error::Hub {
+                property: "revision",
+                value: self.revision.clone(),
+                kind: ErrorKind::NotFound,
+                reason: format!("{id} has no such branch, tag or commit"),
+                remedy: format!("Set one that {endpoint}/{id}/commits/main shows"),
+            },
+            (404, _) | (401, "RepoNotFound") => self.error(
+                ErrorKind::NotFound,
+                format!("{what}{endpoint} has no such model for us, nor is there such a folder here"),
+                "Check the spelling; a private model needs the environment variable HF_TOKEN".into(),
+            ),
+            (401 | 403, _) => self.error(
+                ErrorKind::NotAuthorized,
+                format!("{what}{endpoint} answers {status}: the model is gated, private, or the token is wrong"),
+                match token {
+                    None => format!(
+                        "Accept its conditions at {endpoint}/{id} and set the environment variable HF_TOKEN"
+                    ),
+                    Some(_) => format!(
+                        "Accept its conditions at {endpoint}/{id} with the account of the token (HF_TOKEN, or \
+                         the file that `hf auth login` left) and see that it may read the model"
+                    ),
+                },
+            ),
+            _ => self.error(
+                ErrorKind::OpenRead,
+                format!("{what}{endpoint} answers {status}"),
+                "Try again later; what has come is kept".into(),
+            ),
+        }
+    }
+
+    /// A proxy would read the token on its way to an endpoint without TLS.
+    fn kept_from_proxy(&self, status: u16) -> Error {
+        let endpoint = self.environment.shown_endpoint();
+        self.error(
+            ErrorKind::NotAuthorized,
+            format!("{endpoint} answers {status}: the token was kept from the proxy, which could read it"),
+            "Set HF_ENDPOINT to an address that begins with https://, or add its host to NO_PROXY".into(),
+        )
+    }
+
+    /// The cache can't be written.
+    fn not_written(&self, error: &io::Error, transfer: Transfer) -> Error {
+        let cache = self.environment.cache.display();
+        let full = matches!(
+            error.kind(),
+            Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge
+        );
+        if full {
+            return self.error(
+                ErrorKind::NoSpaceLeft,
+                format!("no room in {cache}: {error}"),
+                format!(
+                    "Free {} MB there, or set HF_HOME to a folder that has room; what has come is kept",
+                    transfer.total.saturating_sub(transfer.done) / 1_000_000 + 1
+                ),
+            );
+        }
+        self.error(
+            ErrorKind::Write,
+            format!("can't write to the cache {cache}: {error}"),
+            "Make that folder writable, or set HF_HOME to another".into(),
+        )
+    }
+}
+
+fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|c| c.is_ascii_hexdigit())
+}

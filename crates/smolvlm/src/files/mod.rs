@@ -1,0 +1,11 @@
+//! From a folder, GGUF files or the hub to tensors.
+
+pub(crate) mod checkpoint;
+pub(crate) mod fingerprint;
+pub(crate) mod formats;
+pub(crate) mod gguf;
+#[cfg(feature = "hub")]
+pub(crate) mod hub;
+pub(crate) mod size;
+pub(crate) mod source;
+pub(crate) mod weights;

@@ -1,0 +1,186 @@
+//! How much memory a checkpoint's weights take, known before they are loaded.
+
+use crate::{
+    error::{Error, Result},
+    files::{
+        formats::{Format, Formats, HEAD, TABLE, is_packed},
+        weights::{Entry, Weights},
+    },
+    run::memory::{Shortage, bytes},
+};
+use vlmnarrate_engine::Quantization;
+
+impl Weights {
+    /// Bytes that a model holds of them, on a CPU or not.
+    pub(crate) fn size(&self, formats: Formats, is_cpu: bool) -> u64 {
+        let size = |(name, entry): (&String, &Entry)| {
+            let format = formats.of(name, entry.dtype, &entry.shape);
+            format.map_or(0, |format| format.bytes(entry.values()))
+        };
+        let sizes = self
+            .entries()
+            .iter()
+            .map(size)
+            .chain([self.tied_size(formats, is_cpu)]);
+        sizes.fold(0, u64::saturating_add)
+    }
+
+    /// What a head takes that has no weights of its own, beside the table.
+    fn tied_size(&self, formats: Formats, is_cpu: bool) -> u64 {
+        let (None, Some(table)) = (self.entries().get(HEAD), self.entries().get(TABLE)) else {
+            return 0;
+        };
+        let head = formats.tied_head(table.dtype, table.row());
+        let is_shared = match head {
+            Format::Blocks(blocks) if is_cpu && is_packed(blocks) => false,
+            head => formats.of(TABLE, table.dtype, &table.shape) == Some(head),
+        };
+        match is_shared {
+            true => 0,
+            false => head.bytes(table.values()),
+        }
+    }
+
+    /// Whether there can be memory for all of them, where `has_room` knows of memory.
+    pub(crate) fn check_memory(
+        &self,
+        formats: Formats,
+        is_cpu: bool,
+        has_room: impl Fn(u64) -> Result<(), Shortage>,
+    ) -> Result<()> {
+        let size = self.size(formats, is_cpu);
+        has_room(size).map_err(|shortage| {
+            let remedy = match formats.quantization {
+                Quantization::Q4_0 => "take a smaller model",
+                // Those of a file stay as they are.
+                _ if self.has_blocks() => "take a smaller model",
+                _ => "take a smaller model, or set quantization to q4-0",
+            };
+            Error::Setting {
+                property: "model",
+                reason: format!(
+                    "there is no memory for the {} that it takes: {shortage}; {remedy}",
+                    bytes(size)
+                ),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read, Seek, SeekFrom};
+
+    use candle_core::{DType, quantized::GgmlDType};
+
+    use super::*;
+    use crate::run::memory::has_room;
+
+    /// A file of any size that takes no room.
+    struct Sparse {
+        header: Vec<u8>,
+        size: u64,
+        position: u64,
+    }
+
+    impl Read for Sparse {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let mut left = self.header.get(self.position as usize..).unwrap_or(&[]);
+            let read = left.read(into)?;
+            self.position += read as u64;
+            Ok(read)
+        }
+    }
+
+    impl Seek for Sparse {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.position = match to {
+                SeekFrom::Start(position) => position,
+                SeekFrom::End(0) => self.size,
+                _ => unimplemented!(),
+            };
+            Ok(self.position)
+        }
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_an_error_before_it_is_asked_for() {
+        let weights = |side: u64| {
+            let end = side * side * 2;
+            let header = format!(
+                r#"{{"model.text_model.layers.0.mlp.up_proj.weight":
+                {{"dtype":"BF16","shape":[{side},{side}],"data_offsets":[0,{end}]}}}}"#
+            );
+            let mut file = (header.len() as u64).to_le_bytes().to_vec();
+            file.extend(header.as_bytes());
+            let size = file.len() as u64 + end;
+            let sparse = Sparse {
+                header: file,
+                size,
+                position: 0,
+            };
+            Weights::open(vec![("m.safetensors".into(), Box::new(sparse))]).unwrap()
+        };
+        let formats = |dtype, quantization| Formats {
+            dtype,
+            quantization,
+        };
+        let size = |dtype, quantization| weights(64).size(formats(dtype, quantization), true);
+        assert_eq!(size(DType::F32, Quantization::None), 64 * 64 * 4);
+        assert_eq!(size(DType::BF16, Quantization::None), 64 * 64 * 2);
+        assert_eq!(size(DType::F32, Quantization::Q8_0), 64 * 2 * 34);
+        let check = |weights: Weights, quantization| {
+            weights.check_memory(formats(DType::F32, quantization), true, has_room)
+        };
+        assert!(check(weights(64), Quantization::None).is_ok());
+        for (quantization, says, remedy) in [
+            (
+                Quantization::None,
+                "the 18014398.5 GB",
+                "set quantization to q4-0",
+            ),
+            (
+                Quantization::Q4_0,
+                "the 2533274.8 GB",
+                "take a smaller model",
+            ),
+        ] {
+            let error = check(weights(1 << 26), quantization)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(says) && error.ends_with(remedy), "{error}");
+        }
+    }
+
+    /// Rows that are looked up may be those of the head, in the same memory or not.
+    #[test]
+    fn a_head_that_is_the_table_takes_memory_where_it_is_another_format() {
+        let sizes = |dtype: GgmlDType, row: usize, quantization| {
+            let len = 64 * row / dtype.block_size() * dtype.type_size();
+            let table = Entry {
+                file: 0,
+                dtype,
+                shape: vec![64, row],
+                start: 0,
+                len,
+                paired_heads: None,
+            };
+            let weights = Weights::new(vec![], [(TABLE.to_owned(), table)].into());
+            let formats = Formats {
+                dtype: DType::F32,
+                quantization,
+            };
+            [true, false].map(|is_cpu| weights.size(formats, is_cpu) as usize / 64)
+        };
+        let (none, q8_0) = (Quantization::None, Quantization::Q8_0);
+        assert_eq!(sizes(GgmlDType::BF16, 64, none), [4 * 64; 2]);
+        assert_eq!(sizes(GgmlDType::BF16, 64, q8_0), [2 * 64 + 2 * 34; 2]);
+        // Rows that are no whole blocks.
+        assert_eq!(sizes(GgmlDType::BF16, 72, q8_0), [2 * 72 + 4 * 72; 2]);
+        assert_eq!(sizes(GgmlDType::F32, 72, q8_0), [4 * 72; 2]);
+        // The CPU's kernels have these in another order, and no others.
+        assert_eq!(sizes(GgmlDType::Q8_0, 64, none), [4 * 34, 2 * 34]);
+        assert_eq!(sizes(GgmlDType::Q6K, 256, none), [210; 2]);
+        assert_eq!(sizes(GgmlDType::Q5_0, 96, none), [3 * 22 + 4 * 96; 2]);
+    }
+}

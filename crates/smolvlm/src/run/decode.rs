@@ -1,0 +1,244 @@
+//! From logits to a caption: greedy or sampled tokens, speculation, stop tokens and strings.
+
+use std::ops::ControlFlow;
+
+use candle_core::Tensor;
+use candle_transformers::utils::apply_repeat_penalty;
+
+use crate::{
+    backends::cpu::layers::look_at,
+    error::{Error, Result},
+    run::sampling,
+    run::{
+        generate::Asked,
+        model::Model,
+        session::{Ahead, Session},
+    },
+    text::{choices::Walk, prompt::Prompt},
+};
+use vlmnarrate_engine::{Event, Observer, Request};
+
+/// What was generated, and how it ended.
+pub(crate) struct Decoded {
+    pub(crate) ids: Vec<u32>,
+    /// Not by `max_tokens`.
+    pub(crate) stopped: bool,
+    pub(crate) probability: f64,
+}
+
+impl Model {
+    /// Chooses tokens by the logits, which have come to the CPU.
+    pub(crate) fn continue_from(
+        &self,
+        session: &mut Session,
+        asked: &Asked<'_>,
+        logits: Tensor,
+        is_same: bool,
+        observer: &mut Observer<'_>,
+    ) -> Result<Decoded> {
+        let Asked {
+            request, prompt, ..
+        } = *asked;
+        match asked.choices.walk() {
+            Some(walk) => self.choose(session, walk, logits, request, observer),
+            None => {
+                let last = asked.last.filter(|_| self.network.is_exact());
+                let guess = last.map_or(&[][..], |last| &last.ids);
+                let ahead = Ahead::new(guess, is_same);
+                self.decode(session, prompt, logits, request, ahead, observer)
+            }
+        }
+    }
+
+    /// Logits that choose the token behind `ids`, the caption so far, of at most `most`. The prompt has
+    /// `start` tokens.
+    fn look_ahead(
+        &self,
+        session: &mut Session,
+        start: usize,
+        ids: &[u32],
+        most: usize,
+        ahead: &mut Ahead<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Result<Tensor> {
+        if let Some(logits) = ahead.behind(ids) {
+            return Ok(logits);
+        }
+        let seen = ids.len() - 1;
+        // Whatever was guessed is in the way.
+        session.cache.truncate(start + seen);
+        if !ahead.run.is_empty() {
+            let came_true = ahead.logits.len() > 1 && ahead.run == ids[..seen];
+            ahead.pace = match came_true {
+                true => Ahead::MOST.min(2 * ahead.pace),
+                false => Ahead::PACE,
+            };
+        }
+        let guess = match ahead.guess.get(seen) {
+            Some(token) if *token == ids[seen] => &ahead.guess[seen + 1..],
+            _ => &[],
+        };
+        let guess = &guess[..guess.len().min(ahead.pace).min(most - ids.len())];
+        ahead.run = [ids, guess].concat();
+        let tokens = &ahead.run[seen..];
+        ahead.logits = self.network.run(&mut session.cache, tokens, observer)?;
+        Ok(ahead.logits[0].clone())
+    }
+
+    /// One of the choices; asks the model only where there is something to choose.
+    fn choose(
+        &self,
+        session: &mut Session,
+        mut walk: Walk<'_>,
+        logits: Tensor,
+        request: &Request<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Result<Decoded> {
+        let mut processor = sampling::processor(&request.sampling);
+        let mut ids: Vec<u32> = Vec::new();
+        // Tokens that the model has seen, and what it made of the last.
+        let (mut seen, mut logits) = (0, Some(logits));
+        while !walk.is_done() {
+            if let Some(token) = walk.only() {
+                walk.take_only(token);
+                ids.push(token);
+            } else {
+                for token in &ids[seen..] {
+                    logits = Some(self.step(session, *token, observer)?);
+                }
+                seen = ids.len();
+                let Some(logits) = &logits else { break };
+                let mut scores = scores(logits)?;
+                check_scores(&scores)?;
+                walk.restrict(&mut scores, &self.stop);
+                // Of those that are left too.
+                check_scores(&scores)?;
+                let restricted = Tensor::new(scores.as_slice(), logits.device())?;
+                let token = processor.sample(&restricted)?;
+                walk.take(token, &scores, &self.stop);
+                if self.stop.contains(&token) {
+                    break;
+                }
+                ids.push(token);
+            }
+            self.report(&ids, &[], observer)?;
+        }
+        Ok(Decoded {
+            ids,
+            stopped: true,
+            probability: walk.probability(),
+        })
+    }
+
+    /// Tokens until a stop token or string, or until `max_tokens` of them.
+    fn decode(
+        &self,
+        session: &mut Session,
+        prompt: &Prompt,
+        mut logits: Tensor,
+        request: &Request<'_>,
+        mut ahead: Ahead<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Result<Decoded> {
+        let decoded = |ids, stopped| Decoded {
+            ids,
+            stopped,
+            probability: 1.0,
+        };
+        let penalty = request.sampling.repetition_penalty;
+        let mut processor = sampling::processor(&request.sampling);
+        let mut ids = Vec::with_capacity(request.max_tokens);
+        // As in the reference, the penalty counts the prompt's tokens too.
+        let mut context = prompt.ids.clone();
+        loop {
+            look_at(&logits, check_scores)??;
+            if penalty != 1.0 {
+                logits = apply_repeat_penalty(&logits, penalty, &context)?;
+            }
+            if sampling::restricts(&request.sampling) {
+                let mut scores = scores(&logits)?;
+                sampling::restrict(&request.sampling, &mut scores);
+                logits = Tensor::new(scores.as_slice(), logits.device())?;
+            }
+            let token = processor.sample(&logits)?;
+            if self.stop.contains(&token) {
+                return Ok(decoded(ids, true));
+            }
+            ids.push(token);
+            context.push(token);
+            if self.report(&ids, request.stop_strings, observer)? {
+                return Ok(decoded(ids, true));
+            }
+            if ids.len() >= request.max_tokens {
+                return Ok(decoded(ids, false));
+            }
+            let (start, most) = (prompt.ids.len(), request.max_tokens);
+            logits = self.look_ahead(session, start, &ids, most, &mut ahead, observer)?;
+        }
+    }
+
+    /// Shows the text so far, unless its last character is still missing bytes. Says whether one of
+    /// the strings that end it has come.
+    pub(crate) fn report(
+        &self,
+        ids: &[u32],
+        stop_strings: &[String],
+        observer: &mut Observer<'_>,
+    ) -> Result<bool> {
+        let text = self.prompter.decode(ids)?;
+        if text.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(false);
+        }
+        let before = before_stop(&text, stop_strings);
+        let event = Event::Text {
+            text: before.unwrap_or(&text).trim_start(),
+            tokens: ids.len(),
+        };
+        match observer(event) {
+            ControlFlow::Continue(()) => Ok(before.is_some()),
+            ControlFlow::Break(()) => Err(Error::Cancelled),
+        }
+    }
+}
+
+/// That one token can be the likeliest.
+fn check_scores(scores: &[f32]) -> Result<()> {
+    // Without a way out in the middle the compiler takes many at a time.
+    let all = scores
+        .iter()
+        .fold(true, |all, y| all & (*y < f32::INFINITY));
+    let any = scores
+        .iter()
+        .fold(false, |any, y| any | (*y > f32::NEG_INFINITY));
+    match all && any {
+        true => Ok(()),
+        false => Err(Error::NotFinite),
+    }
+}
+
+/// Logits as numbers.
+fn scores(logits: &Tensor) -> Result<Vec<f32>> {
+    Ok(logits
+        .to_dtype(candle_core::DType::F32)?
+        .flatten_all()?
+        .to_vec1()?)
+}
+
+/// What stands before the first of these strings, if one is there.
+pub(crate) fn before_stop<'t>(text: &'t str, stop_strings: &[String]) -> Option<&'t str> {
+    let ends = stop_strings.iter().filter(|stop| !stop.is_empty());
+    let end = ends.filter_map(|stop| text.find(stop.as_str())).min()?;
+    Some(&text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_stop_string_counts() {
+        let stop = ["b", "", "ab"].map(str::to_owned);
+        assert_eq!(before_stop("xaby", &stop), Some("x"));
+        assert_eq!(before_stop("xay", &stop), None);
+    }
+}

@@ -1,0 +1,216 @@
+//! Where a model runs.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+};
+
+use candle_core::{DType, Device};
+
+#[cfg(feature = "metal")]
+use crate::{
+    backends::candle::metal,
+    run::memory_limits::{Limit, Of},
+};
+use vlmnarrate_engine::DeviceKind;
+
+#[cfg(feature = "cuda")]
+use crate::backends;
+use crate::{
+    error::{Error, Result},
+    files::checkpoint::Checkpoint,
+    run::memory::{self, Shortage},
+};
+
+/// Whether this build can run models there. Whether the machine can is seen when one is loaded.
+pub fn check(kind: DeviceKind) -> Result<()> {
+    let (name, features) = match kind {
+        DeviceKind::Cuda if !cfg!(feature = "cuda") => ("CUDA", "cuda`"),
+        DeviceKind::Metal if !cfg!(feature = "metal") => ("Metal", "metal` on a Mac"),
+        _ => return Ok(()),
+    };
+    Err(refused(format!(
+        "this build has no {name}; build it with `cargo build --release --features {features}, or take \
+         device=auto"
+    )))
+}
+
+/// What `Auto` comes to for this model on this machine.
+pub(crate) fn resolve(kind: DeviceKind, checkpoint: &Checkpoint) -> DeviceKind {
+    #[cfg(not(feature = "cuda"))]
+    let _ = checkpoint;
+    match kind {
+        #[cfg(feature = "cuda")]
+        DeviceKind::Auto
+            if vlmnarrate_cuda::is_there() && backends::cuda::fits(checkpoint).is_ok() =>
+        {
+            DeviceKind::Cuda
+        }
+        #[cfg(feature = "metal")]
+        DeviceKind::Auto if metal::is_there() => DeviceKind::Metal,
+        DeviceKind::Auto => DeviceKind::Cpu,
+        kind => kind,
+    }
+}
+
+/// The type that weights are held in where nobody says otherwise, of what [`resolve`] said.
+pub(crate) fn dtype(kind: DeviceKind) -> DType {
+    match kind {
+        DeviceKind::Cuda => DType::BF16,
+        #[cfg(feature = "metal")]
+        DeviceKind::Metal => metal::DTYPE,
+        _ => DType::F32,
+    }
+}
+
+/// An error that concerns the property.
+pub(crate) fn refused(reason: impl Into<String>) -> Error {
+    Error::Setting {
+        property: "device",
+        reason: reason.into(),
+    }
+}
+
+/// What a model runs on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// `cpu`, `cuda` or `metal`.
+    pub kind: &'static str,
+    pub name: String,
+    /// Bytes that it has in all, of a CPU those of the machine; 0 where nobody says.
+    pub memory: u64,
+}
+
+impl DeviceInfo {
+    fn cpu() -> Self {
+        let memory = described("/proc/meminfo", "MemTotal");
+        let kibibytes = memory.and_then(|memory| memory.trim_end_matches(" kB").parse().ok());
+        Self {
+            kind: "cpu",
+            name: described("/proc/cpuinfo", "model name")
+                .unwrap_or_else(|| std::env::consts::ARCH.into()),
+            memory: kibibytes.map_or(0, |kibibytes: u64| kibibytes << 10),
+        }
+    }
+}
+
+/// What stands behind a key in one of Linux' descriptions of the machine.
+fn described(path: &str, key: &str) -> Option<String> {
+    let lines = BufReader::new(File::open(path).ok()?).lines();
+    lines.map_while(|line| line.ok()).find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        (name.trim() == key).then(|| value.trim().to_owned())
+    })
+}
+
+/// A device that is open, for one model.
+pub(crate) enum Chosen {
+    Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda(Box<vlmnarrate_cuda::Gpu>),
+    #[cfg(feature = "metal")]
+    Metal(candle_core::MetalDevice),
+}
+
+impl Chosen {
+    /// Of what `resolve` said.
+    pub(crate) fn open(kind: DeviceKind) -> Result<Self> {
+        match kind {
+            #[cfg(feature = "cuda")]
+            DeviceKind::Cuda => Ok(Self::Cuda(vlmnarrate_cuda::Gpu::open()?.into())),
+            #[cfg(feature = "metal")]
+            DeviceKind::Metal => metal::open().map(Self::Metal),
+            _ => Ok(Self::Cpu),
+        }
+    }
+
+    pub(crate) fn info(&self) -> DeviceInfo {
+        match self {
+            Self::Cpu => DeviceInfo::cpu(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => DeviceInfo {
+                kind: "cuda",
+                name: gpu.info.name.clone(),
+                memory: gpu.info.memory,
+            },
+            #[cfg(feature = "metal")]
+            Self::Metal(device) => metal::info(device),
+        }
+    }
+
+    /// Where candle's tensors lie.
+    pub(crate) fn tensors(&self) -> Device {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => Device::Cpu,
+            Self::Cpu => Device::Cpu,
+            #[cfg(feature = "metal")]
+            Self::Metal(device) => Device::Metal(device.clone()),
+        }
+    }
+
+    /// Whether so many bytes can be had for weights.
+    pub(crate) fn has_room(&self, bytes: u64) -> Result<(), Shortage> {
+        match self {
+            // Its engine asks it itself.
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => Ok(()),
+            Self::Cpu => memory::has_room(bytes),
+            #[cfg(feature = "metal")]
+            Self::Metal(device) => {
+                let free = metal::info(device).memory;
+                match bytes <= free {
+                    true => Ok(()),
+                    false => Err(Shortage::Limit(Limit { of: Of::Gpu, free })),
+                }
+            }
+        }
+    }
+}
+
+/// Around each caption, on the thread that it is made on.
+pub(crate) fn pooled<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "metal")]
+    return metal::pooled(work);
+    #[cfg(not(feature = "metal"))]
+    work()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::source::Source;
+
+    #[test]
+    fn what_is_not_built_in_names_the_build_that_has_it() {
+        let says = |kind: DeviceKind| check(kind).map_err(|error| error.to_string());
+        assert_eq!(says(DeviceKind::Auto), Ok(()));
+        assert_eq!(says(DeviceKind::Cpu), Ok(()));
+        if let Err(error) = says(DeviceKind::Cuda) {
+            assert_eq!(
+                error,
+                "device: this build has no CUDA; build it with `cargo build --release --features \
+                 cuda`, or take device=auto"
+            );
+        }
+        if let Err(error) = says(DeviceKind::Metal) {
+            assert_eq!(
+                error,
+                "device: this build has no Metal; build it with `cargo build --release --features \
+                 metal` on a Mac, or take device=auto"
+            );
+        }
+    }
+
+    #[test]
+    fn there_is_always_a_cpu() {
+        let demo = Checkpoint::open(&Source::Demo).unwrap();
+        assert_ne!(resolve(DeviceKind::Auto, &demo), DeviceKind::Auto);
+        assert_eq!(resolve(DeviceKind::Cpu, &demo), DeviceKind::Cpu);
+        let info = DeviceInfo::cpu();
+        assert_eq!(info.kind, "cpu");
+        assert!(!info.name.is_empty());
+        #[cfg(target_os = "linux")]
+        assert!(info.memory > 64 << 20, "{info:?}");
+    }
+}

@@ -1,0 +1,69 @@
+//! How a model is held.
+
+use vlmnarrate_engine::{DType, DeviceKind, Quantization};
+
+use crate::{
+    error::{Error, Result},
+    files::{
+        checkpoint::Checkpoint,
+        formats::{self, Formats},
+    },
+    run::device,
+};
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct LoadOptions {
+    pub device: DeviceKind,
+    /// With quantized weights it is f32: products are made in it.
+    pub dtype: DType,
+    pub quantization: Quantization,
+    /// CPU threads; 0 takes all cores. Where nothing is quantized, candle runs element-wise operations in a pool
+    /// of its own, for the whole process, whose size `CANDLE_NUM_THREADS` sets.
+    pub threads: usize,
+}
+
+impl LoadOptions {
+    /// With what is left to the machine chosen for a model, so that options that come to the same are the same.
+    pub fn resolve(self, checkpoint: &Checkpoint) -> Result<Self> {
+        device::check(self.device)?;
+        let device = device::resolve(self.device, checkpoint);
+        Ok(Self {
+            device,
+            quantization: formats::resolve(self.quantization, device, self.dtype),
+            ..self
+        })
+    }
+
+    /// Of options that [`resolve`](Self::resolve) gave: what the weights are held in.
+    pub(crate) fn formats(&self, checkpoint: &Checkpoint) -> Result<Formats> {
+        let has_blocks = self.device != DeviceKind::Cuda
+            && (self.quantization != Quantization::None || checkpoint.weights.has_blocks());
+        if has_blocks && !matches!(self.dtype, DType::Auto | DType::F32) {
+            return Err(Error::Setting {
+                property: "dtype",
+                reason: "products with quantized weights are made in f32; leave it at auto".into(),
+            });
+        }
+        let dtype = match formats::named(self.dtype) {
+            Some(dtype) => dtype,
+            None if has_blocks => candle_core::DType::F32,
+            None => device::dtype(self.device),
+        };
+        Ok(Formats {
+            dtype,
+            quantization: self.quantization,
+        })
+    }
+
+    /// Bytes that the weights of a model take in memory when it is loaded with these options.
+    pub fn memory(self, checkpoint: &Checkpoint) -> Result<u64> {
+        let options = self.resolve(checkpoint)?;
+        let formats = options.formats(checkpoint)?;
+        let weights = &checkpoint.weights;
+        Ok(match options.device {
+            // Its kernels take no blocks.
+            DeviceKind::Cuda => weights.values() * formats.dtype.size_in_bytes() as u64,
+            device => weights.size(formats, device == DeviceKind::Cpu),
+        })
+    }
+}

@@ -1,0 +1,463 @@
+//! The virtual functions of the element.
+
+use std::sync::{Arc, LazyLock, Mutex};
+
+use gst::{glib, prelude::*, subclass::prelude::*};
+use gst_base::{prelude::*, subclass::prelude::*};
+
+use crate::{
+    element::{
+        narration::{Loaded, Shown},
+        requests::Requests,
+        settings::{PROPERTIES, Settings, specs},
+        stats::Stats,
+        stream::Stream,
+    },
+    engines,
+    log::CAT,
+    output::text_pad::{self, TextPad},
+    properties::{NotUtf8, Property, utf8},
+};
+use vlmnarrate_engine::{EngineLoader, threads::Joinable};
+
+/// Name of the signal and of the custom event.
+const DESCRIBE_NOW: &str = "describe-now";
+const DESCRIBE_NOW_EVENT: &str = "vlmnarrate-describe-now";
+
+/// No two of the locks are ever held together, and none while anything is pushed, posted or
+/// waited for.
+#[derive(Default)]
+pub struct VlmNarrate {
+    pub(crate) settings: Mutex<Settings>,
+    pub(crate) loader: Mutex<Loader>,
+    /// From READY up.
+    pub(crate) loaded: Mutex<Option<Arc<Loaded>>>,
+    /// A worker that had not ended when it was let go.
+    pub(crate) leaving: Mutex<Option<Joinable>>,
+    pub(crate) shown: Mutex<Shown>,
+    pub(crate) requests: Requests,
+    pub(crate) stats: Stats,
+    pub(crate) stream: Stream,
+    pub(crate) text: TextPad,
+    /// The element that we are a part of.
+    pub(crate) bin: Mutex<glib::WeakRef<gst::Object>>,
+}
+
+pub(crate) struct Loader(pub(crate) Arc<dyn EngineLoader>);
+
+impl Default for Loader {
+    fn default() -> Self {
+        Self(Arc::new(engines::default_loader()))
+    }
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for VlmNarrate {
+    const NAME: &'static str = "GstVlmNarrate";
+    type Type = super::VlmNarrate;
+    type ParentType = gst_base::BaseTransform;
+}
+
+impl ObjectImpl for VlmNarrate {
+    fn properties() -> &'static [glib::ParamSpec] {
+        static SPECS: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(specs);
+        &SPECS
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, spec: &glib::ParamSpec) {
+        if spec.name() == "image-size"
+            && let Ok(side) = value.get()
+            && let Err(error) = self.check_image_size(side)
+        {
+            self.warn_of_setting(error);
+            return;
+        }
+        if let Some(property) = Property::find(&PROPERTIES, spec.name()) {
+            let set = property.set(&mut self.settings.lock().unwrap(), value);
+            if let Err(error) = set {
+                self.warn_of_setting(format_args!("{}: {error}; it stays as it was", spec.name()));
+            }
+        }
+    }
+
+    fn property(&self, _id: usize, spec: &glib::ParamSpec) -> glib::Value {
+        match Property::find(&PROPERTIES, spec.name()) {
+            Some(property) => property.get(&mut self.settings.lock().unwrap()),
+            None if spec.name() == "stats" => {
+                let loaded = self.loaded();
+                let engine = loaded.as_ref().and_then(|loaded| loaded.narrator.info());
+                let engine = engine.cloned().unwrap_or_default();
+                self.stats.structure(&engine).to_value()
+            }
+            None => self
+                .current()
+                .map(|caption| caption.text.clone())
+                .to_value(),
+        }
+    }
+
+    fn constructed(&self) {
+        self.parent_constructed();
+        let element = self.obj().downgrade();
+        let queries = gst::PadProbeType::QUERY_DOWNSTREAM | gst::PadProbeType::PUSH;
+        self.obj().src_pad().add_probe(queries, move |_, info| {
+            let waits = element.upgrade().is_some_and(|e| e.imp().would_wait(info));
+            match waits {
+                true => gst::PadProbeReturn::Drop,
+                false => gst::PadProbeReturn::Ok,
+            }
+        });
+    }
+
+    fn signals() -> &'static [glib::subclass::Signal] {
+        static SIGNALS: LazyLock<Vec<glib::subclass::Signal>> =
+            LazyLock::new(|| vec![describe_now_signal(|element| element.get().ok())]);
+        &SIGNALS
+    }
+}
+
+impl GstObjectImpl for VlmNarrate {}
+
+impl ElementImpl for VlmNarrate {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "VLM Video Narrator",
+                "Filter/Analyzer/Video",
+                "Describes video frames in words with a vision language model (SmolVLM)",
+                "The gst-plugin-vlmnarrate developers",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(pad_templates);
+        &TEMPLATES
+    }
+
+    fn change_state(
+        &self,
+        transition: gst::StateChange,
+    ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        match transition {
+            gst::StateChange::NullToReady => self.load()?,
+            gst::StateChange::ReadyToPaused => {
+                self.reload_if_changed()?;
+                self.start_narrating();
+            }
+            // Before the pads are deactivated, which takes the streaming thread's lock.
+            gst::StateChange::PausedToReady => self.stop_narrating(),
+            gst::StateChange::ReadyToNull => {
+                self.unload();
+                self.requests.clear();
+            }
+            _ => (),
+        }
+        self.parent_change_state(transition).inspect_err(|_| {
+            if transition == gst::StateChange::NullToReady {
+                self.unload();
+            }
+        })
+    }
+
+    fn request_new_pad(
+        &self,
+        template: &gst::PadTemplate,
+        _name: Option<&str>,
+        _caps: Option<&gst::Caps>,
+    ) -> Option<gst::Pad> {
+        let pad = gst::Pad::builder_from_template(template)
+            .name(text_pad::NAME)
+            .query_function(|pad, parent, query| {
+                Self::catch_panic_pad_function(
+                    parent,
+                    || false,
+                    |this| {
+                        this.may_ask(query)
+                            && gst::Pad::query_default(pad, Some(&*this.obj()), query)
+                    },
+                )
+            })
+            .event_function(|pad, parent, event| {
+                Self::catch_panic_pad_function(
+                    parent,
+                    || false,
+                    |this| this.text_src_event(pad, event),
+                )
+            })
+            .build();
+        pad.set_active(true).ok()?;
+        if !self.text.add(&pad, self.obj().src_pad()) {
+            gst::warning!(CAT, imp = self, "There is a text pad already");
+            return None;
+        }
+        if let Err(error) = self.obj().add_pad(&pad) {
+            gst::warning!(CAT, imp = self, "No text pad: {error}");
+            self.text.remove(&pad);
+            return None;
+        }
+        Some(pad)
+    }
+
+    fn release_pad(&self, pad: &gst::Pad) {
+        // First, so that the streaming thread does not mistake the deactivation for a flush.
+        self.text.remove(pad);
+        let _ = pad.set_active(false);
+        let _ = self.obj().remove_pad(pad);
+    }
+}
+
+impl BaseTransformImpl for VlmNarrate {
+    const MODE: gst_base::subclass::BaseTransformMode =
+        gst_base::subclass::BaseTransformMode::AlwaysInPlace;
+    // A passthrough buffer can't take metas.
+    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
+    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+
+    fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        self.stream.reset();
+        self.text.reset();
+        Ok(())
+    }
+
+    fn set_caps(&self, incaps: &gst::Caps, _outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
+        let info = gst_video::VideoInfo::from_caps(incaps)
+            .map_err(|_| gst::loggable_error!(CAT, "Not raw video: {incaps}"))?;
+        self.stream.set_info(info);
+        Ok(())
+    }
+
+    fn transform_ip(
+        &self,
+        buffer: &mut gst::BufferRef,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        self.frame(buffer)
+    }
+
+    fn sink_event(&self, event: gst::Event) -> bool {
+        use gst::EventView;
+        if is_describe_now(&event) {
+            return self.describe_now_by(&event);
+        }
+        match event.view() {
+            EventView::StreamStart(stream_start) => {
+                self.finish_recorded();
+                // Nobody wants to hear of the last stream over the pictures of the next.
+                self.cancel();
+                self.stream.start_over();
+                self.text.stream_start(stream_start, &self.element_name());
+            }
+            EventView::Segment(segment) if self.stream.is_new_segment(segment.segment()) => {
+                self.finish_recorded();
+                self.stream.set_segment(segment.segment());
+                self.text.segment(segment);
+            }
+            EventView::Gap(gap) => {
+                let (position, duration) = gap.get();
+                if let Some(place) = self.stream.gap(position, duration) {
+                    self.text.gap(place);
+                }
+            }
+            EventView::FlushStart(_) => {
+                self.flush_start();
+                self.text.forward(&event);
+            }
+            EventView::FlushStop(_) => {
+                self.flush_stop();
+                self.stream.start_over();
+                self.text.forward(&event);
+            }
+            EventView::SegmentDone(_) => {
+                self.drain();
+                self.text.forward(&event);
+            }
+            EventView::Eos(_) => {
+                self.drain();
+                self.tell_of_open_requests();
+                let interval = self.settings.lock().unwrap().pace.interval;
+                self.text.eos(&event, self.current().as_ref(), interval);
+            }
+            _ => (),
+        }
+        self.parent_sink_event(event)
+    }
+
+    fn before_transform(&self, buffer: &gst::BufferRef) {
+        if self.obj().has_active_control_bindings()
+            && let Some(time) = self.stream.stream_time(buffer.pts())
+        {
+            // A value that can't be had was logged by the controller.
+            let _ = self.obj().sync_values(time);
+        }
+        self.parent_before_transform(buffer);
+    }
+
+    fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
+        let may_ask = direction == gst::PadDirection::Sink || self.may_ask(query);
+        may_ask && BaseTransformImplExt::parent_query(self, direction, query)
+    }
+
+    fn src_event(&self, event: gst::Event) -> bool {
+        if is_describe_now(&event) {
+            return self.describe_now_by(&event);
+        }
+        self.parent_src_event(event)
+    }
+}
+
+impl VlmNarrate {
+    /// Events from whoever takes the text.
+    fn text_src_event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
+        if is_describe_now(&event) {
+            return self.describe_now_by(&event);
+        }
+        match event.type_() {
+            // How late the text is says nothing about the video.
+            gst::EventType::Qos => true,
+            _ => gst::Pad::event_default(pad, Some(&*self.obj()), event),
+        }
+    }
+
+    /// Asks for a detailed caption of the next frame; returns the request's number.
+    pub(crate) fn describe_now(
+        &self,
+        prompt: Option<String>,
+        max_tokens: Option<u32>,
+    ) -> Option<u32> {
+        if self.loaded().is_none() {
+            gst::warning!(CAT, imp = self, "Can't describe in NULL");
+            return None;
+        }
+        let id = self.requests.push(prompt, max_tokens);
+        if id.is_none() {
+            gst::warning!(CAT, imp = self, "Too many requests wait already");
+        }
+        id
+    }
+
+    /// Whoever waits for an answer should know that no frame is left for it.
+    fn tell_of_open_requests(&self) {
+        for id in self.requests.open() {
+            gst::element_imp_warning!(
+                self,
+                gst::StreamError::Failed,
+                ("describe-now {id} is not answered: the stream has ended"),
+                details: gst::Structure::builder("vlmnarrate-describe-now").field("request-id", id).build()
+            );
+        }
+    }
+
+    /// Whether a query from downstream can be answered. Decoders that are asked for the position before they
+    /// have a segment in time log a CRITICAL.
+    fn may_ask(&self, query: &gst::QueryRef) -> bool {
+        match query.view() {
+            gst::QueryView::Position(position) => {
+                position.format() == gst::Format::Bytes || self.stream.is_in_time()
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether a query for memory would wait for ourselves. With another size of the video it comes when queues
+    /// behind us are full, and waits until they are empty; a muxer that empties them waits for text, which comes
+    /// from this thread. Unanswered, whoever asked allocates by itself.
+    fn would_wait(&self, info: &gst::PadProbeInfo) -> bool {
+        let type_ = info.query().map(|query| query.type_());
+        matches!(
+            type_,
+            Some(gst::QueryType::Allocation | gst::QueryType::Drain)
+        ) && self.stats.frames.get() > 0
+            && self.text.is_linked()
+    }
+
+    fn warn_of_setting(&self, error: impl std::fmt::Display) {
+        gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{error}"));
+    }
+
+    /// A prompt from outside; says so if it can't be read.
+    fn prompt(&self, value: &glib::Value) -> Result<Option<String>, NotUtf8> {
+        let refused = |error: &NotUtf8| {
+            self.warn_of_setting(format_args!("{DESCRIBE_NOW}: the prompt {error}"));
+        };
+        utf8(value).inspect_err(refused)
+    }
+
+    fn describe_now_by(&self, event: &gst::EventRef) -> bool {
+        let field = event.structure();
+        let prompt = field.and_then(|s| s.value("prompt").ok());
+        let prompt = prompt.filter(|value| value.type_() == glib::Type::STRING);
+        let Ok(prompt) = prompt.map_or(Ok(None), |value| self.prompt(value)) else {
+            return false;
+        };
+        // gst-launch and Python make an int of it where nobody says otherwise.
+        let max_tokens = field.and_then(|s| {
+            let signed = || u32::try_from(s.get::<i32>("max-tokens").ok()?).ok();
+            s.get::<u32>("max-tokens").ok().or_else(signed)
+        });
+        self.describe_now(prompt, max_tokens.filter(|max| *max > 0))
+            .is_some()
+    }
+}
+
+/// The pads of the element, and of a bin around it.
+pub(crate) fn pad_templates() -> Vec<gst::PadTemplate> {
+    use gst::{PadDirection, PadPresence, PadTemplate};
+    let mut video = gst_video::VideoCapsBuilder::new().build();
+    let overlaid = gst_video::VideoCapsBuilder::new()
+        .features([
+            gst::CAPS_FEATURE_MEMORY_SYSTEM_MEMORY.as_str(),
+            gst_video::CAPS_FEATURE_META_GST_VIDEO_OVERLAY_COMPOSITION.as_str(),
+        ])
+        .build();
+    video.merge(overlaid);
+    let text = text_pad::caps();
+    [
+        ("sink", PadDirection::Sink, PadPresence::Always, &video),
+        ("src", PadDirection::Src, PadPresence::Always, &video),
+        (
+            text_pad::NAME,
+            PadDirection::Src,
+            PadPresence::Request,
+            &text,
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(name, direction, presence, caps)| {
+        PadTemplate::new(name, direction, presence, caps).ok()
+    })
+    .collect()
+}
+
+/// The action signal.
+///
+/// Describes the next frame, whatever `interval` and `scene-threshold` say. Takes a prompt (null =
+/// `detail-prompt`) and a number of tokens (0 = `detail-max-tokens`), returns the `request-id` of
+/// the caption to come, or 0 if the element is in NULL or too many requests wait.
+pub(crate) fn describe_now_signal(
+    narrator: fn(&glib::Value) -> Option<super::VlmNarrate>,
+) -> glib::subclass::Signal {
+    glib::subclass::Signal::builder(DESCRIBE_NOW)
+        .param_types([String::static_type(), u32::static_type()])
+        .return_type::<u32>()
+        .run_last()
+        .action()
+        .class_handler(move |values| {
+            let [element, prompt, max_tokens] = values else {
+                return None;
+            };
+            let narrator = narrator(element)?;
+            let max_tokens = Some(max_tokens.get::<u32>().ok()?).filter(|max| *max > 0);
+            let narrator = narrator.imp();
+            let id = match narrator.prompt(prompt) {
+                Ok(prompt) => narrator.describe_now(prompt, max_tokens),
+                Err(_) => None,
+            };
+            Some(id.unwrap_or(0).to_value())
+        })
+        .build()
+}
+
+fn is_describe_now(event: &gst::EventRef) -> bool {
+    event.has_name(DESCRIBE_NOW_EVENT)
+}

@@ -1,0 +1,490 @@
+//! The element's settings and, in one table, the properties that show them.
+
+use std::{ffi::OsString, sync::LazyLock};
+
+use gst::{glib, prelude::*};
+
+use crate::{
+    caption::Caption,
+    input::{sampler::Pace, scene::HEARTBEAT},
+    prompt::{Question, Turn},
+    properties::{
+        Choice,
+        Mutable::{Playing, Ready},
+        Property, row,
+    },
+};
+use vlmnarrate_engine::{ModelSettings, Sampling};
+
+/// Whether a frame waits for its caption.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVlmNarrateMode")]
+pub enum Mode {
+    /// live if upstream's answer to a LATENCY query says so, else recorded
+    #[default]
+    #[enum_value(name = "Auto: live if upstream is live, else recorded", nick = "auto")]
+    Auto,
+    /// never holds a buffer; captions come when they are ready and the newest frame wins
+    #[enum_value(
+        name = "Live: never hold a buffer, describe the newest frame",
+        nick = "live"
+    )]
+    Live,
+    /// a frame whose turn it is waits for its caption; the same input gives the same captions
+    #[enum_value(
+        name = "Recorded: a frame waits for its caption, none is lost",
+        nick = "recorded"
+    )]
+    Recorded,
+}
+
+/// Where the model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVlmNarrateDevice")]
+pub enum Device {
+    #[default]
+    #[enum_value(name = "Auto: the fastest that build and machine have", nick = "auto")]
+    Auto,
+    #[enum_value(name = "CPU", nick = "cpu")]
+    Cpu,
+    #[enum_value(name = "CUDA: a GPU of NVIDIA", nick = "cuda")]
+    Cuda,
+    #[enum_value(name = "Metal: the GPU of a Mac", nick = "metal")]
+    Metal,
+}
+
+/// Number format of the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVlmNarrateDType")]
+pub enum DType {
+    #[default]
+    #[enum_value(name = "Auto: the fastest on the device", nick = "auto")]
+    Auto,
+    #[enum_value(name = "32-bit float", nick = "f32")]
+    F32,
+    #[enum_value(name = "16-bit brain float", nick = "bf16")]
+    Bf16,
+    #[enum_value(name = "16-bit float", nick = "f16")]
+    F16,
+}
+
+/// Number format of quantized weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVlmNarrateQuantization")]
+pub enum Quantization {
+    #[default]
+    #[enum_value(
+        name = "Auto: q8-0 on a CPU unless dtype is set, else none",
+        nick = "auto"
+    )]
+    Auto,
+    #[enum_value(name = "None: as dtype says", nick = "none")]
+    None,
+    #[enum_value(name = "8 bits a weight, in blocks of 32", nick = "q8-0")]
+    Q8_0,
+    #[enum_value(name = "4 bits a weight in the decoder, else 8", nick = "q4-0")]
+    Q4_0,
+}
+
+impl Choice for Mode {}
+impl Choice for Quantization {}
+impl Choice for Device {}
+impl Choice for DType {}
+
+impl From<Device> for vlmnarrate_engine::DeviceKind {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => Self::Auto,
+            Device::Cpu => Self::Cpu,
+            Device::Cuda => Self::Cuda,
+            Device::Metal => Self::Metal,
+        }
+    }
+}
+
+impl From<Quantization> for vlmnarrate_engine::Quantization {
+    fn from(quantization: Quantization) -> Self {
+        match quantization {
+            Quantization::Auto => Self::Auto,
+            Quantization::None => Self::None,
+            Quantization::Q8_0 => Self::Q8_0,
+            Quantization::Q4_0 => Self::Q4_0,
+        }
+    }
+}
+
+impl From<DType> for vlmnarrate_engine::DType {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::Auto => Self::Auto,
+            DType::F32 => Self::F32,
+            DType::Bf16 => Self::Bf16,
+            DType::F16 => Self::F16,
+        }
+    }
+}
+
+/// The parts of a text that are separated by bars.
+fn parts(text: &Option<String>) -> impl Iterator<Item = &str> {
+    let parts = text.as_deref().unwrap_or_default().split('|');
+    parts.filter(|part| !part.trim_matches(' ').is_empty())
+}
+
+/// What is asked where nobody says otherwise: about a frame, and about a clip.
+const PROMPT: &str = "Describe this frame in one sentence.";
+const CLIP_PROMPT: &str = "Describe this video in one sentence.";
+
+/// How a question is put; `describe-now` has its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asking {
+    pub prompt: Option<String>,
+    pub max_tokens: u32,
+    /// Separated by bars.
+    pub choices: Option<String>,
+    pub image_splitting: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// A path need not be UTF-8.
+    pub model: Option<OsString>,
+    pub mmproj: Option<OsString>,
+    pub revision: Option<String>,
+    pub device: Device,
+    pub dtype: DType,
+    pub quantization: Quantization,
+    pub threads: u32,
+    pub nice: u32,
+    pub asking: Asking,
+    pub detail: Asking,
+    pub system_prompt: Option<String>,
+    pub image_size: u32,
+    pub temperature: f64,
+    pub top_p: f64,
+    pub top_k: u32,
+    pub min_p: f64,
+    pub repetition_penalty: f64,
+    pub seed: u64,
+    pub stop_strings: Option<String>,
+    pub mode: Mode,
+    pub pace: Pace,
+    pub expire: gst::ClockTime,
+    pub merge_captions: bool,
+    pub drain_timeout: gst::ClockTime,
+    pub post_messages: bool,
+    pub post_repeated: bool,
+    pub attach_meta: bool,
+    pub partial_captions: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let sampling = Sampling::default();
+        Self {
+            model: None,
+            mmproj: None,
+            revision: Some("main".into()),
+            device: Device::Auto,
+            dtype: DType::Auto,
+            quantization: Quantization::Auto,
+            threads: 0,
+            nice: 5,
+            asking: Asking {
+                prompt: Some(PROMPT.into()),
+                max_tokens: 20,
+                choices: None,
+                image_splitting: false,
+            },
+            detail: Asking {
+                prompt: Some("Describe this frame in detail.".into()),
+                max_tokens: 50,
+                choices: None,
+                image_splitting: false,
+            },
+            system_prompt: None,
+            image_size: 0,
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            top_k: 0,
+            min_p: sampling.min_p,
+            repetition_penalty: sampling.repetition_penalty.into(),
+            seed: sampling.seed,
+            stop_strings: None,
+            mode: Mode::Auto,
+            pace: Pace {
+                interval: gst::ClockTime::SECOND,
+                frames: 1,
+                every_nth: 1,
+                scene_threshold: 0.0,
+            },
+            expire: gst::ClockTime::ZERO,
+            merge_captions: false,
+            drain_timeout: 10 * gst::ClockTime::SECOND,
+            post_messages: true,
+            post_repeated: true,
+            attach_meta: true,
+            partial_captions: false,
+        }
+    }
+}
+
+impl Settings {
+    /// What decides which model is loaded, and how.
+    pub fn model_settings(&self) -> ModelSettings {
+        let mut settings = ModelSettings::default();
+        settings.model = self.model.clone();
+        settings.mmproj = self.mmproj.clone();
+        settings.revision = self.revision.clone();
+        settings.device = self.device.into();
+        settings.dtype = self.dtype.into();
+        settings.quantization = self.quantization.into();
+        settings.threads = self.threads as usize;
+        settings.nice = self.nice as u8;
+        settings
+    }
+
+    /// Whether the bus is to hear of a caption.
+    pub fn posts(&self, caption: &Caption) -> bool {
+        let is_news = !caption.repeated || caption.stamp.request_id != 0;
+        self.post_messages && (self.post_repeated || is_news)
+    }
+
+    /// How long a caption stays current if no other comes.
+    pub fn lifetime(&self) -> gst::ClockTime {
+        match self.expire {
+            gst::ClockTime::ZERO => {
+                let Pace {
+                    interval,
+                    every_nth,
+                    ..
+                } = self.pace;
+                HEARTBEAT.max(interval.saturating_mul(2 * u64::from(every_nth)))
+            }
+            expire => expire,
+        }
+    }
+
+    /// The question to ask about a frame or clip whose turn it is.
+    pub fn turns_question(&self) -> Question {
+        let mut question = self.question(&self.asking);
+        if self.pace.frames > 1 {
+            // The reference doesn't cut frames of a video either.
+            question.whole_frames = false;
+            if question.prompt == PROMPT {
+                question.prompt = CLIP_PROMPT.into();
+            }
+        }
+        question
+    }
+
+    /// What each of them is asked.
+    pub fn turn(&self) -> Turn {
+        Turn {
+            question: self.turns_question(),
+            frames: self.pace.frames as usize,
+            side: self.image_size,
+        }
+    }
+
+    /// The question to ask about a frame.
+    pub fn question(&self, asking: &Asking) -> Question {
+        Question {
+            whole_frames: asking.image_splitting,
+            system: self.system_prompt.clone().filter(|s| !s.is_empty()),
+            prompt: asking.prompt.clone().unwrap_or_default(),
+            max_tokens: asking.max_tokens,
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_p: self.top_p,
+                top_k: self.top_k as usize,
+                min_p: self.min_p,
+                repetition_penalty: self.repetition_penalty as f32,
+                seed: self.seed,
+            },
+            stop_strings: parts(&self.stop_strings).map(str::to_owned).collect(),
+            choices: parts(&asking.choices)
+                .map(|part| part.trim().to_owned())
+                .collect(),
+            partial: self.partial_captions,
+        }
+    }
+}
+
+pub static PROPERTIES: LazyLock<Vec<Property<Settings>>> = LazyLock::new(properties);
+
+/// The table, made anew: a ParamSpec belongs to one class, and the overlay has these properties
+/// too.
+#[rustfmt::skip]
+pub fn properties() -> Vec<Property<Settings>> {
+    vec![
+        row(Ready, ("model", "Model"), (), |s| &mut s.model,
+            "SmolVLM or SmolVLM2 checkpoint: a folder, a GGUF file with its mmproj file beside it, or an id \
+             on the Hugging Face hub as in HuggingFaceTB/SmolVLM2-500M-Video-Instruct or \
+             ggml-org/SmolVLM-500M-Instruct-GGUF:Q8_0, which is downloaded unless the hub's cache \
+             has it (null = the embedded demo model, which knows videotestsrc pictures only)"),
+        row(Ready, ("mmproj", "Multimodal projector"), (), |s| &mut s.mmproj,
+            "Path of the mmproj file, the GGUF file with the vision encoder, of a model that is a GGUF file \
+             (null or empty = the one beside the model that is named after it, or the only one there)"),
+        row(Ready, ("revision", "Revision"), (), |s| &mut s.revision,
+            "Branch, tag or commit of a model on the hub. If the cache has it, it is used as it is \
+             there, and the hub is not asked whether a branch has moved on"),
+        row(Ready, ("device", "Device"), (), |s| &mut s.device,
+            "Where the model runs: cuda and metal are there in builds with the feature of that name \
+             (auto = the first of cuda, metal and cpu that build and machine have)"),
+        row(Ready, ("dtype", "Data type"), (), |s| &mut s.dtype,
+            "Number format of weights that are not quantized, and of what is computed with them"),
+        row(Ready, ("quantization", "Quantization"), (), |s| &mut s.quantization,
+            "Number format to which the weights are quantized when they are loaded; those that a GGUF \
+             file has quantized stay as they are \
+             (auto = q8-0 on a CPU, none on a GPU or if dtype says otherwise)"),
+        row(Ready, ("threads", "Threads"), 0..=1024, |s| &mut s.threads,
+            "CPU threads for the model (0 = all cores)"),
+        row(Ready, ("nice", "Nice value"), 0..=19, |s| &mut s.nice,
+            "How far the model's threads give way to all others, so that a decoder beside them keeps \
+             its rate (0 = not at all; on Linux)"),
+        row(Playing, ("prompt", "Prompt"), (), |s| &mut s.asking.prompt,
+            "Question asked about each frame (null or empty = the picture alone); of clips the \
+             default asks to describe this video"),
+        row(Playing, ("system-prompt", "System prompt"), (), |s| &mut s.system_prompt,
+            "Instruction that goes before every question (null or empty = none)"),
+        row(Playing, ("image-size", "Image size"), 0..=4096, |s| &mut s.image_size,
+            "Side in pixels of the square to which a frame is scaled before the vision encoder; \
+             smaller is faster and sees less (0 = as the model was trained)"),
+        row(Playing, ("image-splitting", "Image splitting"), (), |s| &mut s.asking.image_splitting,
+            "Describe the whole frame in the reference's way, cut into tiles of the size the model was \
+             trained on, up to 17 of them: sees more detail and takes many times as long. \
+             image-size doesn't count then"),
+        row(Playing, ("max-tokens", "Maximum tokens"), 1..=4096, |s| &mut s.asking.max_tokens,
+            "Length in tokens at which a caption is cut off"),
+        row(Playing, ("temperature", "Temperature"), 0.0..=10.0, |s| &mut s.temperature,
+            "Randomness of the choice of tokens (0 = always the likeliest)"),
+        row(Playing, ("top-p", "Top p"), 0.0..=1.0, |s| &mut s.top_p,
+            "Choose among the likeliest tokens that together have this probability \
+             (1 = all; heeded when temperature is above 0)"),
+        row(Playing, ("top-k", "Top k"), 0..=u32::MAX, |s| &mut s.top_k,
+            "Choose among this many of the likeliest tokens \
+             (0 = all; heeded when temperature is above 0)"),
+        row(Playing, ("min-p", "Min p"), 0.0..=1.0, |s| &mut s.min_p,
+            "Choose among tokens at least so likely as this share of the likeliest \
+             (0 = all; heeded when temperature is above 0)"),
+        row(Playing, ("repetition-penalty", "Repetition penalty"), 0.1..=10.0,
+            |s| &mut s.repetition_penalty,
+            "Divides the score of tokens that were used before (1 = off)"),
+        row(Playing, ("seed", "Seed"), 0..=u64::MAX, |s| &mut s.seed,
+            "Start of the random choices of each caption (heeded when temperature is above 0)"),
+        row(Playing, ("stop-strings", "Stop strings"), (), |s| &mut s.stop_strings,
+            "Strings, separated by |, each of which ends a caption where it comes up, and is no \
+             part of it (null = none)"),
+        row(Playing, ("choices", "Choices"), (), |s| &mut s.asking.choices,
+            "What a caption is one of, separated by |, as in yes|no; with its probability in the \
+             caption's fields. describe-now is not limited to it (null = anything)"),
+        row(Ready, ("mode", "Mode"), (), |s| &mut s.mode,
+            "Whether a frame waits for its caption (recorded) or captions come when they are \
+             ready (live)"),
+        row(Playing, ("interval", "Interval"), (), |s| &mut s.pace.interval,
+            "Stream time in nanoseconds from one described frame to the next \
+             (0 = every frame if recorded, whenever the model is idle if live)"),
+        row(Playing, ("frames", "Frames"), 1..=64, |s| &mut s.pace.frames,
+            "Describe so many frames together, as a clip, in the way of SmolVLM2's video prompt: \
+             spread evenly over interval, or with interval 0 in a row. The caption comes with the \
+             last of them. Takes as many times as long as one; a clip is not cut into tiles"),
+        row(Playing, ("every-nth", "Every nth"), 1..=u32::MAX, |s| &mut s.pace.every_nth,
+            "Of the frames or clips that interval chooses, describe every nth"),
+        row(Playing, ("scene-threshold", "Scene threshold"), 0.0..=1.0,
+            |s| &mut s.pace.scene_threshold,
+            "Do not describe a frame whose picture differs less than this from the last one \
+             described: mean absolute difference of 16x16 grey cells, 1 = black to white; \
+             about 0.02 tells a cut from noise. After 30 s a frame is described anyway (0 = off)"),
+        row(Playing, ("expire", "Expire"), (), |s| &mut s.expire,
+            "Stream time in nanoseconds for which a caption stays current if no other comes and \
+             the picture is not seen to be unchanged (0 = 30 s, or two intervals where that is more)"),
+        row(Ready, ("merge-captions", "Merge captions"), (), |s| &mut s.merge_captions,
+            "On the text pad, identical captions in a row become one cue, which ends where the next \
+             caption starts, after 5 minutes at the latest. It is pushed when it has ended, behind the \
+             video: for files"),
+        row(Playing, ("detail-prompt", "Detail prompt"), (), |s| &mut s.detail.prompt,
+            "Question that describe-now asks when it is given none"),
+        row(Playing, ("detail-max-tokens", "Detail maximum tokens"), 1..=4096,
+            |s| &mut s.detail.max_tokens,
+            "Length in tokens at which a caption of describe-now is cut off"),
+        row(Playing, ("detail-image-splitting", "Detail image splitting"), (),
+            |s| &mut s.detail.image_splitting,
+            "Whether the frame that describe-now asks about is cut into tiles, as with image-splitting"),
+        row(Playing, ("drain-timeout", "Drain timeout"), (), |s| &mut s.drain_timeout,
+            "Nanoseconds that EOS waits for captions under way (0 = not at all)"),
+        row(Playing, ("post-messages", "Post messages"), (), |s| &mut s.post_messages,
+            "Post each caption on the bus, as an element message named vlmnarrate"),
+        row(Playing, ("post-repeated", "Post repeated captions"), (), |s| &mut s.post_repeated,
+            "Post a message for a caption that says what the current one says, too; it has repeated \
+             set. An answer to describe-now is posted in any case"),
+        row(Playing, ("attach-meta", "Attach meta"), (), |s| &mut s.attach_meta,
+            "Attach the current caption to every buffer, as a custom meta VlmNarrateMeta"),
+        row(Playing, ("partial-captions", "Partial captions"), (), |s| &mut s.partial_captions,
+            "Post a message at each token too, with the text so far and partial set"),
+    ]
+}
+
+/// All properties of the element, made anew.
+pub fn specs() -> Vec<glib::ParamSpec> {
+    let caption = glib::ParamSpecString::builder("caption")
+        .nick("Caption")
+        .blurb(
+            "The current caption (null = none yet, or the last has expired); \
+                 notifies of each change",
+        )
+        .read_only()
+        .build();
+    let stats = glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+        .nick("Statistics")
+        .blurb(
+            "The device that the model runs on, its device-name and its device-memory in bytes \
+             (empty and 0 while none is loaded); counts since the element started: frames, \
+             sampled, unchanged, dropped, captions, errors; of the last 256 captions, the 50th and 95th percentile in \
+             nanoseconds of each stage, as in queue-p50, for queue, preprocess, vision, \
+             prefill, decode and total; tokens-per-second while decoding",
+        )
+        .read_only()
+        .build();
+    let settings = properties().into_iter().map(|property| property.spec);
+    settings.chain([caption, stats]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Any value but the default.
+    fn other(spec: &glib::ParamSpec) -> glib::Value {
+        if let Ok(default) = spec.default_value().get::<bool>() {
+            (!default).to_value()
+        } else if let Some(spec) = spec.downcast_ref::<glib::ParamSpecEnum>() {
+            spec.enum_class().to_value(1).unwrap()
+        } else if let Some(spec) = spec.downcast_ref::<glib::ParamSpecDouble>() {
+            (spec.minimum() + 0.25).to_value()
+        } else if spec.value_type() == glib::Type::STRING {
+            "other".to_value()
+        } else {
+            7u32.to_value()
+                .transform_with_type(spec.value_type())
+                .unwrap()
+        }
+    }
+
+    #[test]
+    fn each_row_has_a_field_of_its_own() {
+        gst::init().unwrap();
+        let changed = |settings: &mut Settings| {
+            let changed = PROPERTIES.iter().filter(|p| {
+                let value = p.get(settings);
+                p.spec.default_value().compare(&value) != Some(std::cmp::Ordering::Equal)
+            });
+            changed.map(|p| p.spec.name()).collect::<Vec<_>>()
+        };
+        assert_eq!(changed(&mut Settings::default()), [""; 0]);
+        for property in PROPERTIES.iter() {
+            let mut settings = Settings::default();
+            property.set(&mut settings, &other(&property.spec)).unwrap();
+            assert_eq!(changed(&mut settings), [property.spec.name()]);
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Frames that are described together.
+
+use std::sync::Arc;
+
+use gst::ClockTime;
+
+use crate::caption::FrameStamp;
+use vlmnarrate_engine::{Clip, Picture};
+
+/// A frame that was taken.
+#[derive(Debug)]
+pub(crate) struct Shot {
+    pub(crate) picture: Arc<Picture>,
+    pub(crate) stamp: FrameStamp,
+    /// Where it stands in the stream.
+    pub(crate) position: Option<ClockTime>,
+    /// What had been played when it came.
+    pub(crate) elapsed: Option<ClockTime>,
+    /// What had been played when its share of the interval started.
+    pub(crate) slot: Option<ClockTime>,
+}
+
+/// The frames of a clip that have been taken so far.
+#[derive(Debug, Default)]
+pub(crate) struct Shots(Vec<Shot>);
+
+impl Shots {
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub(crate) fn add(&mut self, shot: Shot) {
+        self.0.push(shot);
+    }
+
+    /// What was taken, to be described; nothing of nothing.
+    pub(crate) fn take(&mut self, interval: ClockTime) -> Option<Taken> {
+        let mut shots = std::mem::take(&mut self.0);
+        let mut stamp = shots.last()?.stamp;
+        let step_back = |pair: &[Shot]| pair[1].position < pair[0].position;
+        let backwards = shots.len() > 1 && shots.windows(2).all(step_back);
+        if backwards {
+            // They came newest first.
+            shots.reverse();
+        }
+        let time = |shot: &Shot| match backwards {
+            true => shot.position,
+            false => shot.elapsed,
+        };
+        let (first, last) = (shots.first()?, shots.last()?);
+        let start = match backwards {
+            true => first.position,
+            false => first.slot,
+        };
+        let since = |start: Option<ClockTime>, time: Option<ClockTime>| {
+            let both = start.zip(time);
+            both.map_or(ClockTime::ZERO, |(start, time)| time.saturating_sub(start))
+        };
+        let span = since(time(first), time(last));
+        // In a row, the last frame lasts as long as the others.
+        let steps = shots.len() as u64 - 1;
+        let lasting = match (interval.is_zero(), steps) {
+            (true, 1..) => span + span / steps,
+            _ => span.max(interval),
+        };
+        let times = shots.iter().map(|shot| since(start, time(shot)).into());
+        let clip = Clip {
+            times: times.collect(),
+            duration: lasting.into(),
+        };
+        stamp.first_timestamp = first.stamp.timestamp;
+        stamp.frames = shots.len() as u32;
+        let pictures = shots.into_iter().map(|shot| shot.picture);
+        Some(Taken {
+            pictures: pictures.collect(),
+            clip,
+            stamp,
+        })
+    }
+}
+
+/// A clip, often of a single frame.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    /// Oldest first.
+    pub(crate) pictures: Vec<Arc<Picture>>,
+    pub(crate) clip: Clip,
+    /// Of the frame that came last.
+    pub(crate) stamp: FrameStamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caption::Trigger;
+
+    /// Frames that come at these milliseconds, in slots of 250 ms: the times and the duration of
+    /// their clip, the first and the last timestamp.
+    fn clip(ms: &[u64], interval: u64) -> (Vec<u64>, u64, [Option<ClockTime>; 2]) {
+        let at = ClockTime::from_mseconds;
+        let mut shots = Shots::default();
+        for &ms in ms {
+            shots.add(Shot {
+                picture: Arc::new(Picture {
+                    width: ms as u32,
+                    height: 1,
+                    rgb: vec![],
+                }),
+                stamp: FrameStamp {
+                    timestamp: Some(at(ms)),
+                    stream_time: None,
+                    running_time: None,
+                    duration: None,
+                    first_timestamp: None,
+                    frames: 1,
+                    frame: 0,
+                    trigger: Trigger::Interval,
+                    request_id: 0,
+                },
+                position: Some(at(ms)),
+                elapsed: Some(at(ms)),
+                slot: Some(at(ms / 250 * 250)),
+            });
+        }
+        let Taken {
+            pictures,
+            clip,
+            stamp,
+        } = shots.take(at(interval)).unwrap();
+        assert!(pictures.is_sorted_by_key(|picture| picture.width));
+        assert_eq!(stamp.frames as usize, ms.len());
+        assert!(shots.take(at(interval)).is_none());
+        let times = clip.times.iter().map(|t| t.as_millis() as u64).collect();
+        let seen = [stamp.first_timestamp, stamp.timestamp];
+        (times, clip.duration.as_millis() as u64, seen)
+    }
+
+    #[test]
+    fn times_count_from_the_start_of_the_interval() {
+        let at = |ms| Some(ClockTime::from_mseconds(ms));
+        // A first frame that comes late in its slot does not make the others early.
+        let seen = [at(1030), at(1750)];
+        let times = vec![30, 250, 500, 750];
+        assert_eq!(clip(&[1030, 1250, 1500, 1750], 1000), (times, 1000, seen));
+        // Longer than the interval, where frames were missing.
+        assert_eq!(clip(&[1000, 5000], 1000).1, 4000);
+        // In a row.
+        assert_eq!(clip(&[0, 250, 500], 0).1, 750);
+        assert_eq!(clip(&[0], 0).1, 0);
+    }
+
+    #[test]
+    fn backwards_the_oldest_comes_first_still() {
+        let at = |ms| Some(ClockTime::from_mseconds(ms));
+        let (times, _, seen) = clip(&[1750, 1500, 1250], 1000);
+        assert_eq!((times, seen), (vec![0, 250, 500], [at(1250), at(1250)]));
+    }
+}

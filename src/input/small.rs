@@ -1,0 +1,191 @@
+//! From a large frame to a small one of its kind: each component is scaled where it is.
+
+use std::ops::Range;
+
+use gst::glib;
+use gst_video::{VideoFormat, VideoFrameExt, VideoFrameRef, VideoInfo};
+
+use crate::input::{
+    alpha::{ALPHA, has_alpha},
+    layout::Window,
+    scale::{Component, Plane, Sample, Span, Target},
+};
+
+/// A small frame whose components are planes of one size, YUV if the large one is.
+#[derive(Debug)]
+pub(crate) struct Small {
+    pub(crate) info: VideoInfo,
+    buffer: gst::Buffer,
+    /// From planes of the large frame.
+    planes: Vec<(u32, Plane)>,
+    /// How much is kept of each sample.
+    sample: Sample,
+    /// Of frames that have it.
+    alpha: Option<Vec<u8>>,
+}
+
+impl Small {
+    /// `None` of formats whose samples are neither bytes nor words.
+    pub(crate) fn new(
+        input: &VideoInfo,
+        window: &Window,
+        (width, height): (u32, u32),
+        is_deep: bool,
+    ) -> Result<Option<Self>, glib::BoolError> {
+        let large = input.format_info();
+        let Some(small) = planar(input.format()) else {
+            return Ok(None);
+        };
+        let (small, sample) = match (is_deep, small) {
+            (false, small) => (small, Sample::Byte),
+            (true, VideoFormat::Y444) => (VideoFormat::Y44412le, Sample::Word(12)),
+            (true, VideoFormat::Gbr) => (VideoFormat::Gbr12le, Sample::Word(12)),
+            (true, _) => (VideoFormat::Gray16Le, Sample::Word(16)),
+        };
+        let info = VideoInfo::builder(small, width, height)
+            .colorimetry(&input.colorimetry())
+            .fps(input.fps())
+            .build()?;
+        let (left, top, seen_width, seen_height) = window.seen;
+        let mut planes = vec![];
+        let has_alpha = has_alpha(&large);
+        let components = 0..info.n_components() as usize + usize::from(has_alpha);
+        let target = |c: usize| match c == ALPHA {
+            // Behind the planes.
+            true => info.n_planes(),
+            false => info.format_info().plane()[c],
+        };
+        for plane in 0..large.n_planes() {
+            let here = components.clone().filter(|c| large.plane()[*c] == plane);
+            let cosited = |axis| input.chroma_site().contains(axis);
+            let components = here.clone().map(|c| Component {
+                offset: offset(&large, c),
+                pixel_stride: large.pixel_stride()[c] as usize,
+                columns: span(
+                    left..left + seen_width,
+                    large.w_sub()[c],
+                    cosited(gst_video::VideoChromaSite::H_COSITED),
+                    width,
+                ),
+                target: target(c) as usize,
+            });
+            let components = components.collect::<Vec<_>>();
+            // All that are in one plane have as many rows and bits.
+            let Some(c) = here.min() else { continue };
+            let rows = span(
+                top..top + seen_height,
+                large.h_sub()[c],
+                cosited(gst_video::VideoChromaSite::V_COSITED),
+                height,
+            );
+            let sample = match large.depth()[c] + large.shift()[c] {
+                8 => Sample::Byte,
+                bits => Sample::Word(bits),
+            };
+            let Some(scaler) = Plane::new(sample, &rows, &components) else {
+                return Ok(None);
+            };
+            planes.push((plane, scaler));
+        }
+        Ok(Some(Self {
+            buffer: gst::Buffer::with_size(info.size())?,
+            planes,
+            sample,
+            alpha: has_alpha.then(|| vec![0; width as usize * height as usize]),
+            info,
+        }))
+    }
+
+    pub(crate) fn convert(
+        &self,
+        converter: &gst_video::VideoConverter,
+        output: &mut VideoFrameRef<&mut gst::BufferRef>,
+    ) -> Result<(), glib::BoolError> {
+        let small = VideoFrameRef::from_buffer_ref_readable(&self.buffer, &self.info)?;
+        converter.frame_ref(&small, output);
+        Ok(())
+    }
+
+    /// Whether nothing shows through. What does on fewer pixels than make a difference doesn't count.
+    pub(crate) fn is_opaque(&self) -> bool {
+        self.alpha().iter().all(|alpha| *alpha == u8::MAX)
+    }
+
+    pub(crate) fn alpha(&self) -> &[u8] {
+        self.alpha.as_deref().unwrap_or_default()
+    }
+
+    pub(crate) fn fill(
+        &mut self,
+        large: &VideoFrameRef<&gst::BufferRef>,
+    ) -> Result<(), glib::BoolError> {
+        let mut small =
+            VideoFrameRef::from_buffer_ref_writable(self.buffer.make_mut(), &self.info)?;
+        let strides = small.plane_stride().to_vec();
+        let mut targets = (small.planes_data_mut().into_iter().zip(strides))
+            .map(|(bytes, stride)| Target {
+                bytes,
+                stride: stride as usize,
+                sample: self.sample,
+            })
+            .collect::<Vec<_>>();
+        targets.extend(self.alpha.as_mut().map(|alpha| Target {
+            bytes: alpha,
+            stride: self.info.width() as usize,
+            sample: Sample::Byte,
+        }));
+        for (plane, scaler) in &mut self.planes {
+            let stride = large.plane_stride()[*plane as usize] as usize;
+            let bytes = large.plane_data(*plane)?;
+            if scaler.size(stride).is_none_or(|size| size > bytes.len()) {
+                return Err(glib::bool_error!("its rows are shorter than its pixels"));
+            }
+            scaler.scale(bytes, stride, &mut targets);
+        }
+        Ok(())
+    }
+}
+
+/// The format of small frames, where all samples are bytes or words and GStreamer tells of all where
+/// they are.
+pub(crate) fn planar(large: VideoFormat) -> Option<VideoFormat> {
+    use VideoFormat::*;
+    match large {
+        I420 | Yv12 | Y41b | Y42b | Y444 | Yuv9 | Yvu9 | A420 => Some(Y444),
+        Nv12 | Nv21 | Nv16 | Nv61 | Nv24 | Yuy2 | Yvyu | Uyvy | Ayuv | Vuya | Iyu2 | Av12 => {
+            Some(Y444)
+        }
+        I42010le | I42012le | I42210le | I42212le | Y44410le | Y44412le | Y44416le => Some(Y444),
+        A42010le | A42210le | A44410le | P01010le | P012Le | P016Le => Some(Y444),
+        Ayuv64 if cfg!(target_endian = "little") => Some(Y444),
+        Rgb | Bgr | Rgbx | Bgrx | Xrgb | Xbgr | Rgba | Bgra | Argb | Abgr => Some(Gbr),
+        Rgbp | Bgrp | Gbr | Gbra | Gbr10le | Gbr12le | Gbra10le | Gbra12le => Some(Gbr),
+        Argb64 if cfg!(target_endian = "little") => Some(Gbr),
+        Argb64Le | Rgba64Le | Bgra64Le | Abgr64Le => Some(Gbr),
+        Gray8 | Gray16Le => Some(Gray8),
+        _ => None,
+    }
+}
+
+fn offset(large: &gst_video::VideoFormatInfo, component: usize) -> usize {
+    use VideoFormat::{P012Le, P016Le, P01010le};
+    match (large.format(), component) {
+        // GStreamer says 1, which is in the middle of U.
+        (P01010le | P012Le | P016Le, 2) => 2,
+        _ => large.poffset()[component] as usize,
+    }
+}
+
+/// Some pixels of an axis, in samples of a component that has one for `1 << sub` of them.
+fn span(pixels: Range<u32>, sub: u32, cosited: bool, out: u32) -> Span {
+    let scale = f64::from(1 << sub);
+    // A sample is the colour of the middle of its pixels, or of the first.
+    let shift = if cosited { (scale - 1.0) / 2.0 } else { 0.0 };
+    let last = pixels.end.div_ceil(1 << sub) as usize;
+    Span {
+        start: (f64::from(pixels.start) + shift) / scale,
+        length: f64::from(pixels.end - pixels.start) / scale,
+        inside: (pixels.start >> sub) as usize..last,
+        out: out as usize,
+    }
+}

@@ -1,0 +1,11 @@
+//! The debug category of both elements.
+
+use std::sync::LazyLock;
+
+pub(crate) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    gst::DebugCategory::new(
+        "vlmnarrate",
+        gst::DebugColorFlags::empty(),
+        Some("VLM Video Narrator"),
+    )
+});

@@ -1,0 +1,27 @@
+//! The elements in pipelines, on a fake engine and on small models.
+
+mod common;
+
+mod caption;
+mod chain;
+mod clips;
+mod events;
+mod faults;
+mod files;
+mod formats;
+mod gguf;
+mod live;
+mod mmproj;
+mod models;
+mod muxing;
+#[cfg(feature = "overlay")]
+mod overlay;
+mod programs;
+mod properties;
+mod readme;
+mod recorded;
+mod settings;
+mod states;
+mod text_pad;
+mod timestamps;
+mod torture;
