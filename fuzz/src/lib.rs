@@ -192,42 +192,30 @@ fn run(folder: &Path, len: usize, quantization: Quantization, splitting: bool) -
         Picture::new(width, height, rgb).expect("a whole picture")
     };
     let square = picture(side, side);
-    let greedy = {
-        let mut request = Request::new(&[&square], "What is it?");
-        request.max_tokens = 2;
-        request
-    };
-    let sampled = {
-        let mut request = greedy;
-        request.system = Some("Be short.");
-        request.sampling = Sampling {
-            temperature: 0.7,
-            top_p: 0.9,
-            top_k: 20,
-            min_p: 0.01,
-            repetition_penalty: 1.1,
-            seed: 7,
-        };
-        request.stop_strings = &["a".into()];
-        request
-    };
-    let chosen = {
-        let mut request = greedy;
-        request.choices = &["yes".into(), "no".into()];
-        request
-    };
     let wide = picture(64, 48);
-    let tiled = {
-        let mut request = greedy;
-        request.pictures = &[&wide];
-        request.whole_frames = splitting;
-        request
+    let (squares, frames) = ([&square], [&wide]);
+    let stop_strings = ["a".into()];
+    let choices = ["yes".into(), "no".into()];
+    let mut greedy = Request::new(&squares, "What is it?");
+    greedy.max_tokens = 2;
+    let mut sampled = greedy;
+    sampled.system = Some("Be short.");
+    sampled.sampling = Sampling {
+        temperature: 0.7,
+        top_p: 0.9,
+        top_k: 20,
+        min_p: 0.01,
+        repetition_penalty: 1.1,
+        seed: 7,
     };
-    let without = {
-        let mut request = greedy;
-        request.pictures = &[];
-        request
-    };
+    sampled.stop_strings = &stop_strings;
+    let mut chosen = greedy;
+    chosen.choices = &choices;
+    let mut tiled = greedy;
+    tiled.pictures = &frames;
+    tiled.whole_frames = splitting;
+    let mut without = greedy;
+    without.pictures = &[];
     let mut requests = vec![&greedy, &sampled, &chosen, &without];
     if splitting {
         requests.push(&tiled);

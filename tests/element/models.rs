@@ -360,18 +360,14 @@ fn image_splitting_looks_at_the_whole_frame() {
     let picture = Picture::new(96, 48, frame.lock().unwrap().clone()).unwrap();
     let describe = |splitting| {
         let side = checkpoint.image_size();
-        let request = {
-            let mut request = Request::new(
-                &[&match splitting {
-                    true => picture.clone(),
-                    false => resize(&picture, side, side),
-                }],
-                "Describe this frame in one sentence.",
-            );
-            request.whole_frames = splitting;
-            request.max_tokens = 5;
-            request
+        let shown = match splitting {
+            true => picture.clone(),
+            false => resize(&picture, side, side),
         };
+        let pictures = [&shown];
+        let mut request = Request::new(&pictures, "Describe this frame in one sentence.");
+        request.whole_frames = splitting;
+        request.max_tokens = 5;
         let mut session = model.session();
         let go_on = &mut |_: Event<'_>| ControlFlow::Continue(());
         model.describe(&mut session, &request, go_on).unwrap().text

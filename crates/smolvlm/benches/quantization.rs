@@ -94,11 +94,8 @@ fn table(folder: &Path) -> Result<(), Box<dyn Error>> {
             ..
         } in &mut loaded
         {
-            let request = {
-                let mut request = Request::new(&[&picture(round as u32)], PROMPT);
-                request.max_tokens = TOKENS;
-                request
-            };
+            let mut request = Request::new(&[&picture(round as u32)], PROMPT);
+            request.max_tokens = TOKENS;
             // One that knows the last caption would guess.
             *session = model.session();
             let description =

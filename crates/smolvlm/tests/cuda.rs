@@ -88,11 +88,8 @@ fn what_was_said_before_changes_nothing() {
             }
             let [first, second] = &pictures;
             let shown = &[first, second][1 - i % 2..];
-            let request = {
-                let mut request = request(shown, prompt);
-                request.sampling = sampling;
-                request
-            };
+            let mut request = request(shown, prompt);
+            request.sampling = sampling;
             let known = describe(&model, &mut session, &request);
             let fresh = describe(&model, &mut model.session(), &request);
             assert_eq!(known, fresh, "{dtype:?} caption {i}");
@@ -162,11 +159,8 @@ fn a_caption_can_be_ended() {
         .take(2)
         .collect();
     let stop_strings = [end];
-    let stopping = {
-        let mut request = request;
-        request.stop_strings = &stop_strings;
-        request
-    };
+    let mut stopping = request;
+    stopping.stop_strings = &stop_strings;
     let made = model.describe(&mut session, &stopping, &mut |_| ControlFlow::Continue(()));
     let made = made.unwrap();
     assert!(

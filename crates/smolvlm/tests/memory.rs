@@ -60,12 +60,9 @@ fn with<T>(megabytes: usize, run: impl FnOnce() -> T) -> T {
 /// What pictures ask for and what they take then, in megabytes.
 #[track_caller]
 fn costs(model: &Model, pictures: &[&Picture], whole_frames: bool) -> (usize, usize) {
-    let request = {
-        let mut request = Request::new(pictures, "What is seen here?");
-        request.whole_frames = whole_frames;
-        request.max_tokens = 5;
-        request
-    };
+    let mut request = Request::new(pictures, "What is seen here?");
+    request.whole_frames = whole_frames;
+    request.max_tokens = 5;
     let describe = || {
         let mut session = model.session();
         model.describe(&mut session, &request, &mut |_| ControlFlow::Continue(()))

@@ -78,11 +78,9 @@ pub fn describe(
     picture: &Picture,
     tokens: usize,
 ) -> Result<Answer, String> {
-    let request = {
-        let mut request = Request::new(&[picture], "Describe this frame in one sentence.");
-        request.max_tokens = tokens;
-        request
-    };
+    let pictures = [picture];
+    let mut request = Request::new(&pictures, "Describe this frame in one sentence.");
+    request.max_tokens = tokens;
     let made = model.describe(session, &request, &mut |_| ControlFlow::Continue(()));
     let made = made.map_err(|error| error.to_string())?;
     match made.tokens == tokens {

@@ -450,14 +450,11 @@ mod tests {
             let picture = Picture::new(side, side, pixels).unwrap();
             let black = Picture::new(side, side, vec![0; (side * side * 3) as usize]).unwrap();
             let both = [&black, &picture];
-            let request = {
-                let mut request = Request::new(&both[2 - count..], prompt);
-                request.max_tokens = 36;
-                request.sampling = Sampling {
-                    seed: i as u64 / 3,
-                    ..sampling
-                };
-                request
+            let mut request = Request::new(&both[2 - count..], prompt);
+            request.max_tokens = 36;
+            request.sampling = Sampling {
+                seed: i as u64 / 3,
+                ..sampling
             };
             let mut said = [Vec::new(), Vec::new()];
             let describe = |session: &mut Session, said: &mut Vec<String>| {
@@ -480,12 +477,9 @@ mod tests {
     }
 
     fn refused(model: &Model, pictures: &[&Picture], splitting: bool) -> String {
-        let request = {
-            let mut request = Request::new(pictures, "");
-            request.whole_frames = splitting;
-            request.max_tokens = 1;
-            request
-        };
+        let mut request = Request::new(pictures, "");
+        request.whole_frames = splitting;
+        request.max_tokens = 1;
         let go_on = &mut |_: Event<'_>| ControlFlow::Continue(());
         let described = model.describe(&mut model.session(), &request, go_on);
         described.unwrap_err().to_string()

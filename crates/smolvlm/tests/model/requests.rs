@@ -187,11 +187,8 @@ fn settings_that_are_none_are_refused() {
             seed: u64::MAX,
             ..plain
         };
-        let many = {
-            let mut request = request(&pictures);
-            request.sampling = sampling;
-            request
-        };
+        let mut many = request(&pictures);
+        many.sampling = sampling;
         describe(model, &mut session, &many).unwrap();
         assert_eq!(caption(model, &mut session), expected);
     });
@@ -208,64 +205,43 @@ fn lengths_at_the_ends_of_their_range_are_defined() {
         let strings = ["".to_owned(), "".to_owned()];
         let choices = ["yes".to_owned(), "no".to_owned()];
         for request in kinds(plain, &choices) {
-            let none = {
-                let mut request = request;
-                request.max_tokens = 0;
-                request
-            };
+            let mut none = request;
+            none.max_tokens = 0;
             let made = describe(model, &mut session, &none).unwrap();
             if request.choices.is_empty() {
                 assert_eq!((&*made.text, made.tokens, made.truncated), ("", 0, true));
             } else {
                 assert!(choices.contains(&made.text), "{made:?}");
             }
-            let empty = {
-                let mut request = request;
-                request.stop_strings = &strings;
-                request
-            };
+            let mut empty = request;
+            empty.stop_strings = &strings;
             describe(model, &mut session, &empty).unwrap();
         }
         for max_tokens in [8192, 1 << 31, usize::MAX] {
-            let long = {
-                let mut request = plain;
-                request.max_tokens = max_tokens;
-                request
-            };
+            let mut long = plain;
+            long.max_tokens = max_tokens;
             fails(
                 describe(model, &mut session, &long),
                 &["8192", "max-tokens"],
             );
         }
         let words = "word ".repeat(9000);
-        let long = {
-            let mut request = plain;
-            request.prompt = &words;
-            request
-        };
+        let mut long = plain;
+        long.prompt = &words;
         fails(describe(model, &mut session, &long), &["8192"]);
-        let without = {
-            let mut request = plain;
-            request.pictures = &[];
-            request
-        };
+        let mut without = plain;
+        without.pictures = &[];
         assert_eq!(describe(model, &mut session, &without).unwrap().tokens, 8);
-        let blank = {
-            let mut request = plain;
-            request.prompt = "";
-            request.system = Some("");
-            request
-        };
+        let mut blank = plain;
+        blank.prompt = "";
+        blank.system = Some("");
         describe(model, &mut session, &blank).unwrap();
         let clip = Clip {
             times: vec![Default::default(); 2],
             duration: std::time::Duration::MAX,
         };
-        let uneven = {
-            let mut request = plain;
-            request.clip = Some(&clip);
-            request
-        };
+        let mut uneven = plain;
+        uneven.clip = Some(&clip);
         fails(describe(model, &mut session, &uneven), &["picture"]);
         assert_eq!(caption(model, &mut session), expected);
     });
@@ -292,11 +268,8 @@ fn pictures_that_are_none_are_refused() {
         ] {
             for splitting in [false, true] {
                 let pictures = [&picture];
-                let request = {
-                    let mut request = request(&pictures);
-                    request.whole_frames = splitting;
-                    request
-                };
+                let mut request = request(&pictures);
+                request.whole_frames = splitting;
                 fails(describe(model, &mut session, &request), &["picture"]);
             }
             fails(model.features(&picture, &mut go_on), &["picture"]);

@@ -49,11 +49,8 @@ fn numbers_that_are_not_finite_end_one_caption() {
     let picture = picture(1);
     let pictures = [&picture];
     let plain = request(&pictures);
-    let broken = {
-        let mut request = plain;
-        request.prompt = asked;
-        request
-    };
+    let mut broken = plain;
+    broken.prompt = asked;
     let choices = ["yes", "no", "not"].map(str::to_owned);
     let says = ["not finite", "f16", "dtype=bf16", "f32"];
     for options in options() {
@@ -264,11 +261,8 @@ fn partial_captions_count_tokens() {
         let mut several = false;
         let picture = picture(1);
         let pictures = [&picture];
-        let plain = {
-            let mut request = request(&pictures);
-            request.max_tokens = 20;
-            request
-        };
+        let mut plain = request(&pictures);
+        plain.max_tokens = 20;
         let choices = ["yes it is", "yes it isn't", "no"].map(str::to_owned);
         for request in kinds(plain, &choices) {
             let mut session = model.session();
@@ -294,11 +288,8 @@ fn partial_captions_count_tokens() {
                 // Bytes of characters come one by one: there are more tokens than texts.
                 several |= counts.len() < made.tokens;
                 for (text, tokens) in &partial {
-                    let short = {
-                        let mut request = request;
-                        request.max_tokens = *tokens;
-                        request
-                    };
+                    let mut short = request;
+                    short.max_tokens = *tokens;
                     let short = describe(model, &mut model.session(), &short).unwrap();
                     assert_eq!((&*short.text, short.tokens), (text.trim(), *tokens));
                 }
