@@ -303,11 +303,10 @@ fn check_clip(member: &Member, case: &Case, pictures: &[Picture]) {
     };
     let clear = case.margins.iter().take_while(|margin| **margin > MARGIN);
     let steps = clear.count();
-    let mut request = Request::new(
-        &pictures.iter().collect::<Vec<_>>(),
-        question["text"].as_str().unwrap(),
-    );
-    request.clip = Some(&case.video.as_ref().unwrap().clip());
+    let pictures = pictures.iter().collect::<Vec<_>>();
+    let clip = case.video.as_ref().unwrap().clip();
+    let mut request = Request::new(&pictures, question["text"].as_str().unwrap());
+    request.clip = Some(&clip);
     request.max_tokens = steps;
     let mut session = member.model.session();
     let ours = member.model.describe(&mut session, &request, &mut go_on);
