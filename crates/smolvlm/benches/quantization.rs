@@ -94,7 +94,9 @@ fn table(folder: &Path) -> Result<(), Box<dyn Error>> {
             ..
         } in &mut loaded
         {
-            let mut request = Request::new(&[&picture(round as u32)], PROMPT);
+            let picture = picture(round as u32);
+            let pictures = [&picture];
+            let mut request = Request::new(&pictures, PROMPT);
             request.max_tokens = TOKENS;
             // One that knows the last caption would guess.
             *session = model.session();

@@ -39,7 +39,6 @@ mod image;
 mod run;
 mod text;
 
-pub use backends::candle::encoder::Vision;
 pub use engine::SmolVlmLoader;
 pub use error::{Error, Result};
 pub use families::idefics3::config::{

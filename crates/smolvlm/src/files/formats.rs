@@ -5,6 +5,8 @@ use candle_core::{DType, quantized::GgmlDType};
 
 use vlmnarrate_engine::{DeviceKind, Quantization};
 
+use crate::{families::idefics3::names, files::checkpoint::Checkpoint};
+
 /// Of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -32,23 +34,25 @@ pub(crate) struct Formats {
     pub(crate) quantization: Quantization,
 }
 
-pub(crate) const TABLE: &str = "model.text_model.embed_tokens.weight";
-pub(crate) const HEAD: &str = "lm_head.weight";
-
 impl Formats {
+    /// Whether some weights are quantized, in the checkpoint or as they are loaded.
+    pub(crate) fn has_blocks(self, checkpoint: &Checkpoint) -> bool {
+        self.quantization != Quantization::None || checkpoint.weights.has_blocks()
+    }
+
     /// For a tensor of this name, type and shape; `None` if no model has one of that name.
     pub(crate) fn of(self, name: &str, stored: GgmlDType, shape: &[usize]) -> Option<Format> {
         let matrix = |blocks| self.matrix(blocks, stored, shape.last().copied().unwrap_or(0));
         let is_matrix = shape.len() == 2 && name.ends_with(".weight");
-        Some(match name {
-            HEAD => matrix(head(self.quantization)),
-            TABLE => self.table(stored),
-            _ if is_matrix && name.starts_with("model.text_model.layers.") => {
+        let module = name.strip_suffix(".weight").unwrap_or_default();
+        Some(match module {
+            names::LM_HEAD => matrix(head(self.quantization)),
+            names::EMBED_TOKENS => self.table(stored),
+            _ if is_matrix && name.starts_with(names::DECODER_LAYERS) => {
                 matrix(decoder(self.quantization))
             }
             _ if is_matrix
-                && (name.starts_with("model.vision_model.encoder.layers.")
-                    || name.starts_with("model.connector.")) =>
+                && (name.starts_with(names::ENCODER_LAYERS) || module == names::CONNECTOR) =>
             {
                 matrix(vision(self.quantization))
             }
@@ -188,7 +192,7 @@ mod tests {
             (fc2, 4304, f32, f32, f32, [f32, Blocks(stored[2])]),
             (connector, 96, f32, q8, q8, [f32, Blocks(stored[2])]),
             (
-                HEAD,
+                "lm_head.weight",
                 64,
                 f32,
                 q8,
@@ -196,7 +200,7 @@ mod tests {
                 [Blocks(stored[1]), Blocks(stored[2])],
             ),
             (
-                TABLE,
+                "model.text_model.embed_tokens.weight",
                 64,
                 f32,
                 bf16,

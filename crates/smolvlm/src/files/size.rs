@@ -2,8 +2,9 @@
 
 use crate::{
     error::{Error, Result},
+    families::idefics3::names,
     files::{
-        formats::{Format, Formats, HEAD, TABLE, is_packed},
+        formats::{Format, Formats, is_packed},
         weights::{Entry, Weights},
     },
     run::memory::{Shortage, bytes},
@@ -27,13 +28,22 @@ impl Weights {
 
     /// What a head takes that has no weights of its own, beside the table.
     fn tied_size(&self, formats: Formats, is_cpu: bool) -> u64 {
-        let (None, Some(table)) = (self.entries().get(HEAD), self.entries().get(TABLE)) else {
+        let (None, Some(table)) = (
+            self.entries().get(&names::weight(names::LM_HEAD)),
+            self.entries().get(&names::weight(names::EMBED_TOKENS)),
+        ) else {
             return 0;
         };
         let head = formats.tied_head(table.dtype, table.row());
         let is_shared = match head {
             Format::Blocks(blocks) if is_cpu && is_packed(blocks) => false,
-            head => formats.of(TABLE, table.dtype, &table.shape) == Some(head),
+            head => {
+                formats.of(
+                    &names::weight(names::EMBED_TOKENS),
+                    table.dtype,
+                    &table.shape,
+                ) == Some(head)
+            }
         };
         match is_shared {
             true => 0,
@@ -165,7 +175,8 @@ mod tests {
                 len,
                 paired_heads: None,
             };
-            let weights = Weights::new(vec![], [(TABLE.to_owned(), table)].into());
+            let weights =
+                Weights::new(vec![], [(names::weight(names::EMBED_TOKENS), table)].into());
             let formats = Formats {
                 dtype: DType::F32,
                 quantization,

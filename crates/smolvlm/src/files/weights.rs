@@ -20,7 +20,8 @@ use safetensors::{Dtype, tensor::Metadata};
 
 use crate::{
     error::{Error, Result},
-    files::formats::{Format, Formats, TABLE},
+    families::idefics3::names,
+    files::formats::{Format, Formats},
 };
 
 pub(crate) trait Bytes: Read + Seek + Send {}
@@ -323,7 +324,7 @@ impl Loader<'_> {
     }
 
     pub(crate) fn tied_head(&self, formats: Formats) -> CandleResult<Format> {
-        let table = self.weights.find(TABLE)?;
+        let table = self.weights.find(&names::weight(names::EMBED_TOKENS))?;
         Ok(formats.tied_head(table.dtype, table.row()))
     }
 

@@ -5,95 +5,68 @@ use std::ops::ControlFlow;
 use candle_core::Tensor;
 use candle_transformers::utils::apply_repeat_penalty;
 
-use crate::{
-    backends::cpu::layers::look_at,
-    error::{Error, Result},
-    run::sampling,
-    run::{
-        generate::Asked,
-        model::Model,
-        session::{Ahead, Session},
-    },
-    text::{choices::Walk, prompt::Prompt},
-};
 use vlmnarrate_engine::{Event, Observer, Request};
 
+use crate::{
+    backends::candle::values::look_at,
+    error::{Error, Result},
+    run::{model::Model, sampling, session::Session, speculation::Speculation},
+    text::{choices::Walk, prompt::Prompt},
+};
+
 /// What was generated, and how it ended.
-pub(crate) struct Decoded {
-    pub(crate) ids: Vec<u32>,
+pub(crate) struct Generated {
+    pub(crate) tokens: Vec<u32>,
     /// Not by `max_tokens`.
     pub(crate) stopped: bool,
     pub(crate) probability: f64,
 }
 
 impl Model {
-    /// Chooses tokens by the logits, which have come to the CPU.
-    pub(crate) fn continue_from(
-        &self,
-        session: &mut Session,
-        asked: &Asked<'_>,
-        logits: Tensor,
-        is_same: bool,
-        observer: &mut Observer<'_>,
-    ) -> Result<Decoded> {
-        let Asked {
-            request, prompt, ..
-        } = *asked;
-        match asked.choices.walk() {
-            Some(walk) => self.choose(session, walk, logits, request, observer),
-            None => {
-                let last = asked.last.filter(|_| self.network.is_exact());
-                let guess = last.map_or(&[][..], |last| &last.ids);
-                let ahead = Ahead::new(guess, is_same);
-                self.decode(session, prompt, logits, request, ahead, observer)
-            }
-        }
-    }
-
     /// Logits that choose the token behind `ids`, the caption so far, of at most `most`. The prompt has
     /// `start` tokens.
-    fn look_ahead(
+    fn verify_draft(
         &self,
         session: &mut Session,
         start: usize,
         ids: &[u32],
         most: usize,
-        ahead: &mut Ahead<'_>,
+        speculation: &mut Speculation<'_>,
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
-        if let Some(logits) = ahead.behind(ids) {
+        if let Some(logits) = speculation.behind(ids) {
             return Ok(logits);
         }
         let seen = ids.len() - 1;
-        // Whatever was guessed is in the way.
-        session.cache.truncate(start + seen);
-        if !ahead.run.is_empty() {
-            let came_true = ahead.logits.len() > 1 && ahead.run == ids[..seen];
-            ahead.pace = match came_true {
-                true => Ahead::MOST.min(2 * ahead.pace),
-                false => Ahead::PACE,
+        // Whatever was drafted is in the way.
+        session.slot.truncate(start + seen);
+        if !speculation.run.is_empty() {
+            let came_true = speculation.logits.len() > 1 && speculation.run == ids[..seen];
+            speculation.pace = match came_true {
+                true => Speculation::MOST.min(2 * speculation.pace),
+                false => Speculation::PACE,
             };
         }
-        let guess = match ahead.guess.get(seen) {
-            Some(token) if *token == ids[seen] => &ahead.guess[seen + 1..],
+        let draft = match speculation.draft.get(seen) {
+            Some(token) if *token == ids[seen] => &speculation.draft[seen + 1..],
             _ => &[],
         };
-        let guess = &guess[..guess.len().min(ahead.pace).min(most - ids.len())];
-        ahead.run = [ids, guess].concat();
-        let tokens = &ahead.run[seen..];
-        ahead.logits = self.network.run(&mut session.cache, tokens, observer)?;
-        Ok(ahead.logits[0].clone())
+        let draft = &draft[..draft.len().min(speculation.pace).min(most - ids.len())];
+        speculation.run = [ids, draft].concat();
+        let tokens = &speculation.run[seen..];
+        speculation.logits = self.run_tokens(session, tokens, observer)?;
+        Ok(speculation.logits[0].clone())
     }
 
     /// One of the choices; asks the model only where there is something to choose.
-    fn choose(
+    pub(crate) fn choose(
         &self,
         session: &mut Session,
         mut walk: Walk<'_>,
         logits: Tensor,
         request: &Request<'_>,
         observer: &mut Observer<'_>,
-    ) -> Result<Decoded> {
+    ) -> Result<Generated> {
         let mut processor = sampling::processor(&request.sampling);
         let mut ids: Vec<u32> = Vec::new();
         // Tokens that the model has seen, and what it made of the last.
@@ -123,28 +96,29 @@ impl Model {
             }
             self.report(&ids, &[], observer)?;
         }
-        Ok(Decoded {
-            ids,
+        Ok(Generated {
+            tokens: ids,
             stopped: true,
             probability: walk.probability(),
         })
     }
 
     /// Tokens until a stop token or string, or until `max_tokens` of them.
-    fn decode(
+    pub(crate) fn decode(
         &self,
         session: &mut Session,
         prompt: &Prompt,
         mut logits: Tensor,
         request: &Request<'_>,
-        mut ahead: Ahead<'_>,
+        (draft, is_same): (&[u32], bool),
         observer: &mut Observer<'_>,
-    ) -> Result<Decoded> {
-        let decoded = |ids, stopped| Decoded {
-            ids,
+    ) -> Result<Generated> {
+        let generated = |tokens, stopped| Generated {
+            tokens,
             stopped,
             probability: 1.0,
         };
+        let mut speculation = Speculation::new(draft, is_same);
         let penalty = request.sampling.repetition_penalty;
         let mut processor = sampling::processor(&request.sampling);
         let mut ids = Vec::with_capacity(request.max_tokens);
@@ -162,18 +136,18 @@ impl Model {
             }
             let token = processor.sample(&logits)?;
             if self.stop.contains(&token) {
-                return Ok(decoded(ids, true));
+                return Ok(generated(ids, true));
             }
             ids.push(token);
             context.push(token);
             if self.report(&ids, request.stop_strings, observer)? {
-                return Ok(decoded(ids, true));
+                return Ok(generated(ids, true));
             }
             if ids.len() >= request.max_tokens {
-                return Ok(decoded(ids, false));
+                return Ok(generated(ids, false));
             }
             let (start, most) = (prompt.ids.len(), request.max_tokens);
-            logits = self.look_ahead(session, start, &ids, most, &mut ahead, observer)?;
+            logits = self.verify_draft(session, start, &ids, most, &mut speculation, observer)?;
         }
     }
 

@@ -1,46 +1,30 @@
 //! From a request to a caption: pictures, prompt, prefill, clean text.
 
-use std::time::{Duration, Instant};
+use std::ops::ControlFlow;
 
 use candle_core::Tensor;
-
-use crate::{
-    backends::network::{Network, Tensors},
-    error::{Error, Result},
-    image::{self, Processed, Processor},
-    run::{
-        decode::{Decoded, before_stop},
-        device::pooled,
-        memory::{Work, has_room},
-        model::Model,
-        request, sampling,
-        session::{Last, Question, Session},
-    },
-    text::{
-        choices::Choices,
-        prompt::{Prompt, Span, check_token},
-    },
-};
 use vlmnarrate_engine::{Answer, Observer, Picture, Request, Timings};
 
-/// A square picture: its features, or the pixels to make them of.
-enum Sight {
-    Known(Tensor),
-    New(Tensor),
-}
-
-/// Splits the time that passes into stages.
-struct Stopwatch(Instant);
-
-impl Stopwatch {
-    fn lap(&mut self) -> Duration {
-        let now = Instant::now();
-        now - std::mem::replace(&mut self.0, now)
-    }
-}
+use crate::{
+    backends::{Greedy, ImageInput, Needs, Next, StartJob, Started},
+    error::{Error, Result},
+    run::{
+        decode::{Generated, before_stop},
+        model::Model,
+        prepare::PreparedRequest,
+        sampling,
+        session::{Last, Session},
+        stopwatch::Stopwatch,
+    },
+    text::prompt::{Prompt, check_token},
+};
 
 impl Model {
     /// Describes the pictures; `observer` is asked at each layer and each token whether to go on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cancelled`] after a `Break`, and whatever [`check`](Self::check) refuses.
     pub fn describe(
         &self,
         session: &mut Session,
@@ -49,14 +33,10 @@ impl Model {
     ) -> Result<Answer> {
         session.check(self.id)?;
         sampling::check(&request.sampling)?;
-        match &self.network {
-            Network::Tensors(_) => self
-                .pool
-                .install(|| pooled(|| self.run(session, request, observer))),
-            // Callers that wait for a GPU must not wait for each other.
-            #[cfg(feature = "cuda")]
-            Network::Cuda(_) => self.run(session, request, observer),
-        }
+        let mut answer = Err(Error::Cancelled);
+        self.backend
+            .install(&mut || answer = self.run(session, request, observer));
+        answer
     }
 
     fn run(
@@ -65,56 +45,40 @@ impl Model {
         request: &Request<'_>,
         observer: &mut Observer<'_>,
     ) -> Result<Answer> {
-        let mut watch = Stopwatch(Instant::now());
-        let mut timings = Timings::default();
-        let Posed {
-            choices,
-            prompt,
-            tiled,
-            room,
-        } = self.pose(session, request)?;
-        if room == 0 {
-            let mut answer = Answer::new("");
+        let mut watch = Stopwatch::start();
+        let prepared = self.prepare(session, request)?;
+        let mut answer = Answer::new("");
+        answer.probability = Some(1.0);
+        if prepared.max_tokens == 0 {
             answer.truncated = true;
-            answer.probability = Some(1.0);
-            answer.timings = timings;
             return Ok(answer);
         }
-        let squares: Vec<&Picture> = match &tiled {
+        let squares: Vec<&Picture> = match &prepared.tiled {
             Some(tiled) => tiled.iter().flat_map(|p| &p.pictures).collect(),
             None => request.pictures.to_vec(),
         };
-        // Put back once there is another: of one that isn't finished the cache holds parts.
+        // Put back once there is another: of a caption that isn't finished the cache holds parts.
         let last = session.last.take();
-        let asked = Asked {
+        let generated = self.generate(
+            session,
             request,
-            choices: &choices,
-            prompt: &prompt,
-            squares: &squares,
-            room,
-            last: last.as_ref(),
-        };
-        timings.preprocess = watch.lap();
-        let (decoded, features) = match &self.network {
-            Network::Tensors(tensors) => {
-                self.run_tensors(tensors, session, &asked, &mut timings, observer)?
-            }
-            #[cfg(feature = "cuda")]
-            Network::Cuda(network) => {
-                let decoded = self.run_cuda(network, session, &asked, &mut timings, observer)?;
-                (decoded, Vec::new())
-            }
-        };
-        let Decoded {
-            ids,
+            (&prepared, &squares),
+            last.as_ref(),
+            (&mut watch, &mut answer.timings),
+            observer,
+        )?;
+        let Generated {
+            tokens,
             stopped,
             probability,
-        } = decoded;
+        } = generated;
 
-        let text = self.prompter.decode(&ids)?;
-        let tokens = ids.len();
+        let text = self.prompter.decode(&tokens)?;
+        answer.tokens = tokens.len();
+        answer.truncated = !stopped;
+        answer.probability = Some(probability);
         let mut kept = last.map_or_else(Vec::new, |last| last.squares);
-        match tiled {
+        match prepared.tiled {
             Some(tiled) => kept = tiled.into_iter().flat_map(|p| p.pictures).collect(),
             // Where those of the last were: new memory would take longer than to copy.
             None => {
@@ -127,179 +91,129 @@ impl Model {
             }
         }
         session.last = Some(Last {
-            prompt,
+            prompt: prepared.prompt,
             squares: kept,
-            features,
-            ids,
+            tokens,
         });
         let text = before_stop(&text, request.stop_strings).unwrap_or(&text);
         // max-tokens may have come between two bytes of a character.
         let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
-        let mut answer = Answer::new(text.trim());
-        answer.tokens = tokens;
-        answer.truncated = !stopped;
-        answer.probability = Some(probability);
-        answer.timings = timings;
+        text.trim().clone_into(&mut answer.text);
         Ok(answer)
     }
 
-    /// The request as tokens, and its pictures as squares.
-    fn pose(&self, session: &mut Session, request: &Request<'_>) -> Result<Posed> {
-        for picture in request.pictures {
-            match request.whole_frames {
-                true => image::check(picture)?,
-                false => self.check_picture(picture)?,
-            }
-        }
-        let choices = self.choices(request.choices)?;
-        let messages = request::messages(request);
-        let pictures = request.pictures.iter().copied();
-        let room = request::room(request, &choices);
-        let processor = request
-            .whole_frames
-            .then(|| Processor::new(&self.preprocessor));
-        let grid = |picture: &Picture| match &processor {
-            Some(processor) => processor.tiles(picture.width, picture.height),
-            None => (0, 0),
-        };
-        let side = |picture: &Picture| processor.as_ref().map_or(picture.width, |p| p.side);
-        let squares = pictures.clone().map(|p| {
-            let (rows, cols) = grid(p);
-            rows * cols + 1
-        });
-        // Small tiles are many: no more are cut than there is room for.
-        self.capacity(squares.clone().sum(), room)?;
-        let spans = pictures.clone().map(|p| Span {
-            grid: grid(p),
-            tokens: self.config.tokens_per_picture(side(p) as usize),
-        });
-        let question = Question {
-            messages,
-            spans: spans.collect(),
-        };
-        let prompt = session.prompt(&self.prompter, question)?;
-        prompt.check(self.config.text_config.vocab_size)?;
-        self.has_room(&Work {
-            squares: squares.clone().sum(),
-            tiles: squares.max().unwrap_or(0),
-            side: pictures.clone().map(side).max().unwrap_or(0) as usize,
-            tokens: prompt.ids.len(),
-            capacity: self.capacity(prompt.ids.len(), room)?,
-            packed: self.is_packed(),
-        })?;
-        let tiled = processor.map(|processor| pictures.map(|p| processor.split(p)).collect());
-        Ok(Posed {
-            choices,
-            prompt,
-            tiled,
-            room,
-        })
-    }
-
-    /// With candle's tensors. Returns the features too.
-    fn run_tensors(
+    /// The tokens of an answer, with what the session holds of the last one.
+    fn generate(
         &self,
-        tensors: &Tensors,
         session: &mut Session,
-        asked: &Asked<'_>,
-        timings: &mut Timings,
+        request: &Request<'_>,
+        (prepared, squares): (&PreparedRequest, &[&Picture]),
+        last: Option<&Last>,
+        (watch, timings): (&mut Stopwatch, &mut Timings),
         observer: &mut Observer<'_>,
-    ) -> Result<(Decoded, Vec<Tensor>)> {
-        let Asked {
-            prompt, last, room, ..
-        } = *asked;
-        let mut watch = Stopwatch(Instant::now());
-        let sights = asked.squares.iter().enumerate().map(|(i, square)| {
-            let known = last.and_then(|last| last.features(i, square));
-            Ok(match known {
-                Some(features) => Sight::Known(features),
-                None => Sight::New(self.pixels(square)?),
-            })
-        });
-        let sights = sights.collect::<Result<Vec<_>>>()?;
-        timings.preprocess += watch.lap();
-
-        let known = |sight: &&Sight| matches!(sight, Sight::Known(_));
-        let same = sights.iter().take_while(known).count();
-        let features = sights.into_iter().map(|sight| match sight {
-            Sight::Known(features) => Ok(features),
-            Sight::New(pixels) => tensors.vision.forward(&pixels, observer),
-        });
-        let features = features.collect::<Result<Vec<_>>>()?;
-        // A GPU has only been told so far.
-        tensors.device.synchronize()?;
-        timings.vision = watch.lap();
-
-        let last = last.filter(|_| tensors.decoder.is_exact());
-        let in_common = last.map_or(0, |last| last.in_common(prompt, same));
-        let logits = self.run_prompt(
-            tensors,
-            session,
-            in_common,
+    ) -> Result<Generated> {
+        let PreparedRequest {
             prompt,
-            (&features, room),
-            observer,
-        )?;
-        timings.prefill = watch.lap();
+            max_tokens,
+            choices,
+            ..
+        } = prepared;
+        let feature_rows = prompt.images.iter().map(|(_, len)| len).sum();
+        let keeps = self.backend.keeps_features(&*session.slot, feature_rows);
+        let known = last.filter(|_| keeps);
+        let images: Vec<_> = squares
+            .iter()
+            .enumerate()
+            .map(|(i, square)| match known {
+                Some(last) if last.has(i, square, prompt) => ImageInput::CachedFeatures,
+                _ => ImageInput::Pixels(square),
+            })
+            .collect();
+        let is_cached = |image: &&ImageInput<'_>| matches!(image, ImageInput::CachedFeatures);
+        let same = images.iter().take_while(is_cached).count();
+        let bytes = images.iter().map(|image| match image {
+            ImageInput::CachedFeatures => 0,
+            ImageInput::Pixels(picture) => picture.rgb.len(),
+        });
 
-        let is_same = in_common == prompt.ids.len();
-        let decoded = self.continue_from(session, asked, logits, is_same, observer)?;
-        timings.decode = watch.lap();
-        Ok((decoded, features))
-    }
-
-    /// `tokens` of a prompt and `room` more, if the model has so many positions.
-    pub(crate) fn capacity(&self, tokens: usize, room: usize) -> Result<usize> {
-        let limit = self.config.text_config.max_position_embeddings;
-        match tokens.checked_add(room) {
-            Some(capacity) if capacity <= limit => Ok(capacity),
-            _ => Err(Error::Prompt(format!(
-                "{tokens} tokens and max-tokens {room} exceed the model's {limit}; lower frames, \
-                 image-size or max-tokens, or shorten the prompt"
-            ))),
-        }
-    }
-
-    /// That each picture's features fit the place that the prompt has for them.
-    fn check_features(&self, prompt: &Prompt, features: &[Tensor]) -> Result<()> {
-        let (places, width) = (&prompt.images, self.config.text_config.hidden_size);
-        if features.len() != places.len() {
-            return Err(Error::Picture(format!(
-                "features of {} pictures for {} places in the prompt",
-                features.len(),
-                places.len()
-            )));
-        }
-        for (features, (_, len)) in features.iter().zip(places) {
-            if features.dims() != [*len, width] {
-                return Err(Error::Picture(format!(
-                    "features of shape {:?} in a place of {len} tokens, which takes [{len}, {width}]",
-                    features.dims()
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether kernels of our own do all of it.
-    fn is_packed(&self) -> bool {
-        matches!(&self.network, Network::Tensors(t) if t.vision.is_packed() && t.decoder.is_exact())
-    }
-
-    fn has_room(&self, work: &Work) -> Result<()> {
-        let bytes = match &self.network {
-            Network::Tensors(tensors) if tensors.device.is_cpu() => {
-                work.bytes(&self.config, tensors.dtype)
-            }
-            // An allocation that fails on a GPU is an error and no more.
-            _ => return Ok(()),
+        let reusable = last.filter(|_| self.backend.is_batch_invariant());
+        let in_common = reusable.map_or(0, |last| last.in_common(prompt, same));
+        // The last token is run in any case, for what follows it.
+        session.slot.truncate(in_common.min(prompt.ids.len() - 1));
+        let needs = Needs {
+            capacity: self.capacity(prompt.ids.len(), *max_tokens)?,
+            max_tokens: *max_tokens,
+            feature_rows,
+            picture_bytes: bytes.sum(),
         };
-        has_room(bytes).map_err(|shortage| Error::Memory {
-            megabytes: bytes / 1_000_000,
-            pictures: work.squares,
-            tokens: work.capacity,
-            shortage: shortage.to_string(),
-        })
+        self.backend.reserve(&mut *session.slot, &needs)?;
+        timings.preprocess = watch.lap();
+
+        let draft = reusable.map_or(&[][..], |last| &last.tokens);
+        let sampling = &request.sampling;
+        let is_greedy = sampling::is_greedy(sampling)
+            && sampling.repetition_penalty == 1.0
+            && request.choices.is_empty();
+        let (mut reported, mut ended) = (0, None);
+        let mut on_tokens = |tokens: &[u32], observer: &mut Observer<'_>| {
+            while reported < tokens.len() && ended.is_none() {
+                reported += 1;
+                match self.report(&tokens[..reported], request.stop_strings, observer) {
+                    Ok(false) => (),
+                    other => ended = Some(other),
+                }
+            }
+            match ended {
+                None => ControlFlow::Continue(()),
+                Some(_) => ControlFlow::Break(()),
+            }
+        };
+        let job = StartJob {
+            images: &images,
+            prompt,
+            greedy: is_greedy.then_some(Greedy {
+                max_tokens: *max_tokens,
+                draft,
+                on_tokens: &mut on_tokens,
+            }),
+        };
+        let started = self.backend.start(&mut *session.slot, job, observer)?;
+        let Started {
+            next,
+            vision,
+            prefill,
+            decode,
+        } = started;
+        (timings.vision, timings.prefill) = (vision, prefill);
+        watch.lap();
+        match next {
+            Next::Generated {
+                mut tokens,
+                stopped,
+            } => {
+                let by_string = ended.transpose()?.is_some();
+                if by_string {
+                    tokens.truncate(reported);
+                }
+                timings.decode = decode;
+                Ok(Generated {
+                    tokens,
+                    stopped: by_string || stopped,
+                    probability: 1.0,
+                })
+            }
+            Next::Logits(logits) => {
+                let is_same = in_common == prompt.ids.len();
+                let generated = match choices.walk() {
+                    Some(walk) => self.choose(session, walk, logits, request, observer),
+                    None => {
+                        self.decode(session, prompt, logits, request, (draft, is_same), observer)
+                    }
+                };
+                timings.decode = decode + watch.lap();
+                generated
+            }
+        }
     }
 
     /// Runs the prompt, pictures' features in their places, through an emptied cache with room for `room`
@@ -307,6 +221,7 @@ impl Model {
     ///
     /// Refuses a session of another model, tokens that the model doesn't have, features that don't fit their places,
     /// and a picture at the very end, behind which there is nothing to answer.
+    #[doc(hidden)]
     pub fn prefill(
         &self,
         session: &mut Session,
@@ -318,53 +233,24 @@ impl Model {
         session.check(self.id)?;
         prompt.check(self.config.text_config.vocab_size)?;
         self.check_features(prompt, features)?;
-        self.has_room(&Work {
-            squares: 0,
-            tiles: 0,
-            side: 0,
-            tokens: prompt.ids.len(),
-            capacity: self.capacity(prompt.ids.len(), room)?,
-            packed: self.is_packed(),
-        })?;
+        let capacity = self.check_room(None, prompt, room)?;
         session.last = None;
-        match &self.network {
-            Network::Tensors(tensors) => {
-                self.run_prompt(tensors, session, 0, prompt, (features, room), observer)
-            }
-            #[cfg(feature = "cuda")]
-            Network::Cuda(network) => self.prefill_cuda(network, session, prompt, (features, room)),
-        }
-    }
-
-    /// As [`prefill`](Self::prefill), with so many of the first tokens in the cache from the last time.
-    fn run_prompt(
-        &self,
-        tensors: &Tensors,
-        session: &mut Session,
-        in_common: usize,
-        prompt: &Prompt,
-        (features, room): (&[Tensor], usize),
-        observer: &mut Observer<'_>,
-    ) -> Result<Tensor> {
-        let capacity = self.capacity(prompt.ids.len(), room)?;
-        let decoder = &tensors.decoder;
-        let cache = session.cache.tensors();
-        let embeds = decoder.embed(&prompt.ids)?;
-        for (&(start, _), features) in prompt.images.iter().zip(features) {
-            embeds.slice_set(&features.contiguous()?, 0, start)?;
-        }
-        // The last is run in any case, for what follows it.
-        cache.truncate(in_common.min(prompt.ids.len() - 1));
-        cache.reserve(capacity, embeds.dtype(), embeds.device())?;
-        // Nothing is held where there was no room.
-        let held = cache.len();
-        let embeds = embeds.narrow(0, held, prompt.ids.len() - held)?;
-        let logits = decoder.forward(embeds, 1, cache, observer)?;
-        Ok(logits.squeeze(0)?)
+        let slot = &mut *session.slot;
+        slot.truncate(0);
+        let needs = Needs {
+            capacity,
+            max_tokens: room,
+            feature_rows: prompt.images.iter().map(|(_, len)| len).sum(),
+            picture_bytes: 0,
+        };
+        self.backend.reserve(slot, &needs)?;
+        self.backend.set_features(slot, features)?;
+        self.backend.prefill(slot, prompt, observer)
     }
 
     /// Runs one more token, for which [`prefill`](Self::prefill) has left room, and returns the logits that choose the
     /// next.
+    #[doc(hidden)]
     pub fn step(
         &self,
         session: &mut Session,
@@ -373,30 +259,26 @@ impl Model {
     ) -> Result<Tensor> {
         session.check(self.id)?;
         check_token(token, self.config.text_config.vocab_size)?;
-        let mut logits = self.network.run(&mut session.cache, &[token], observer)?;
+        let mut logits = self.run_tokens(session, &[token], observer)?;
         Ok(logits.remove(0))
     }
-}
 
-/// A request as the model takes it.
-struct Posed {
-    choices: Choices,
-    prompt: Prompt,
-    /// Pictures that were cut.
-    tiled: Option<Vec<Processed>>,
-    /// Tokens that the caption may have.
-    room: usize,
-}
-
-/// The same with what is known from before.
-#[derive(Clone, Copy)]
-pub(crate) struct Asked<'a> {
-    pub(crate) request: &'a Request<'a>,
-    pub(crate) choices: &'a Choices,
-    pub(crate) prompt: &'a Prompt,
-    pub(crate) squares: &'a [&'a Picture],
-    pub(crate) room: usize,
-    pub(crate) last: Option<&'a Last>,
+    /// Runs tokens of the vocabulary behind those in the cache and returns the logits behind each.
+    pub(crate) fn run_tokens(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<Tensor>> {
+        let room = session.slot.room();
+        if tokens.len() > room {
+            return Err(Error::Session(format!(
+                "{} tokens are more than the {room} that there is room for; prefill with more room",
+                tokens.len()
+            )));
+        }
+        self.backend.decode(&mut *session.slot, tokens, observer)
+    }
 }
 
 #[cfg(test)]
@@ -422,7 +304,7 @@ mod tests {
     #[test]
     fn what_was_said_before_changes_nothing() {
         let mut model = demo(Quantization::Q8_0);
-        assert!(model.network.is_exact());
+        assert!(model.backend.is_batch_invariant());
         // To go on behind the end, where it isn't sure of anything.
         model.stop.clear();
         let side = model.config.vision_config.image_size as u32;
@@ -465,7 +347,7 @@ mod tests {
                     ControlFlow::Continue(())
                 };
                 model.describe(session, &request, observer).unwrap();
-                session.last.as_ref().unwrap().ids.clone()
+                session.last.as_ref().unwrap().tokens.clone()
             };
             let [known, fresh] = &mut said;
             let ids = describe(&mut session, known);

@@ -9,7 +9,7 @@ use crate::{
     families::idefics3::config::Config,
     run::{
         memory_limits::{Limit, available},
-        session::Ahead,
+        speculation::Speculation,
     },
 };
 
@@ -69,13 +69,12 @@ pub(crate) struct Work {
     /// Of the prompt, and with the caption's.
     pub tokens: usize,
     pub capacity: usize,
-    /// By kernels of our own throughout.
-    pub packed: bool,
 }
 
 impl Work {
-    /// Bytes that it takes at most beside the weights: what `forward` and its like hold at once.
-    pub(crate) fn bytes(&self, config: &Config, dtype: DType) -> u64 {
+    /// Bytes that it takes at most beside the weights: what `forward` and its like hold at once. With `is_fused` kernels
+    /// of our own do all of it.
+    pub(crate) fn bytes(&self, config: &Config, dtype: DType, is_fused: bool) -> u64 {
         let product = |sides: &[usize]| sides.iter().map(|side| *side as f64).product::<f64>();
         let (v, t) = (&config.vision_config, &config.text_config);
         let stored = dtype.size_in_bytes() as f64;
@@ -86,7 +85,7 @@ impl Work {
             product(&[t.hidden_size, t.intermediate_size]),
         );
         let (value, weights) = match dtype {
-            DType::F32 if self.packed => (stored, 0.0),
+            DType::F32 if is_fused => (stored, 0.0),
             DType::F32 => (stored, stored * widened),
             _ => (
                 stored + size_of::<f32>() as f64,
@@ -98,7 +97,7 @@ impl Work {
         let bytes = product(&[self.squares + 3 * self.tiles, self.side, self.side, 3]);
         let pixels = value * product(&[self.squares + 1, self.side, self.side, 3]);
         let patches = config.patches_per_side(self.side).pow(2);
-        let vision = match self.packed {
+        let vision = match is_fused {
             // Queries, keys and values, once more as weights, and what is rounded.
             true => {
                 product(&[9, patches, v.hidden_size])
@@ -114,7 +113,7 @@ impl Work {
         };
         let features = product(&[2, self.tokens, t.hidden_size]);
         let inner = t.num_attention_heads * t.head_dim();
-        let decoder = match self.packed {
+        let decoder = match is_fused {
             true => {
                 let heads = t.num_attention_heads + 2 * t.num_key_value_heads();
                 product(&[4, self.tokens, t.hidden_size])
@@ -133,8 +132,8 @@ impl Work {
         let heads = t.num_key_value_heads() * t.head_dim();
         let cache = stored * product(&[2, t.num_hidden_layers, self.capacity, heads]);
         // Sampling sorts them, each with its place.
-        let ahead = if self.packed { Ahead::MOST + 1 } else { 0 };
-        let logits = product(&[8 + ahead, size_of::<f32>(), t.vocab_size]);
+        let draft = if is_fused { Speculation::MOST + 1 } else { 0 };
+        let logits = product(&[8 + draft, size_of::<f32>(), t.vocab_size]);
 
         // The encoder's go before the decoder's come.
         let passes = value * (features + vision.max(decoder));

@@ -11,11 +11,12 @@ use candle_core::Tensor;
 use vlmnarrate_engine::{Observer, Picture};
 
 #[cfg(feature = "cuda")]
-use crate::{backends, files::weights::Loader};
+use crate::{backends::cuda, files::weights::Loader};
 use crate::{
     backends::{
-        candle::encoder::Vision,
-        network::{Network, Tensors},
+        Backend,
+        candle::{Candle, TensorBackend},
+        cpu::Fused,
     },
     error::{self, Error, Result},
     families::idefics3::config::{Config, PreprocessorConfig},
@@ -28,7 +29,6 @@ use crate::{
     run::{
         device::{Chosen, DeviceInfo},
         options::LoadOptions,
-        pool::Pool,
         session::Session,
     },
     text::prompt::{self, Prompter, Span},
@@ -44,11 +44,10 @@ pub struct Model {
     pub(crate) config: Config,
     pub(crate) preprocessor: PreprocessorConfig,
     pub(crate) prompter: Prompter,
-    pub(crate) network: Network,
+    pub(crate) backend: Box<dyn Backend>,
     /// Tokens that end a caption.
     pub(crate) stop: Vec<u32>,
     pub(crate) info: DeviceInfo,
-    pub(crate) pool: Pool,
 }
 
 impl Model {
@@ -100,31 +99,35 @@ impl Model {
             false => report(checkpoint, error::plain(&error)),
         };
         let info = chosen.info();
-        let network = match chosen {
+        let backend: Box<dyn Backend> = match &chosen {
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(gpu) => {
+            Chosen::Cuda(_) => {
                 let loader = Loader {
                     weights: &checkpoint.weights,
                     device: &Device::Cpu,
                     progress: &add,
                 };
-                backends::cuda::Network::load(
-                    *gpu,
-                    checkpoint,
-                    options.dtype,
-                    loader,
-                    &stop,
-                    failed,
-                )
-                .map(Network::Cuda)
+                let backend =
+                    cuda::Network::load(chosen, checkpoint, options.dtype, loader, &stop, failed);
+                Box::new(backend?)
             }
-            chosen => Tensors::load(checkpoint, &chosen, (formats, &add), failed)
-                .map(|t| Network::Tensors(t.into())),
-        }?;
-        let pool = Pool::new("vlmnarrate-cpu", threads).map_err(|e| Error::Setting {
-            property: "threads",
-            reason: format!("{e}; lower it"),
-        })?;
+            Chosen::Cpu if formats.has_blocks(checkpoint) => {
+                Box::new(TensorBackend::<Fused>::load(
+                    checkpoint,
+                    &chosen,
+                    (formats, &add),
+                    failed,
+                    threads,
+                )?)
+            }
+            _ => Box::new(TensorBackend::<Candle>::load(
+                checkpoint,
+                &chosen,
+                (formats, &add),
+                failed,
+                threads,
+            )?),
+        };
         static LOADED: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
             id: LOADED.fetch_add(1, Ordering::Relaxed),
@@ -133,10 +136,9 @@ impl Model {
             preprocessor: checkpoint.preprocessor.clone(),
             config,
             prompter,
-            network,
+            backend,
             stop,
             info,
-            pool,
         })
     }
 
@@ -155,7 +157,7 @@ impl Model {
 
     /// A fresh session, empty but for its shape.
     pub fn session(&self) -> Session {
-        Session::new(self.id, self.network.cache())
+        Session::new(self.id, self.backend.new_slot())
     }
 
     pub fn config(&self) -> &Config {
@@ -170,34 +172,30 @@ impl Model {
         &self.prompter
     }
 
-    /// The encoder in candle's tensors; none where a GPU's engine takes its place.
-    pub fn vision(&self) -> Option<&Vision> {
-        match &self.network {
-            Network::Tensors(tensors) => Some(&tensors.vision),
-            #[cfg(feature = "cuda")]
-            Network::Cuda(_) => None,
-        }
-    }
-
-    /// What stands in a square picture's place among the decoder's embeddings: `[tokens, text hidden size]`.
+    /// Features of a square picture, which stand in its place among the decoder's embeddings: `[tokens, text hidden size]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Picture`] for one that the encoder can't take, [`Error::Cancelled`] after a `Break`.
+    #[doc(hidden)]
     pub fn features(&self, picture: &Picture, observer: &mut Observer<'_>) -> Result<Tensor> {
         self.check_picture(picture)?;
-        match &self.network {
-            Network::Tensors(tensors) => tensors.vision.forward(&self.pixels(picture)?, observer),
-            #[cfg(feature = "cuda")]
-            Network::Cuda(network) => Ok(self.states_cuda(network, picture)?.1),
-        }
+        self.backend.features(picture, observer)
     }
 
-    /// States after the embedding, after each layer of the encoder and after its last norm, as far as its engine
-    /// has them in memory: what parity tests hold against the reference stage by stage.
+    /// States after the embedding, after each layer of the encoder and after its last norm, as far as the backend has
+    /// them in memory: what parity tests hold against the reference stage by stage.
+    #[doc(hidden)]
     pub fn vision_states(&self, picture: &Picture) -> Result<Vec<Tensor>> {
         self.check_picture(picture)?;
-        match &self.network {
-            Network::Tensors(tensors) => tensors.vision.hidden_states(&self.pixels(picture)?),
-            #[cfg(feature = "cuda")]
-            Network::Cuda(network) => Ok(self.states_cuda(network, picture)?.0),
-        }
+        Ok(self.backend.vision_states(picture)?.0)
+    }
+
+    /// The connector alone, from `[patches, hidden]` of a grid of rows and columns to features; `None` where the backend
+    /// can't run it alone.
+    #[doc(hidden)]
+    pub fn connect(&self, states: &Tensor, grid: (usize, usize)) -> Option<Result<Tensor>> {
+        self.backend.connect(states, grid)
     }
 
     /// That the encoder can run on this picture as it is.
@@ -214,20 +212,6 @@ impl Model {
         Err(Error::Picture(format!(
             "{width} × {height} pixels; the encoder takes squares, of at least {least} and of no more than it can attend to"
         )))
-    }
-
-    /// Normalised pixel values, `[3, height, width]`, in the type and on the device of the tensors.
-    pub fn pixels(&self, picture: &Picture) -> Result<Tensor> {
-        image::check(picture)?;
-        let shape = (3, picture.height as usize, picture.width as usize);
-        let planes = image::normalise(picture, &self.preprocessor);
-        match &self.network {
-            Network::Tensors(tensors) => {
-                Ok(Tensor::from_vec(planes, shape, &tensors.device)?.to_dtype(tensors.dtype)?)
-            }
-            #[cfg(feature = "cuda")]
-            Network::Cuda(_) => Ok(Tensor::from_vec(planes, shape, &Device::Cpu)?),
-        }
     }
 
     /// How a square picture of this size stands in the prompt, behind `grid` tiles of the same size.

@@ -4,6 +4,8 @@ use std::thread::JoinHandle;
 
 use vlmnarrate_engine::threads::spawn;
 
+use crate::error::{Error, Result};
+
 /// rayon's threads. Dropped, it waits until they have ended.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -13,6 +15,14 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
+    /// The threads of a model on the CPU.
+    pub(crate) fn for_model(threads: usize) -> Result<Self> {
+        Self::new("vlmnarrate-cpu", threads).map_err(|e| Error::Setting {
+            property: "threads",
+            reason: format!("{e}; lower it"),
+        })
+    }
+
     /// So many threads, or one for each core for 0, called `name` and a number.
     pub(crate) fn new(name: &str, count: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
         let mut threads = Vec::new();

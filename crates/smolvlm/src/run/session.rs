@@ -1,9 +1,7 @@
 //! What a caller keeps from caption to caption, and what the next has of the last.
 
-use candle_core::Tensor;
-
 use crate::{
-    backends::network::Cache,
+    backends::SequenceSlot,
     error::{Error, Result},
     text::prompt::{Message, Prompt, Prompter, Span},
 };
@@ -15,19 +13,19 @@ use vlmnarrate_engine::Picture;
 pub struct Session {
     /// The model's, by [`Model::session`](super::Model::session).
     model: u64,
-    pub(crate) cache: Cache,
+    pub(crate) slot: Box<dyn SequenceSlot>,
     pub(crate) last: Option<Last>,
-    /// The last question and its tokens: mostly it is the next one too.
-    asked: Option<(Question, Prompt)>,
+    /// The last prompt that was tokenized: mostly it is the next one too.
+    encoded: Option<(PromptKey, Prompt)>,
 }
 
 impl Session {
-    pub(crate) fn new(model: u64, cache: Cache) -> Self {
+    pub(crate) fn new(model: u64, slot: Box<dyn SequenceSlot>) -> Self {
         Self {
             model,
-            cache,
+            slot,
             last: None,
-            asked: None,
+            encoded: None,
         }
     }
 
@@ -41,13 +39,13 @@ impl Session {
         }
     }
 
-    /// The question's tokens, of which those of the last are known.
-    pub(crate) fn prompt(&mut self, prompter: &Prompter, question: Question) -> Result<Prompt> {
-        match &self.asked {
-            Some((asked, prompt)) if *asked == question => Ok(prompt.clone()),
+    /// Tokens of a prompt; those of the last are known.
+    pub(crate) fn prompt(&mut self, prompter: &Prompter, wanted: PromptKey) -> Result<Prompt> {
+        match &self.encoded {
+            Some((key, prompt)) if *key == wanted => Ok(prompt.clone()),
             _ => {
-                let prompt = prompter.encode(&question.messages, &question.spans)?;
-                self.asked = Some((question, prompt.clone()));
+                let prompt = prompter.encode(&wanted.messages, &wanted.spans)?;
+                self.encoded = Some((wanted, prompt.clone()));
                 Ok(prompt)
             }
         }
@@ -56,13 +54,13 @@ impl Session {
     /// Makes the next caption as if it were the first, in the same memory.
     pub fn forget(&mut self) {
         self.last = None;
-        self.cache.truncate(0);
+        self.slot.truncate(0);
     }
 }
 
-/// What a prompt is made of.
+/// What a prompt is made of: the same gives the same tokens.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Question {
+pub(crate) struct PromptKey {
     pub(crate) messages: Vec<Message>,
     /// Of its pictures.
     pub(crate) spans: Vec<Span>,
@@ -74,23 +72,17 @@ pub(crate) struct Last {
     /// Of the prompt, which the cache holds still.
     pub(crate) prompt: Prompt,
     pub(crate) squares: Vec<Picture>,
-    /// None where the cache holds them.
-    pub(crate) features: Vec<Tensor>,
     /// Tokens of the caption.
-    pub(crate) ids: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
 }
 
 impl Last {
-    /// Features of this square picture in this place, if it is the same as then.
-    pub(crate) fn features(&self, place: usize, square: &Picture) -> Option<Tensor> {
-        (self.squares.get(place)? == square).then(|| self.features[place].clone())
-    }
-
-    /// Whether this picture stood in this place of this prompt.
-    #[cfg(feature = "cuda")]
+    /// Whether this square picture stood in this place, behind as many rows of features.
     pub(crate) fn has(&self, place: usize, square: &Picture, prompt: &Prompt) -> bool {
-        self.squares.get(place) == Some(square)
-            && self.prompt.images[..=place] == prompt.images[..=place]
+        fn rows(prompt: &Prompt, place: usize) -> impl Iterator<Item = &usize> {
+            prompt.images.iter().take(place + 1).map(|(_, len)| len)
+        }
+        self.squares.get(place) == Some(square) && rows(&self.prompt, place).eq(rows(prompt, place))
     }
 
     /// Tokens from the first on that the prompt has in common with this one, whose first `same` pictures are
@@ -104,41 +96,5 @@ impl Last {
             Some((start, _)) => tokens.min(*start),
             None => tokens,
         }
-    }
-}
-
-/// Tokens that were run before anybody knew whether they would be chosen: those of the last caption, which
-/// says the same as long as the scene does.
-///
-/// A guess that fails costs time and changes nothing: each choice is made from the same logits as without.
-pub(crate) struct Ahead<'a> {
-    /// None of a decoder whose rows depend on how many are run at once.
-    pub(crate) guess: &'a [u32],
-    /// Tokens of the caption that were run, chosen or not, and the logits behind the last of them, each.
-    pub(crate) run: Vec<u32>,
-    pub(crate) logits: Vec<Tensor>,
-    /// How many to guess at once: more and more as they come true.
-    pub(crate) pace: usize,
-}
-
-impl<'a> Ahead<'a> {
-    pub(crate) const PACE: usize = 4;
-    pub(crate) const MOST: usize = 16;
-
-    /// Of a prompt that is the same, pictures included, or not.
-    pub(crate) fn new(guess: &'a [u32], is_same: bool) -> Self {
-        Self {
-            guess,
-            run: Vec::new(),
-            logits: Vec::new(),
-            pace: if is_same { Self::MOST } else { Self::PACE },
-        }
-    }
-
-    /// What is known to follow these tokens.
-    pub(crate) fn behind(&self, ids: &[u32]) -> Option<Tensor> {
-        let known = self.run.len() - self.logits.len();
-        let at = ids.len().checked_sub(known + 1)?;
-        (self.run.get(..ids.len())? == ids).then(|| self.logits[at].clone())
     }
 }

@@ -6,70 +6,79 @@
 
 use candle_core::{D, DType, Device, Module, Result as CandleResult, Tensor};
 use candle_nn::{RmsNorm, VarBuilder, ops::silu, rms_norm, rotary_emb::rope};
-
-use crate::{
-    backends::{
-        candle::{
-            encoder::softmax_f32,
-            kv_cache::{KvCache, Seen},
-            linear::{Embedding, Linear, Matrices},
-        },
-        cpu::layers::{self, DecoderLayer, Workspace, in_place},
-        layer_done,
-    },
-    error::Result,
-    families::idefics3::config::{Config, TextConfig},
-    files::formats::HEAD,
-};
 use vlmnarrate_engine::Observer;
 
+use super::{
+    DecoderLayer, Head as _, Kv, Parts,
+    encoder::softmax_f32,
+    kv_cache::{KvCache, LayerKv},
+    linear::{Embedding, Linear, Matrices},
+    values::first_broken,
+};
+use crate::{
+    backends::layer_done,
+    error::Result,
+    families::idefics3::{
+        config::{Config, TextConfig},
+        names::{self, decoder_layer as module},
+        positions::inverse_frequencies,
+    },
+};
+
+/// From embeddings to logits.
 #[derive(Debug)]
-pub(crate) struct Decoder {
+pub(crate) struct Decoder<P: Parts> {
     embed_tokens: Embedding,
-    layers: Vec<Layer>,
-    head: Head,
+    layers: Vec<P::DecoderLayer>,
+    head: P::Head,
     rope: Rope,
     kv_heads: usize,
 }
 
-impl Decoder {
+impl<P: Parts> Decoder<P> {
     /// `vb` is at the checkpoint's root.
     pub(crate) fn load(
         config: &Config,
         matrices: Matrices<'_>,
-        vb: VarBuilder,
+        vb: &VarBuilder,
     ) -> CandleResult<Self> {
         let c = &config.text_config;
-        let m = vb.pp("model.text_model");
         let table = (c.vocab_size, c.hidden_size);
-        let embed_tokens = Embedding::load(table, matrices, m.pp("embed_tokens"))?;
+        let embed_tokens = Embedding::load(table, matrices, vb.pp(names::EMBED_TOKENS))?;
+        let layer =
+            |i| P::decoder_layer(Layer::load(c, matrices, &vb.pp(names::decoder_layer(i)))?);
         let layers = (0..c.num_hidden_layers)
-            .map(|i| Layer::load(c, matrices, m.pp("layers").pp(i)))
+            .map(layer)
             .collect::<CandleResult<_>>()?;
         // As transformers 5 reads it: a stored head counts whatever the configuration says.
-        let lm_head = if config.tie_word_embeddings && !vb.contains_tensor(HEAD) {
+        let has_head = vb.contains_tensor(&names::weight(names::LM_HEAD));
+        let lm_head = if config.tie_word_embeddings && !has_head {
             embed_tokens.tied(matrices.tied_head()?)?
         } else {
             let shape = (c.hidden_size, c.vocab_size);
-            Linear::load(shape, false, matrices, vb.pp("lm_head"))?
+            Linear::load(shape, false, matrices, vb.pp(names::LM_HEAD))?
         };
-        let norm = rms_norm(c.hidden_size, c.rms_norm_eps, m.pp("norm"))?;
+        let norm = rms_norm(c.hidden_size, c.rms_norm_eps, vb.pp(names::NORM))?;
         Ok(Self {
             embed_tokens,
             layers,
-            head: match layers::Head::new(&norm, &lm_head)? {
-                Some(head) => Head::Packed(head),
-                None => Head::Tensors(norm, lm_head),
-            },
+            head: P::head(norm, lm_head)?,
             rope: Rope::new(c),
             kv_heads: c.num_key_value_heads(),
         })
     }
 
-    /// An empty cache in this decoder's shape.
-    pub(crate) fn cache(&self) -> KvCache {
-        let packed = self.layers.iter().map(Layer::is_packed).collect();
-        KvCache::new(packed, self.kv_heads, self.rope.head_dim)
+    /// Empty caches of all layers for so many tokens.
+    pub(crate) fn new_kv(
+        &self,
+        capacity: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> impl Iterator<Item = CandleResult<Kv<P>>> {
+        let shape = (self.kv_heads, capacity, self.rope.head_dim);
+        self.layers
+            .iter()
+            .map(move |layer| layer.new_kv(shape, dtype, device))
     }
 
     /// `[tokens, hidden]`
@@ -77,9 +86,9 @@ impl Decoder {
         self.embed_tokens.forward(ids)
     }
 
-    /// Whether each position comes out the same to the bit however many are run at once.
-    pub(crate) fn is_exact(&self) -> bool {
-        matches!(self.head, Head::Packed(_)) && self.layers.iter().all(Layer::is_packed)
+    /// Whether kernels of our own do all of it, each row by itself.
+    pub(crate) fn is_fused(&self) -> bool {
+        self.head.is_fused() && self.layers.iter().all(DecoderLayer::is_fused)
     }
 
     /// Runs `[n, hidden]` embeddings, which make way, behind what `cache` holds, in room that the caller has
@@ -89,52 +98,32 @@ impl Decoder {
         &self,
         embeds: Tensor,
         last: usize,
-        cache: &mut KvCache,
+        cache: &mut KvCache<Kv<P>>,
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
         let n = embeds.dim(0)?;
-        let turn = self.rope.at(cache.len(), n, &embeds)?;
-        let mask = (n > 1 && !self.is_exact())
+        let angles = self.rope.at(cache.len(), n, &embeds)?;
+        let mask = (n > 1 && !self.is_fused())
             .then(|| causal_mask(n, cache.len(), embeds.dtype(), embeds.device()))
             .transpose()?;
-        let mut workspace = Workspace::default();
+        let mut workspace = P::Workspace::default();
         let mut x = embeds;
-        let at = cache.len();
-        for (layer, seen) in self.layers.iter().zip(cache.layers()) {
-            x = match (layer, seen) {
-                (Layer::Tensors(layer), Seen::Tensors(keys, values)) => {
-                    let cache = Cache { keys, values, at };
-                    layer.forward(&x, &turn, mask.as_ref(), cache)?
-                }
-                (Layer::Packed(layer), Seen::Packed(seen)) => in_place(x, |x| {
-                    layer.forward(x, turn.values(), seen, at, &mut workspace)
-                })?,
-                _ => unreachable!("a cache of another decoder"),
-            };
+        let past = cache.len();
+        for (layer, kv) in self.layers.iter().zip(cache.layers()) {
+            x = layer.forward(x, &angles, mask.as_ref(), (kv, past), &mut workspace)?;
             layer_done(observer)?;
         }
         cache.advance(n);
         let broken = match x.device().is_cpu() {
-            true => layers::first_broken(&x)?,
+            true => first_broken(&x)?,
             false => None,
         };
         // Those before are never read; of one position the head is as large as a quarter of the rest.
         let states = x.narrow(0, n - last, last)?.contiguous()?;
-        let logits = match &self.head {
-            Head::Tensors(norm, lm_head) => {
-                let logits = lm_head.forward(&norm.forward(&states)?)?;
-                logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?
-            }
-            Head::Packed(head) => {
-                let states = states.flatten_all()?.to_vec1()?;
-                let logits = head.forward(&states, &mut workspace);
-                let shape = (last, logits.len() / last);
-                Tensor::from_vec(logits, shape, &Device::Cpu)?
-            }
-        };
+        let logits = self.head.forward(&states, &mut workspace)?;
         match broken {
             None => Ok(logits),
-            // As floats have it: whoever looks back at what is no number is none either.
+            // As floats have it: what attends to a value that is not finite is not finite either.
             Some(row) => {
                 let finite = row.saturating_sub(n - last);
                 let none =
@@ -145,14 +134,21 @@ impl Decoder {
     }
 }
 
-/// The last norm and the layer that gives each token of the vocabulary its score.
+/// candle's last norm and head.
 #[derive(Debug)]
-enum Head {
-    Tensors(RmsNorm, Linear),
-    Packed(layers::Head),
+pub(crate) struct Head {
+    pub(crate) norm: RmsNorm,
+    pub(crate) lm_head: Linear,
 }
 
-/// Zero where token `i` of `n` may look back, −∞ beyond; `seen` tokens stand before them.
+impl Head {
+    pub(crate) fn forward(&self, states: &Tensor) -> CandleResult<Tensor> {
+        let logits = self.lm_head.forward(&self.norm.forward(states)?)?;
+        logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)
+    }
+}
+
+/// Zero where token `i` of `n` may attend to, −∞ beyond; `seen` tokens stand before them.
 fn causal_mask(n: usize, seen: usize, dtype: DType, device: &Device) -> CandleResult<Tensor> {
     let mask = (0..n)
         .flat_map(|i| {
@@ -166,16 +162,6 @@ fn causal_mask(n: usize, seen: usize, dtype: DType, device: &Device) -> CandleRe
         })
         .collect::<Vec<_>>();
     Tensor::from_vec(mask, (n, seen + n), device)?.to_dtype(dtype)
-}
-
-/// Of each pair of a head's values.
-pub(crate) fn inverse_frequencies(c: &TextConfig) -> Vec<f32> {
-    let head_dim = c.head_dim();
-    let theta = c.rope_theta() as f32;
-    let exponents = (0..head_dim).step_by(2).map(|i| i as f32 / head_dim as f32);
-    exponents
-        .map(|exponent| 1.0 / theta.powf(exponent))
-        .collect()
 }
 
 /// Rotary position embedding; angles in f32 from the inverse frequencies, as the reference makes them.
@@ -194,7 +180,7 @@ impl Rope {
     }
 
     /// For `n` positions from `start` on, in the type and on the device of `like`.
-    fn at(&self, start: usize, n: usize, like: &Tensor) -> CandleResult<Turn> {
+    fn at(&self, start: usize, n: usize, like: &Tensor) -> CandleResult<Angles> {
         let positions = (start..start + n).map(|position| position as f32);
         let angles = positions.flat_map(|p| self.inv_freq.iter().map(move |f| p * f));
         let (sin, cos): (Vec<_>, Vec<_>) = angles.map(|angle| (angle.sin(), angle.cos())).unzip();
@@ -202,7 +188,7 @@ impl Rope {
             let shape = (n, self.inv_freq.len());
             Tensor::from_slice(values, shape, like.device())?.to_dtype(like.dtype())
         };
-        Ok(Turn {
+        Ok(Angles {
             cos: tensor(&cos)?,
             sin: tensor(&sin)?,
             values: [cos, sin],
@@ -211,62 +197,21 @@ impl Rope {
 }
 
 /// Cosines and sines, `[n, head_dim / 2]`, of some positions.
-struct Turn {
+pub(crate) struct Angles {
     cos: Tensor,
     sin: Tensor,
     values: [Vec<f32>; 2],
 }
 
-impl Turn {
-    fn values(&self) -> (&[f32], &[f32]) {
+impl Angles {
+    pub(crate) fn values(&self) -> (&[f32], &[f32]) {
         let [cos, sin] = &self.values;
         (cos, sin)
     }
 }
 
 #[derive(Debug)]
-enum Layer {
-    Tensors(TensorLayer),
-    Packed(DecoderLayer),
-}
-
-impl Layer {
-    fn load(c: &TextConfig, matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
-        let layer = TensorLayer::load(c, matrices, vb)?;
-        Ok(match DecoderLayer::new(&layer)? {
-            Some(layer) => Self::Packed(layer),
-            None => Self::Tensors(layer),
-        })
-    }
-
-    fn is_packed(&self) -> bool {
-        matches!(self, Self::Packed(_))
-    }
-}
-
-/// Where a layer puts the keys and values of new tokens, behind those of the `at` that it has seen.
-#[derive(Clone, Copy)]
-struct Cache<'a> {
-    keys: &'a Tensor,
-    values: &'a Tensor,
-    at: usize,
-}
-
-impl Cache<'_> {
-    /// Takes `[kv_heads, n, head_dim]` and returns all keys and values as views.
-    fn write(&self, k: &Tensor, v: &Tensor) -> CandleResult<(Tensor, Tensor)> {
-        self.keys.slice_set(k, 1, self.at)?;
-        self.values.slice_set(v, 1, self.at)?;
-        let total = self.at + k.dim(1)?;
-        Ok((
-            self.keys.narrow(1, 0, total)?,
-            self.values.narrow(1, 0, total)?,
-        ))
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct TensorLayer {
+pub(crate) struct Layer {
     pub(crate) input_layernorm: RmsNorm,
     pub(crate) q_proj: Linear,
     pub(crate) k_proj: Linear,
@@ -281,42 +226,39 @@ pub(crate) struct TensorLayer {
     pub(crate) head_dim: usize,
 }
 
-impl TensorLayer {
-    fn load(c: &TextConfig, matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
+impl Layer {
+    fn load(c: &TextConfig, matrices: Matrices<'_>, vb: &VarBuilder) -> CandleResult<Self> {
         let (n, head_dim) = (c.hidden_size, c.head_dim());
         let (heads, kv_heads) = (c.num_attention_heads, c.num_key_value_heads());
-        let attn = vb.pp("self_attn");
-        let mlp = vb.pp("mlp");
         let norm = |name| rms_norm(n, c.rms_norm_eps, vb.pp(name));
-        let attn_linear =
-            |from, to, name| Linear::load((from, to), c.attention_bias, matrices, attn.pp(name));
-        let mlp_linear =
-            |from, to, name| Linear::load((from, to), c.mlp_bias, matrices, mlp.pp(name));
+        let attn =
+            |from, to, name| Linear::load((from, to), c.attention_bias, matrices, vb.pp(name));
+        let mlp = |from, to, name| Linear::load((from, to), c.mlp_bias, matrices, vb.pp(name));
         Ok(Self {
-            input_layernorm: norm("input_layernorm")?,
-            q_proj: attn_linear(n, heads * head_dim, "q_proj")?,
-            k_proj: attn_linear(n, kv_heads * head_dim, "k_proj")?,
-            v_proj: attn_linear(n, kv_heads * head_dim, "v_proj")?,
-            o_proj: attn_linear(heads * head_dim, n, "o_proj")?,
-            post_attention_layernorm: norm("post_attention_layernorm")?,
-            gate_proj: mlp_linear(n, c.intermediate_size, "gate_proj")?,
-            up_proj: mlp_linear(n, c.intermediate_size, "up_proj")?,
-            down_proj: mlp_linear(c.intermediate_size, n, "down_proj")?,
+            input_layernorm: norm(module::INPUT_LAYERNORM)?,
+            q_proj: attn(n, heads * head_dim, module::Q_PROJ)?,
+            k_proj: attn(n, kv_heads * head_dim, module::K_PROJ)?,
+            v_proj: attn(n, kv_heads * head_dim, module::V_PROJ)?,
+            o_proj: attn(heads * head_dim, n, module::O_PROJ)?,
+            post_attention_layernorm: norm(module::POST_ATTENTION_LAYERNORM)?,
+            gate_proj: mlp(n, c.intermediate_size, module::GATE_PROJ)?,
+            up_proj: mlp(n, c.intermediate_size, module::UP_PROJ)?,
+            down_proj: mlp(c.intermediate_size, n, module::DOWN_PROJ)?,
             heads,
             kv_heads,
             head_dim,
         })
     }
 
-    fn forward(
+    pub(crate) fn forward(
         &self,
         x: &Tensor,
-        turn: &Turn,
+        angles: &Angles,
         mask: Option<&Tensor>,
-        cache: Cache<'_>,
+        cache: (&LayerKv, usize),
     ) -> CandleResult<Tensor> {
         let normed = self.input_layernorm.forward(x)?;
-        let x = (x + self.attention(&normed, turn, mask, cache)?)?;
+        let x = (x + self.attention(&normed, angles, mask, cache)?)?;
         let normed = self.post_attention_layernorm.forward(&x)?;
         let gate = silu(&self.gate_proj.forward(&normed)?)?;
         let mlp = self
@@ -328,9 +270,9 @@ impl TensorLayer {
     fn attention(
         &self,
         x: &Tensor,
-        Turn { cos, sin, .. }: &Turn,
+        Angles { cos, sin, .. }: &Angles,
         mask: Option<&Tensor>,
-        cache: Cache<'_>,
+        (kv, past): (&LayerKv, usize),
     ) -> CandleResult<Tensor> {
         let n = x.dim(0)?;
         let split = |x: Tensor, heads| {
@@ -341,7 +283,7 @@ impl TensorLayer {
         let q = rope(&split(self.q_proj.forward(x)?, self.heads)?, cos, sin)?;
         let k = rope(&split(self.k_proj.forward(x)?, self.kv_heads)?, cos, sin)?;
         let v = split(self.v_proj.forward(x)?, self.kv_heads)?;
-        let (keys, values) = cache.write(&k.squeeze(0)?, &v.squeeze(0)?)?;
+        let (keys, values) = kv.write(&k.squeeze(0)?, &v.squeeze(0)?, past)?;
         // Query heads that share a key head stand next to each other: one product per key head does
         // them all, without repeating keys or values.
         let group = self.heads / self.kv_heads * n;

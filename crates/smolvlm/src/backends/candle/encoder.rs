@@ -8,43 +8,46 @@
 
 use candle_core::{DType, Error as CandleError, Module, Result as CandleResult, Tensor};
 use candle_nn::{LayerNorm, VarBuilder, layer_norm, ops::softmax_last_dim};
-
-use crate::{
-    backends::{
-        candle::linear::{Linear, Matrices},
-        cpu::layers::{EncoderLayer, Matrix, Precision, Workspace, first_broken, in_place},
-        layer_done,
-    },
-    error::{Error, Result},
-    families::idefics3::config::{Config, VisionConfig},
-};
 use vlmnarrate_engine::Observer;
 
-/// Pixels of one picture to the features that stand in its place among the decoder's embeddings.
+use super::{
+    EncoderLayer, Parts,
+    linear::{Linear, Matrices},
+    values::first_broken,
+};
+use crate::{
+    backends::layer_done,
+    error::{Error, Result},
+    families::idefics3::{
+        config::{Config, VisionConfig},
+        names::{self, encoder_layer as module},
+        positions::{position_ids, repeated},
+    },
+};
+
+/// From the pixels of a picture to the features that stand in its place among the decoder's embeddings.
 #[derive(Debug)]
-pub struct Vision {
+pub(crate) struct Encoder<P: Parts> {
     patch_embedding: Linear,
     position_embedding: Tensor,
-    layers: Vec<Layer>,
+    layers: Vec<P::EncoderLayer>,
     post_layernorm: LayerNorm,
-    connector: Connector,
+    connector: P::Connector,
     hidden: usize,
     patch_size: usize,
     scale_factor: usize,
 }
 
-impl Vision {
-    /// `vb` is at the checkpoint's `model`.
+impl<P: Parts> Encoder<P> {
+    /// `vb` is at the checkpoint's root.
     pub(crate) fn load(
         config: &Config,
         matrices: Matrices<'_>,
-        vb: VarBuilder,
+        vb: &VarBuilder,
     ) -> CandleResult<Self> {
         let c = &config.vision_config;
-        let v = vb.pp("vision_model");
         let patch = c.num_channels * c.patch_size * c.patch_size;
-        let embeddings = v.pp("embeddings");
-        let conv = embeddings.pp("patch_embedding");
+        let conv = vb.pp(names::PATCH_EMBEDDING);
         let kernel = (c.hidden_size, c.num_channels, c.patch_size, c.patch_size);
         // Dense in any case: the first layer sees pixels, and its error would go through all others.
         let patch_embedding = Linear::Dense(candle_nn::Linear::new(
@@ -53,24 +56,27 @@ impl Vision {
             Some(conv.get(c.hidden_size, "bias")?),
         ));
         let side = c.image_size / c.patch_size;
-        let position_embedding = embeddings
-            .pp("position_embedding")
+        let position_embedding = vb
+            .pp(names::POSITION_EMBEDDING)
             .get((side * side, c.hidden_size), "weight")?;
-        let layer = |i| Layer::load(c, matrices, v.pp("encoder.layers").pp(i));
+        let layer =
+            |i| P::encoder_layer(Layer::load(c, matrices, &vb.pp(names::encoder_layer(i)))?);
         let layers = (0..c.num_hidden_layers)
             .map(layer)
             .collect::<CandleResult<_>>()?;
-        let folded = c.hidden_size * config.scale_factor * config.scale_factor;
+        let shuffled = c.hidden_size * config.scale_factor * config.scale_factor;
+        let post_layernorm = vb.pp(names::POST_LAYERNORM);
         Ok(Self {
             patch_embedding,
             position_embedding,
             layers,
-            post_layernorm: layer_norm(c.hidden_size, c.layer_norm_eps, v.pp("post_layernorm"))?,
-            connector: Connector::load(
-                (folded, config.text_config.hidden_size),
+            post_layernorm: layer_norm(c.hidden_size, c.layer_norm_eps, post_layernorm)?,
+            connector: P::connector(Linear::load(
+                (shuffled, config.text_config.hidden_size),
+                false,
                 matrices,
-                vb.pp("connector.modality_projection.proj"),
-            )?,
+                vb.pp(names::CONNECTOR),
+            )?)?,
             hidden: c.hidden_size,
             patch_size: c.patch_size,
             scale_factor: config.scale_factor,
@@ -78,19 +84,22 @@ impl Vision {
     }
 
     /// `pixels` is `[3, height, width]`, normalised; the result is `[tokens, text hidden size]`.
-    pub fn forward(&self, pixels: &Tensor, observer: &mut Observer<'_>) -> Result<Tensor> {
+    pub(crate) fn forward(&self, pixels: &Tensor, observer: &mut Observer<'_>) -> Result<Tensor> {
         let grid = self.grid(pixels)?;
         let x = self.encode(self.embed(pixels, grid)?, |_| layer_done(observer))?;
-        if x.device().is_cpu() && first_broken(&x)?.is_some() {
-            return Err(Error::NotFinite);
-        }
-        Ok(self.connect(&x, grid)?)
+        self.finish(&x, grid)
     }
 
-    /// Whether there are kernels for all layers.
-    pub(crate) fn is_packed(&self) -> bool {
-        let is_packed = |layer: &Layer| matches!(layer, Layer::Packed(_));
-        self.layers.iter().all(is_packed)
+    fn finish(&self, x: &Tensor, grid: (usize, usize)) -> Result<Tensor> {
+        if x.device().is_cpu() && first_broken(x)?.is_some() {
+            return Err(Error::NotFinite);
+        }
+        Ok(self.connect(x, grid)?)
+    }
+
+    /// Whether kernels of our own do all layers.
+    pub(crate) fn is_fused(&self) -> bool {
+        self.layers.iter().all(EncoderLayer::is_fused)
     }
 
     /// Rows and columns of patches.
@@ -112,7 +121,7 @@ impl Vision {
         mut x: Tensor,
         mut after: impl FnMut(&Tensor) -> Result<()>,
     ) -> Result<Tensor> {
-        let mut workspace = Workspace::default();
+        let mut workspace = P::Workspace::default();
         for layer in &self.layers {
             x = layer.forward(x, &mut workspace)?;
             after(&x)?;
@@ -134,17 +143,18 @@ impl Vision {
         self.patch_embedding.forward(&patches)? + self.position_embedding.index_select(&ids, 0)?
     }
 
-    /// States after the embedding and after each layer, then after the last norm: what parity tests hold
-    /// against the reference stage by stage.
-    pub fn hidden_states(&self, pixels: &Tensor) -> Result<Vec<Tensor>> {
-        let x = self.embed(pixels, self.grid(pixels)?)?;
+    /// States after the embedding, after each layer and after the last norm, and the features.
+    pub(crate) fn hidden_states(&self, pixels: &Tensor) -> Result<(Vec<Tensor>, Tensor)> {
+        let grid = self.grid(pixels)?;
+        let x = self.embed(pixels, grid)?;
         let mut states = vec![x.copy()?];
         let last = self.encode(x, |state| {
             states.push(state.copy()?);
             Ok(())
         })?;
+        let features = self.finish(&last, grid)?;
         states.push(last);
-        Ok(states)
+        Ok((states, features))
     }
 
     /// Pixel shuffle and projection: squares of `scale_factor`² patches become one token each.
@@ -153,7 +163,7 @@ impl Vision {
     /// Here it grows to the next one that does by repeating its edge patches, evenly on both sides: the
     /// encoder still runs on the 196 patches, and the connector sees only features like those it was
     /// trained on.
-    pub fn connect(&self, x: &Tensor, (rows, cols): (usize, usize)) -> CandleResult<Tensor> {
+    pub(crate) fn connect(&self, x: &Tensor, (rows, cols): (usize, usize)) -> CandleResult<Tensor> {
         let s = self.scale_factor;
         let (patches, hidden) = x.dims2()?;
         if patches == 0 || rows.checked_mul(cols) != Some(patches) || hidden != self.hidden {
@@ -174,63 +184,6 @@ impl Vision {
     }
 }
 
-/// The projection into the decoder's embeddings.
-#[derive(Debug)]
-enum Connector {
-    Tensors(Linear),
-    Packed(Matrix),
-}
-
-impl Connector {
-    fn load(shape: (usize, usize), matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
-        let linear = Linear::load(shape, false, matrices, vb)?;
-        Ok(match Matrix::new(&[&linear], Precision::Words)? {
-            Some(matrix) => Self::Packed(matrix),
-            None => Self::Tensors(linear),
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        match self {
-            Self::Tensors(linear) => linear.forward(x),
-            Self::Packed(matrix) => matrix.forward(x),
-        }
-    }
-}
-
-/// Position ids of a `rows` × `cols` grid in a table learned for `side` × `side` patches.
-pub(crate) fn position_ids(rows: usize, cols: usize, side: usize) -> Vec<u32> {
-    let bucket = |i: usize, n: usize| i * side / n;
-    (0..rows)
-        .flat_map(|i| (0..cols).map(move |j| (bucket(i, rows) * side + bucket(j, cols)) as u32))
-        .collect()
-}
-
-/// `n` places grown to a multiple of `multiple` by repeating the first and the last.
-fn repeated(n: usize, multiple: usize) -> Vec<u32> {
-    let missing = n.next_multiple_of(multiple) - n;
-    let before = missing / 2;
-    let places = 0..n + missing;
-    places
-        .map(|i| i.saturating_sub(before).min(n - 1) as u32)
-        .collect()
-}
-
-/// The patches of a square grid in the order that [`Vision::connect`] folds squares of `fold`² of them.
-#[cfg(feature = "cuda")]
-pub(crate) fn folded(grid: usize, fold: usize) -> Vec<u32> {
-    let places = repeated(grid, fold);
-    let squares = places.chunks_exact(fold);
-    let tokens = squares
-        .clone()
-        .flat_map(|rows| squares.clone().map(move |cols| (rows, cols)));
-    let patches = tokens.flat_map(|(rows, cols)| {
-        rows.iter()
-            .flat_map(move |row| cols.iter().map(move |col| (row, col)))
-    });
-    patches.map(|(row, col)| row * grid as u32 + col).collect()
-}
-
 /// Grows `dim` to a multiple of `multiple` by repeating its first and last entries.
 fn repeat_edges(x: &Tensor, dim: usize, multiple: usize) -> CandleResult<Tensor> {
     let n = x.dim(dim)?;
@@ -241,30 +194,7 @@ fn repeat_edges(x: &Tensor, dim: usize, multiple: usize) -> CandleResult<Tensor>
 }
 
 #[derive(Debug)]
-enum Layer {
-    Tensors(Box<TensorLayer>),
-    Packed(Box<EncoderLayer>),
-}
-
-impl Layer {
-    fn load(c: &VisionConfig, matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
-        let layer = TensorLayer::load(c, matrices, vb)?;
-        Ok(match EncoderLayer::new(&layer)? {
-            Some(layer) => Self::Packed(layer.into()),
-            None => Self::Tensors(layer.into()),
-        })
-    }
-
-    fn forward(&self, x: Tensor, workspace: &mut Workspace) -> CandleResult<Tensor> {
-        match self {
-            Self::Tensors(layer) => layer.forward(&x),
-            Self::Packed(layer) => in_place(x, |x| layer.forward(x, workspace)),
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct TensorLayer {
+pub(crate) struct Layer {
     pub(crate) layer_norm1: LayerNorm,
     pub(crate) q_proj: Linear,
     pub(crate) k_proj: Linear,
@@ -276,26 +206,25 @@ pub(crate) struct TensorLayer {
     pub(crate) heads: usize,
 }
 
-impl TensorLayer {
-    fn load(c: &VisionConfig, matrices: Matrices<'_>, vb: VarBuilder) -> CandleResult<Self> {
+impl Layer {
+    fn load(c: &VisionConfig, matrices: Matrices<'_>, vb: &VarBuilder) -> CandleResult<Self> {
         let n = c.hidden_size;
-        let linear = |from, to, vb| Linear::load((from, to), true, matrices, vb);
-        let attn = vb.pp("self_attn");
-        let mlp = vb.pp("mlp");
+        let norm = |name| layer_norm(n, c.layer_norm_eps, vb.pp(name));
+        let linear = |from, to, name| Linear::load((from, to), true, matrices, vb.pp(name));
         Ok(Self {
-            layer_norm1: layer_norm(n, c.layer_norm_eps, vb.pp("layer_norm1"))?,
-            q_proj: linear(n, n, attn.pp("q_proj"))?,
-            k_proj: linear(n, n, attn.pp("k_proj"))?,
-            v_proj: linear(n, n, attn.pp("v_proj"))?,
-            out_proj: linear(n, n, attn.pp("out_proj"))?,
-            layer_norm2: layer_norm(n, c.layer_norm_eps, vb.pp("layer_norm2"))?,
-            fc1: linear(n, c.intermediate_size, mlp.pp("fc1"))?,
-            fc2: linear(c.intermediate_size, n, mlp.pp("fc2"))?,
+            layer_norm1: norm(module::LAYER_NORM1)?,
+            q_proj: linear(n, n, module::Q_PROJ)?,
+            k_proj: linear(n, n, module::K_PROJ)?,
+            v_proj: linear(n, n, module::V_PROJ)?,
+            out_proj: linear(n, n, module::OUT_PROJ)?,
+            layer_norm2: norm(module::LAYER_NORM2)?,
+            fc1: linear(n, c.intermediate_size, module::FC1)?,
+            fc2: linear(c.intermediate_size, n, module::FC2)?,
             heads: c.num_attention_heads,
         })
     }
 
-    fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
         let x = (x + self.attention(&self.layer_norm1.forward(x)?)?)?;
         let mlp = self
             .fc2
@@ -330,14 +259,6 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-
-    #[test]
-    fn positions_are_the_identity_at_the_native_side_and_spread_below_it() {
-        assert_eq!(position_ids(4, 4, 4), (0..16).collect::<Vec<_>>());
-        assert_eq!(position_ids(2, 2, 4), [0, 2, 8, 10]);
-        // 3 over 4 buckets: 0, 4/3 → 1, 8/3 → 2.
-        assert_eq!(position_ids(1, 3, 4), [0, 1, 2]);
-    }
 
     #[test]
     fn a_grid_that_does_not_divide_repeats_its_edges_evenly() -> CandleResult<()> {

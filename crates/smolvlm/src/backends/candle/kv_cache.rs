@@ -2,44 +2,31 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use vlmnarrate_kernels::attention;
-
-/// Of a layer.
+/// The cache of all layers; `C` is a layer's.
+///
+/// `candle_nn::kv_cache::Cache` grows by concatenation and can't be cut back to a prefix; this one is allocated once for
+/// the longest sequence so far, and only its length moves.
 #[derive(Debug)]
-pub(crate) enum Seen {
-    /// Keys and values, each `[kv_heads, capacity, head_dim]`.
-    Tensors(Tensor, Tensor),
-    Packed(attention::Seen),
-}
-
-/// `candle_nn::kv_cache::Cache` grows by concatenation and can't be cut back to a prefix; this one
-/// is allocated once for the longest caption seen and only its length moves.
-#[derive(Debug)]
-pub(crate) struct KvCache {
-    /// Whether each layer is a packed one.
-    packed: Vec<bool>,
-    layers: Vec<Seen>,
-    kv_heads: usize,
-    head_dim: usize,
+pub(crate) struct KvCache<C> {
+    layers: Vec<C>,
     capacity: usize,
-    /// Of them, what the caption at hand has asked for: what a session can do doesn't depend on what it did.
+    /// Of the capacity, what the present sequence has asked for: what a session can do doesn't depend on what it did.
     limit: usize,
     len: usize,
 }
 
-impl KvCache {
-    pub(crate) fn new(packed: Vec<bool>, kv_heads: usize, head_dim: usize) -> Self {
+impl<C> Default for KvCache<C> {
+    fn default() -> Self {
         Self {
-            layers: Vec::with_capacity(packed.len()),
-            packed,
-            kv_heads,
-            head_dim,
+            layers: Vec::new(),
             capacity: 0,
             limit: 0,
             len: 0,
         }
     }
+}
 
+impl<C> KvCache<C> {
     /// Number of tokens held.
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -55,8 +42,13 @@ impl KvCache {
         self.len = self.len.min(len);
     }
 
-    /// Makes room for `capacity` tokens in all; what was held is forgotten if buffers must be made.
-    pub(crate) fn reserve(&mut self, capacity: usize, dtype: DType, device: &Device) -> Result<()> {
+    /// Makes room for `capacity` tokens in all. If buffers must be made, of which `layers` is told the capacity, what was
+    /// held is forgotten.
+    pub(crate) fn reserve(
+        &mut self,
+        capacity: usize,
+        layers: impl Iterator<Item = Result<C>>,
+    ) -> Result<()> {
         if self.capacity >= capacity {
             self.limit = capacity;
             self.len = self.len.min(capacity);
@@ -64,26 +56,51 @@ impl KvCache {
         }
         self.layers.clear();
         (self.capacity, self.limit, self.len) = (0, 0, 0);
-        let shape = (self.kv_heads, capacity, self.head_dim);
-        for packed in &self.packed {
-            self.layers.push(match packed {
-                true => Seen::Packed(attention::Seen::new(self.kv_heads, self.head_dim, capacity)),
-                false => Seen::Tensors(
-                    Tensor::zeros(shape, dtype, device)?,
-                    Tensor::zeros(shape, dtype, device)?,
-                ),
-            });
+        for layer in layers {
+            self.layers.push(layer?);
         }
         (self.capacity, self.limit) = (capacity, capacity);
         Ok(())
     }
 
-    pub(crate) fn layers(&mut self) -> impl Iterator<Item = &mut Seen> {
+    pub(crate) fn layers(&mut self) -> impl Iterator<Item = &mut C> {
         self.layers.iter_mut()
     }
 
     /// New tokens were seen by all layers.
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
+    }
+}
+
+/// Keys and values of a layer, each `[kv_heads, capacity, head_dim]`.
+#[derive(Debug)]
+pub(crate) struct LayerKv {
+    keys: Tensor,
+    values: Tensor,
+}
+
+impl LayerKv {
+    pub(crate) fn new(
+        (kv_heads, capacity, head_dim): (usize, usize, usize),
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let zeros = || Tensor::zeros((kv_heads, capacity, head_dim), dtype, device);
+        Ok(Self {
+            keys: zeros()?,
+            values: zeros()?,
+        })
+    }
+
+    /// Writes `[kv_heads, n, head_dim]` behind `past` tokens and returns all keys and values as views.
+    pub(crate) fn write(&self, k: &Tensor, v: &Tensor, past: usize) -> Result<(Tensor, Tensor)> {
+        self.keys.slice_set(k, 1, past)?;
+        self.values.slice_set(v, 1, past)?;
+        let total = past + k.dim(1)?;
+        Ok((
+            self.keys.narrow(1, 0, total)?,
+            self.values.narrow(1, 0, total)?,
+        ))
     }
 }

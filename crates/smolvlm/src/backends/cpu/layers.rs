@@ -1,16 +1,12 @@
-//! Layers of a quantized model on the CPU: the same arithmetic as in [`vision`](super::vision) and
-//! [`decoder`](super::decoder), fused and on plain slices.
-
-use std::cell::Cell;
+//! Layers of a quantized model on the CPU: the same arithmetic as candle's, fused and on plain slices.
 
 use candle_core::{
-    CpuStorage, DType, Device, Error as CandleError, InplaceOp1, Layout, Result as CandleResult,
-    Storage, Tensor,
+    Device, Error as CandleError, Result as CandleResult, Tensor,
     quantized::{GgmlDType, QMatMul, QTensor},
 };
 use candle_nn::{LayerNorm, RmsNorm};
 
-use crate::backends::candle::{decoder, encoder, linear::Linear};
+use crate::backends::candle::{decoder, encoder, linear::Linear, values::numbers};
 use vlmnarrate_kernels::{
     LANES,
     attention::{Grouped, Heads, Seen, attend, look_back},
@@ -33,57 +29,6 @@ pub(crate) struct Workspace {
 fn room(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
     values.resize(len, 0.0);
     values
-}
-
-/// Changes the f32 values of a tensor on the CPU where they lie.
-pub(crate) fn in_place(x: Tensor, change: impl FnOnce(&mut [f32])) -> CandleResult<Tensor> {
-    struct Change<F>(Cell<Option<F>>);
-
-    impl<F: FnOnce(&mut [f32])> InplaceOp1 for Change<F> {
-        fn name(&self) -> &'static str {
-            "in_place"
-        }
-
-        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> CandleResult<()> {
-            let (CpuStorage::F32(values), Some((start, end))) =
-                (storage, layout.contiguous_offsets())
-            else {
-                return Err(CandleError::msg("not contiguous, or not f32"));
-            };
-            if let Some(change) = self.0.take() {
-                change(&mut values[start..end]);
-            }
-            Ok(())
-        }
-    }
-
-    let x = x.contiguous()?;
-    x.inplace_op1(&Change(Cell::new(Some(change))))?;
-    Ok(x)
-}
-
-/// The first row of `[rows, length]` in which a value is not finite. Rounded it would be a number like any other, and
-/// what is made of it a caption like any other.
-pub(crate) fn first_broken(x: &Tensor) -> CandleResult<Option<usize>> {
-    let (_, length) = x.dims2()?;
-    let broken = |x: &[f32]| {
-        let is_finite = |row: &[f32]| row.iter().fold(true, |all, x| all & x.is_finite());
-        x.chunks_exact(length).position(|row| !is_finite(row))
-    };
-    look_at(x, broken)
-}
-
-/// The values of a tensor where they lie, or a copy of them in f32 on the CPU.
-pub(crate) fn look_at<T>(x: &Tensor, look: impl FnOnce(&[f32]) -> T) -> CandleResult<T> {
-    let (storage, layout) = x.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(x)), Some((start, end))) => Ok(look(&x[start..end])),
-        _ => Ok(look(&numbers(&x.to_dtype(DType::F32)?)?)),
-    }
-}
-
-fn numbers(tensor: &Tensor) -> CandleResult<Vec<f32>> {
-    tensor.flatten_all()?.to_vec1()
 }
 
 /// A norm's or a bias', which nobody looks at when it is used.
@@ -265,7 +210,7 @@ pub(crate) struct EncoderLayer {
 
 impl EncoderLayer {
     /// `None` if there are no kernels for it.
-    pub(crate) fn new(layer: &encoder::TensorLayer) -> CandleResult<Option<Self>> {
+    pub(crate) fn new(layer: &encoder::Layer) -> CandleResult<Option<Self>> {
         let matrix = |layers: &[&Linear]| Matrix::new(layers, Precision::Bytes);
         let hidden = layer.layer_norm1.weight().elem_count();
         let (Some(qkv), Some(out_proj), Some(fc1), Some(fc2)) = (
@@ -332,7 +277,7 @@ pub(crate) struct DecoderLayer {
 
 impl DecoderLayer {
     /// `None` if there are no kernels for it.
-    pub(crate) fn new(layer: &decoder::TensorLayer) -> CandleResult<Option<Self>> {
+    pub(crate) fn new(layer: &decoder::Layer) -> CandleResult<Option<Self>> {
         let matrix = |layers: &[&Linear]| Matrix::new(layers, Precision::Words);
         let (Some(qkv), Some(o_proj), Some(gate_up), Some(down_proj)) = (
             matrix(&[&layer.q_proj, &layer.k_proj, &layer.v_proj])?,

@@ -1,68 +1,63 @@
 //! The names that tensors had before llama.cpp's converter gave them its own.
 
-use crate::families::idefics3::config::Config;
+use crate::families::idefics3::{
+    config::Config,
+    names::{self, decoder_layer, encoder_layer, weight},
+};
 
 /// The rotary embedding of llama.cpp turns neighbours where the reference's turns the halves of a head:
 /// for it, the rows of these were put in pairs.
 pub(crate) fn paired_heads(name: &str, config: &Config) -> Option<usize> {
     let c = &config.text_config;
-    match name
-        .strip_prefix("model.text_model.layers.")?
-        .split('.')
-        .nth(2)?
-    {
-        "q_proj" => Some(c.num_attention_heads),
-        "k_proj" => Some(c.num_key_value_heads()),
+    let (_, module) = name.strip_prefix(names::DECODER_LAYERS)?.split_once('.')?;
+    match module.strip_suffix(".weight")? {
+        decoder_layer::Q_PROJ => Some(c.num_attention_heads),
+        decoder_layer::K_PROJ => Some(c.num_key_value_heads()),
         _ => None,
     }
 }
 
 pub(crate) fn decoder_name(name: &str) -> Option<String> {
     const LAYER: [(&str, &str); 9] = [
-        ("attn_norm", "input_layernorm"),
-        ("attn_q", "self_attn.q_proj"),
-        ("attn_k", "self_attn.k_proj"),
-        ("attn_v", "self_attn.v_proj"),
-        ("attn_output", "self_attn.o_proj"),
-        ("ffn_norm", "post_attention_layernorm"),
-        ("ffn_gate", "mlp.gate_proj"),
-        ("ffn_up", "mlp.up_proj"),
-        ("ffn_down", "mlp.down_proj"),
+        ("attn_norm", decoder_layer::INPUT_LAYERNORM),
+        ("attn_q", decoder_layer::Q_PROJ),
+        ("attn_k", decoder_layer::K_PROJ),
+        ("attn_v", decoder_layer::V_PROJ),
+        ("attn_output", decoder_layer::O_PROJ),
+        ("ffn_norm", decoder_layer::POST_ATTENTION_LAYERNORM),
+        ("ffn_gate", decoder_layer::GATE_PROJ),
+        ("ffn_up", decoder_layer::UP_PROJ),
+        ("ffn_down", decoder_layer::DOWN_PROJ),
     ];
     Some(match name {
-        "token_embd.weight" => "model.text_model.embed_tokens.weight".into(),
-        "output_norm.weight" => "model.text_model.norm.weight".into(),
-        "output.weight" => "lm_head.weight".into(),
-        name => layer_name(name, "blk.", "model.text_model.layers.", &LAYER)?,
+        "token_embd.weight" => weight(names::EMBED_TOKENS),
+        "output_norm.weight" => weight(names::NORM),
+        "output.weight" => weight(names::LM_HEAD),
+        name => layer_name(name, "blk.", names::DECODER_LAYERS, &LAYER)?,
     })
 }
 
 pub(crate) fn encoder_name(name: &str, swapped: bool) -> Option<String> {
     const LAYER: [(&str, &str); 8] = [
-        ("ln1", "layer_norm1"),
-        ("attn_q", "self_attn.q_proj"),
-        ("attn_k", "self_attn.k_proj"),
-        ("attn_v", "self_attn.v_proj"),
-        ("attn_out", "self_attn.out_proj"),
-        ("ln2", "layer_norm2"),
-        ("ffn_up", "mlp.fc1"),
-        ("ffn_down", "mlp.fc2"),
+        ("ln1", encoder_layer::LAYER_NORM1),
+        ("attn_q", encoder_layer::Q_PROJ),
+        ("attn_k", encoder_layer::K_PROJ),
+        ("attn_v", encoder_layer::V_PROJ),
+        ("attn_out", encoder_layer::OUT_PROJ),
+        ("ln2", encoder_layer::LAYER_NORM2),
+        ("ffn_up", encoder_layer::FC1),
+        ("ffn_down", encoder_layer::FC2),
     ];
     if let Some(kind) = name.strip_prefix("v.post_ln.") {
-        return Some(format!("model.vision_model.post_layernorm.{kind}"));
+        return Some(format!("{}.{kind}", names::POST_LAYERNORM));
     }
     if let Some(kind) = name.strip_prefix("v.patch_embd.") {
-        return Some(format!(
-            "model.vision_model.embeddings.patch_embedding.{kind}"
-        ));
+        return Some(format!("{}.{kind}", names::PATCH_EMBEDDING));
     }
-    let layer =
-        |name: &str| layer_name(name, "v.blk.", "model.vision_model.encoder.layers.", &LAYER);
+    let layer = |name: &str| layer_name(name, "v.blk.", names::ENCODER_LAYERS, &LAYER);
     Some(match name {
-        "v.position_embd.weight" => {
-            "model.vision_model.embeddings.position_embedding.weight".into()
-        }
-        "mm.model.fc.weight" => "model.connector.modality_projection.proj.weight".into(),
+        "v.position_embd.weight" => weight(names::POSITION_EMBEDDING),
+        "mm.model.fc.weight" => weight(names::CONNECTOR),
         name if swapped && name.contains(".ffn_up.") => layer(&name.replace("_up.", "_down."))?,
         name if swapped && name.contains(".ffn_down.") => layer(&name.replace("_down.", "_up."))?,
         name => layer(name)?,

@@ -1,0 +1,59 @@
+//! The numbers in tensors.
+
+use std::cell::Cell;
+
+use candle_core::{
+    CpuStorage, DType, Error as CandleError, InplaceOp1, Layout, Result, Storage, Tensor,
+};
+
+/// Changes the f32 values of a tensor on the CPU where they lie.
+pub(crate) fn in_place(x: Tensor, change: impl FnOnce(&mut [f32])) -> Result<Tensor> {
+    struct Change<F>(Cell<Option<F>>);
+
+    impl<F: FnOnce(&mut [f32])> InplaceOp1 for Change<F> {
+        fn name(&self) -> &'static str {
+            "in_place"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+            let (CpuStorage::F32(values), Some((start, end))) =
+                (storage, layout.contiguous_offsets())
+            else {
+                return Err(CandleError::msg("not contiguous, or not f32"));
+            };
+            if let Some(change) = self.0.take() {
+                change(&mut values[start..end]);
+            }
+            Ok(())
+        }
+    }
+
+    let x = x.contiguous()?;
+    x.inplace_op1(&Change(Cell::new(Some(change))))?;
+    Ok(x)
+}
+
+/// The first row of `[rows, length]` in which a value is not finite. Rounded it would be a number like any other, and
+/// what is made of it a caption like any other.
+pub(crate) fn first_broken(x: &Tensor) -> Result<Option<usize>> {
+    let (_, length) = x.dims2()?;
+    let broken = |x: &[f32]| {
+        let is_finite = |row: &[f32]| row.iter().fold(true, |all, x| all & x.is_finite());
+        x.chunks_exact(length).position(|row| !is_finite(row))
+    };
+    look_at(x, broken)
+}
+
+/// Reads the values of a tensor where they lie, or a copy of them in f32 on the CPU.
+pub(crate) fn look_at<T>(x: &Tensor, look: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let (storage, layout) = x.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(x)), Some((start, end))) => Ok(look(&x[start..end])),
+        _ => Ok(look(&numbers(&x.to_dtype(DType::F32)?)?)),
+    }
+}
+
+/// A copy of the values of an f32 tensor.
+pub(crate) fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.flatten_all()?.to_vec1()
+}

@@ -1,0 +1,204 @@
+//! A request as the model takes it, and what of a request is certain to fail whatever its pictures show.
+
+use std::time::Duration;
+
+use candle_core::Tensor;
+use vlmnarrate_engine::{Picture, Request};
+
+use crate::{
+    error::{Error, Result},
+    image::{self, Processed, Processor},
+    run::{
+        memory::{Work, has_room},
+        model::Model,
+        session::{PromptKey, Session},
+    },
+    text::{
+        choices::Choices,
+        prompt::{Content, Message, Prompt, Span, question, video},
+    },
+};
+
+/// A request as the model takes it.
+pub(crate) struct PreparedRequest {
+    pub(crate) choices: Choices,
+    pub(crate) prompt: Prompt,
+    /// Pictures that were cut into tiles.
+    pub(crate) tiled: Option<Vec<Processed>>,
+    /// Tokens that the answer may have.
+    pub(crate) max_tokens: usize,
+}
+
+/// Square pictures that a request's are made into.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Squares {
+    /// Tiles included, of all pictures.
+    count: usize,
+    /// The most that one picture is cut into.
+    most: usize,
+    side: usize,
+}
+
+/// What a chat template makes a prompt of.
+fn messages(request: &Request<'_>) -> Vec<Message> {
+    let places = match request.clip {
+        Some(clip) => {
+            let seconds: Vec<_> = clip.times.iter().map(Duration::as_secs).collect();
+            video(&seconds, clip.duration.as_secs())
+        }
+        None => vec![Content::Image; request.pictures.len()],
+    };
+    question(request.system, places, request.prompt)
+}
+
+/// Most tokens of the answer.
+fn max_tokens(request: &Request<'_>, choices: &Choices) -> usize {
+    match request.choices {
+        [] => request.max_tokens,
+        _ => choices.longest(),
+    }
+}
+
+impl Model {
+    /// Checks that requests like this one can be answered whatever their pictures show: of the pictures only the number
+    /// counts, and their side where they are not cut into tiles.
+    ///
+    /// # Errors
+    ///
+    /// A prompt that the chat template refuses or that holds a picture's place, choices that can't be written, and more
+    /// tokens than the model has positions.
+    pub fn check(&self, request: &Request<'_>) -> Result<()> {
+        let choices = self.choices(request.choices)?;
+        let whole = Processor::new(&self.preprocessor).side;
+        // Nobody knows yet how many tiles there will be.
+        let spans = request
+            .pictures
+            .iter()
+            .map(|picture| match request.whole_frames {
+                true => self.grid_span((0, 0), whole),
+                false => self.grid_span((0, 0), picture.width),
+            });
+        let spans: Vec<_> = spans.collect();
+        let prompt = self.prompter.encode(&messages(request), &spans)?;
+        self.capacity(prompt.ids.len(), max_tokens(request, &choices))?;
+        Ok(())
+    }
+
+    /// The request as tokens, and its pictures as squares.
+    pub(crate) fn prepare(
+        &self,
+        session: &mut Session,
+        request: &Request<'_>,
+    ) -> Result<PreparedRequest> {
+        for picture in request.pictures {
+            match request.whole_frames {
+                true => image::check(picture)?,
+                false => self.check_picture(picture)?,
+            }
+        }
+        let choices = self.choices(request.choices)?;
+        let max_tokens = max_tokens(request, &choices);
+        let pictures = request.pictures.iter().copied();
+        let processor = request
+            .whole_frames
+            .then(|| Processor::new(&self.preprocessor));
+        let grid = |picture: &Picture| match &processor {
+            Some(processor) => processor.tiles(picture.width, picture.height),
+            None => (0, 0),
+        };
+        let side = |picture: &Picture| processor.as_ref().map_or(picture.width, |p| p.side);
+        let counts = pictures.clone().map(|p| {
+            let (rows, cols) = grid(p);
+            rows * cols + 1
+        });
+        let squares = Squares {
+            count: counts.clone().sum(),
+            most: counts.max().unwrap_or(0),
+            side: pictures.clone().map(side).max().unwrap_or(0) as usize,
+        };
+        // Small tiles are many: no more are cut than there is room for.
+        self.capacity(squares.count, max_tokens)?;
+        let spans = pictures.clone().map(|p| self.grid_span(grid(p), side(p)));
+        let key = PromptKey {
+            messages: messages(request),
+            spans: spans.collect(),
+        };
+        let prompt = session.prompt(&self.prompter, key)?;
+        prompt.check(self.config.text_config.vocab_size)?;
+        self.check_room(Some(squares), &prompt, max_tokens)?;
+        let tiled = processor.map(|processor| pictures.map(|p| processor.split(p)).collect());
+        Ok(PreparedRequest {
+            choices,
+            prompt,
+            tiled,
+            max_tokens,
+        })
+    }
+
+    fn grid_span(&self, grid: (usize, usize), side: u32) -> Span {
+        Span {
+            grid,
+            tokens: self.config.tokens_per_picture(side as usize),
+        }
+    }
+
+    /// `tokens` of a prompt and `room` more, if the model has so many positions.
+    pub(crate) fn capacity(&self, tokens: usize, room: usize) -> Result<usize> {
+        let limit = self.config.text_config.max_position_embeddings;
+        match tokens.checked_add(room) {
+            Some(capacity) if capacity <= limit => Ok(capacity),
+            _ => Err(Error::Prompt(format!(
+                "{tokens} tokens and max-tokens {room} exceed the model's {limit}; lower frames, \
+                 image-size or max-tokens, or shorten the prompt"
+            ))),
+        }
+    }
+
+    /// That each picture's features fit the place that the prompt has for them.
+    pub(crate) fn check_features(&self, prompt: &Prompt, features: &[Tensor]) -> Result<()> {
+        let (places, width) = (&prompt.images, self.config.text_config.hidden_size);
+        if features.len() != places.len() {
+            return Err(Error::Picture(format!(
+                "features of {} pictures for {} places in the prompt",
+                features.len(),
+                places.len()
+            )));
+        }
+        for (features, (_, len)) in features.iter().zip(places) {
+            if features.dims() != [*len, width] {
+                return Err(Error::Picture(format!(
+                    "features of shape {:?} in a place of {len} tokens, which takes [{len}, {width}]",
+                    features.dims()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that there is memory for a request; returns the tokens of prompt and answer.
+    pub(crate) fn check_room(
+        &self,
+        squares: Option<Squares>,
+        prompt: &Prompt,
+        max_tokens: usize,
+    ) -> Result<usize> {
+        let capacity = self.capacity(prompt.ids.len(), max_tokens)?;
+        let squares = squares.unwrap_or_default();
+        let work = Work {
+            squares: squares.count,
+            tiles: squares.most,
+            side: squares.side,
+            tokens: prompt.ids.len(),
+            capacity,
+        };
+        if let Some(bytes) = self.backend.memory(&work) {
+            has_room(bytes).map_err(|shortage| Error::Memory {
+                megabytes: bytes / 1_000_000,
+                pictures: work.squares,
+                tokens: work.capacity,
+                shortage: shortage.to_string(),
+            })?;
+        }
+        Ok(capacity)
+    }
+}
