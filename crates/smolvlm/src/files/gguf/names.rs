@@ -10,7 +10,7 @@ use crate::families::idefics3::{
 pub(crate) fn paired_heads(name: &str, config: &Config) -> Option<usize> {
     let c = &config.text_config;
     let (_, module) = name.strip_prefix(names::DECODER_LAYERS)?.split_once('.')?;
-    match module.strip_suffix(".weight")? {
+    match module.rsplit_once('.')?.0 {
         decoder_layer::Q_PROJ => Some(c.num_attention_heads),
         decoder_layer::K_PROJ => Some(c.num_key_value_heads()),
         _ => None,
