@@ -1,6 +1,10 @@
 //! Events: flushes, segments, questions.
 
-use std::{thread, time::Duration};
+use std::{
+    sync::{Mutex, mpsc},
+    thread,
+    time::Duration,
+};
 
 use crate::common::{Fake, Item, Pipeline, engine::wait_for, harness, ms, spy};
 use gst::{ClockTime, prelude::*};
@@ -225,6 +229,29 @@ fn flush_start_frees_a_recorded_frame_at_once() {
     wait_for(|| fake.cancelled() == 1);
     let heard = log.heard();
     assert_eq!((heard.captions.len(), heard.warnings.len()), (0, 0));
+}
+
+#[test]
+fn no_caption_comes_behind_flush_start() {
+    let (mut harness, narrator, log) = harness(&Fake::new(), CAPS);
+    narrator.set_property_from_str("mode", "live");
+    let (spoken, speaks) = mpsc::channel();
+    let spoken = Mutex::new(Some(spoken));
+    let sink = narrator.static_pad("sink").unwrap();
+    // The worker is about to post its caption when the flush begins.
+    narrator.connect_notify(Some("caption"), move |_, _| {
+        let Some(spoken) = spoken.lock().unwrap().take() else {
+            return;
+        };
+        spoken.send(()).unwrap();
+        wait_for(|| sink.pad_flags().contains(gst::PadFlags::FLUSHING));
+        thread::sleep(Duration::from_millis(10));
+    });
+    harness.push(frame(0)).unwrap();
+    speaks.recv_timeout(common::PATIENCE.into()).unwrap();
+    harness.push_event(gst::event::FlushStart::new());
+    assert_eq!(log.heard().captions.len(), 1, "it is waited for");
+    assert!(narrator.property::<Option<String>>("caption").is_none());
 }
 
 #[test]
