@@ -535,10 +535,12 @@ fn the_position_may_be_asked_for_before_there_is_one() {
         ),
     ] {
         let fake = Fake::new();
+        // Room for all that comes, so that the source ends up idle.
+        let room = "queue max-size-time=0";
         let pipeline = Pipeline::new(
             &format!(
-                "{source} ! {decoder} name=decoder ! vlmnarrate name=n n.src ! queue ! fakesink
-                 n.text_src ! queue ! fakesink"
+                "{source} ! {decoder} name=decoder ! vlmnarrate name=n n.src ! {room} ! fakesink
+                 n.text_src ! {room} ! fakesink"
             ),
             &fake,
         );
