@@ -15,7 +15,7 @@ kind=${1:?aarch64 or avx512}
 # Builds for a target, and prints where the tests are.
 build() {
     cargo test --quiet --release --lib --no-run --message-format=json --target "$1" --target-dir "$out" \
-        --manifest-path tools/kernels/Cargo.toml |
+        -p vlmnarrate-kernels |
         sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'
 }
 

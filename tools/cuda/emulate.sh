@@ -5,7 +5,7 @@
 #   tools/cuda/emulate.sh cargo test …      builds it and runs a command with it
 #   tools/cuda/emulate.sh --selftest        builds it and tests itself
 #
-# KERNELS names other kernels than src/kernels/cuda/kernels.cu, SANITIZE=undefined builds it with GCC's checks. In the
+# KERNELS names other kernels than crates/cuda/kernels/kernels.cu, SANITIZE=undefined builds it with GCC's checks. In the
 # command's environment:
 #
 #   VLMNARRATE_EMULATED_DEVICES=n        how many GPUs there are (1)
@@ -17,9 +17,9 @@
 #                                        missing
 set -euo pipefail
 repository=$(cd "$(dirname "$0")/../.." && pwd)
-emulator=$repository/tools/cuda/emulator
+emulator=$repository/crates/cuda/emulator
 out=${CARGO_TARGET_DIR:-$repository/target}/cuda-emulator
-kernels=${KERNELS:-$repository/src/kernels/cuda/kernels.cu}
+kernels=${KERNELS:-$repository/crates/cuda/kernels/kernels.cu}
 command -v g++ >/dev/null || "$repository/tools/setup.sh" --also g++
 
 flags=(-std=c++20 -O2 -g1 -march=native -fno-strict-aliasing -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas -I "$emulator")

@@ -1,5 +1,5 @@
 // What the kernels ask of the hardware: number types, matrix units, asynchronous copies, and the words that
-// threads exchange. The emulator in `tools/cuda/emulator` has a file of the same name and content for the CPU.
+// threads exchange. The emulator in `crates/cuda/emulator` has a file of the same name and content for the CPU.
 
 #pragma once
 

@@ -11,7 +11,7 @@ use crate::{
         network::Cache,
     },
     error::Result,
-    run::{decode::Decoded, generate::Asked, model::Model, session::Session},
+    run::{decode::Decoded, generate::Asked, model::Model, sampling::is_greedy, session::Session},
     text::prompt::Prompt,
 };
 use vlmnarrate_engine::{Observer, Picture, Timings};
@@ -120,9 +120,8 @@ impl Model {
         let rows = rows(prompt);
         let end = rows.len() - 1;
         let sampling = &request.sampling;
-        let is_greedy = sampling.is_greedy()
-            && sampling.repetition_penalty == 1.0
-            && request.choices.is_empty();
+        let is_greedy =
+            is_greedy(sampling) && sampling.repetition_penalty == 1.0 && request.choices.is_empty();
         let mut ask = Ask {
             pictures,
             prompt: rows[held..end].to_vec(),

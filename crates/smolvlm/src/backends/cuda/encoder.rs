@@ -127,8 +127,8 @@ impl Encoder {
     ) -> Result<bool> {
         if !self.grids.contains_key(&side) {
             let grid = side / self.patch;
-            let positions = vision::position_ids(grid, grid, self.native);
-            let folded = vision::folded(grid, self.fold);
+            let positions = encoder::position_ids(grid, grid, self.native);
+            let folded = encoder::folded(grid, self.fold);
             self.grids.insert(
                 side,
                 Grid {

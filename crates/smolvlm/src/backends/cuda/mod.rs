@@ -32,7 +32,7 @@ use crate::{
 use decoder::Decoder;
 use encoder::Encoder;
 use engine::{Engine, Job};
-use vlmnarrate_cuda::{self, Gpu, Kernels, MOST_ROWS, Number, Words};
+use vlmnarrate_cuda::{self as cuda, Gpu, Kernels, MOST_ROWS, Number, Words};
 use vlmnarrate_engine::{DType, threads};
 
 use engine::{Ask, Outcome, Shown};

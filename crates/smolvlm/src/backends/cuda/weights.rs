@@ -6,7 +6,7 @@ use candle_core::{DType, Error as CandleError, Result as CandleResult, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 
 use crate::files::weights::Loader;
-use vlmnarrate_cuda::{self, Gpu, Memory, Norm, Number, Weights};
+use vlmnarrate_cuda::{self as cuda, Gpu, Memory, Norm, Number, Weights};
 
 /// A layer that is one with others.
 pub(crate) struct Part<'a> {
