@@ -248,7 +248,7 @@ fn no_caption_comes_behind_flush_start() {
         thread::sleep(Duration::from_millis(10));
     });
     harness.push(frame(0)).unwrap();
-    speaks.recv_timeout(common::PATIENCE.into()).unwrap();
+    speaks.recv_timeout(crate::common::PATIENCE.into()).unwrap();
     harness.push_event(gst::event::FlushStart::new());
     assert_eq!(log.heard().captions.len(), 1, "it is waited for");
     assert!(narrator.property::<Option<String>>("caption").is_none());

@@ -1,23 +1,29 @@
-//! What stands before a product: norms and activation functions, a row at a time while it is in the first cache.
+//! Norms and activation functions that stand before a product.
 
 use super::{
+    activations::RowSource,
     lanes::{LANES, Lanes},
-    rounding::Rows,
 };
 
-/// Rows of `length` values.
+/// Rows of f32 values as they are.
 #[derive(Clone, Copy)]
-pub struct Values<'a> {
+pub struct F32Rows<'a> {
     values: &'a [f32],
     length: usize,
 }
 
-impl<'a> Values<'a> {
+impl<'a> F32Rows<'a> {
+    /// Rows of `length` values.
+    ///
+    /// # Panics
+    ///
+    /// If `length` is no multiple of [`LANES`], or `values` is not in whole rows.
     pub fn new(values: &'a [f32], length: usize) -> Self {
         assert!(length.is_multiple_of(LANES) && values.len().is_multiple_of(length));
         Self { values, length }
     }
 
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.values.len() / self.length
     }
@@ -29,7 +35,7 @@ impl<'a> Values<'a> {
     }
 }
 
-impl Rows for Values<'_> {
+impl RowSource for F32Rows<'_> {
     fn rows(&self) -> usize {
         self.rows()
     }
@@ -44,15 +50,19 @@ impl Rows for Values<'_> {
     }
 }
 
-/// Mean 0 and variance 1, then a weight and a bias.
+/// Layer norm: mean 0 and variance 1, then a weight and a bias.
 pub struct LayerNorm<'a> {
-    pub x: Values<'a>,
+    /// Rows to be normed.
+    pub x: F32Rows<'a>,
+    /// A factor for each column.
     pub weight: &'a [f32],
+    /// A summand for each column.
     pub bias: &'a [f32],
+    /// Added to the variance, or to the mean square.
     pub epsilon: f32,
 }
 
-impl Rows for LayerNorm<'_> {
+impl RowSource for LayerNorm<'_> {
     fn rows(&self) -> usize {
         self.x.rows()
     }
@@ -69,13 +79,13 @@ impl Rows for LayerNorm<'_> {
         for x in row {
             sum = l.add(sum, l.load(x));
         }
-        let mean = l.splat(l.fold(sum, |a, b| a + b) / length);
+        let mean = l.splat(l.reduce(sum, |a, b| a + b) / length);
         let mut squares = l.splat(0.0);
         for x in row {
             let x = l.sub(l.load(x), mean);
             squares = l.mul_add(x, x, squares);
         }
-        let variance = l.fold(squares, |a, b| a + b) / length;
+        let variance = l.reduce(squares, |a, b| a + b) / length;
         let scale = l.splat(1.0 / (variance + self.epsilon).sqrt());
         let weights = self
             .weight
@@ -90,14 +100,17 @@ impl Rows for LayerNorm<'_> {
     }
 }
 
-/// Mean square 1, then a weight.
+/// RMS norm: mean square 1, then a weight.
 pub struct RmsNorm<'a> {
-    pub x: Values<'a>,
+    /// Rows to be normed.
+    pub x: F32Rows<'a>,
+    /// A factor for each column.
     pub weight: &'a [f32],
+    /// Added to the variance, or to the mean square.
     pub epsilon: f32,
 }
 
-impl Rows for RmsNorm<'_> {
+impl RowSource for RmsNorm<'_> {
     fn rows(&self) -> usize {
         self.x.rows()
     }
@@ -114,7 +127,7 @@ impl Rows for RmsNorm<'_> {
             let x = l.load(x);
             squares = l.mul_add(x, x, squares);
         }
-        let mean = l.fold(squares, |a, b| a + b) / self.x.length as f32;
+        let mean = l.reduce(squares, |a, b| a + b) / self.x.length as f32;
         let scale = l.splat(1.0 / (mean + self.epsilon).sqrt());
         let weights = self.weight.as_chunks().0;
         for ((x, to), weight) in row.iter().zip(to).zip(weights) {
@@ -123,10 +136,10 @@ impl Rows for RmsNorm<'_> {
     }
 }
 
-/// GELU by its tangent, as `gelu_pytorch_tanh`.
-pub struct Gelu<'a>(pub Values<'a>);
+/// GELU by its tanh approximation: `gelu_pytorch_tanh`.
+pub struct Gelu<'a>(pub F32Rows<'a>);
 
-impl Rows for Gelu<'_> {
+impl RowSource for Gelu<'_> {
     fn rows(&self) -> usize {
         self.0.rows()
     }
@@ -147,10 +160,10 @@ impl Rows for Gelu<'_> {
     }
 }
 
-/// `silu(gate) * up`, of rows that are gate and up.
-pub struct GatedSilu<'a>(pub Values<'a>);
+/// SwiGLU: `silu(gate) * up` of rows `[gate, up]`, half as long as these.
+pub struct SwiGlu<'a>(pub F32Rows<'a>);
 
-impl Rows for GatedSilu<'_> {
+impl RowSource for SwiGlu<'_> {
     fn rows(&self) -> usize {
         self.0.rows()
     }
@@ -177,16 +190,16 @@ fn logistic<L: Lanes>(l: L, x: L::Float) -> L::Float {
     l.div(one, l.add(one, exp(l, l.sub(l.splat(0.0), x))))
 }
 
-/// eˣ to a relative error of 2·10⁻⁷, of what is beyond ±87 as of ±87.
+/// eˣ with a relative error below 2·10⁻⁷, for x clamped to ±87.
 #[inline(always)]
-pub fn exp<L: Lanes>(l: L, x: L::Float) -> L::Float {
+pub(crate) fn exp<L: Lanes>(l: L, x: L::Float) -> L::Float {
     let x = l.max(l.min(x, l.splat(87.0)), l.splat(-87.0));
     let power = l.round(l.mul(x, l.splat(std::f32::consts::LOG2_E)));
     let n = l.to_float(power);
-    // ln 2 in two parts, the first exact times n.
+    // ln 2 in two parts. n times the first is exact.
     let r = l.mul_add(n, l.splat(-0.693_359_4), x);
     let r = l.mul_add(n, l.splat(2.121_944_4e-4), r);
-    // Of Cephes.
+    // The polynomial of Cephes' expf.
     let mut p = l.splat(1.987_569_1e-4);
     for c in [
         1.398_199_9e-3,
@@ -204,7 +217,7 @@ pub fn exp<L: Lanes>(l: L, x: L::Float) -> L::Float {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::lanes::{Kernel, on_each},
+        super::lanes::{Kernel, run_on_all},
         *,
     };
 
@@ -216,7 +229,7 @@ mod tests {
         }
     }
 
-    impl<R: Rows> Kernel for Write<'_, R> {
+    impl<R: RowSource> Kernel for Write<'_, R> {
         type Output = Vec<f32>;
 
         #[inline(always)]
@@ -227,10 +240,10 @@ mod tests {
         }
     }
 
-    /// As on any processor, and off by a few roundings from `exact`, which knows a whole row.
-    fn check(rows: &impl Rows, exact: impl Fn(usize) -> Vec<f64>) {
+    /// Checks that all instruction sets agree, to a few roundings, with `exact`, which gives a whole row.
+    fn check(rows: &impl RowSource, exact: impl Fn(usize) -> Vec<f64>) {
         for row in 0..rows.rows() {
-            let written = on_each(Write(rows, row));
+            let written = run_on_all(Write(rows, row));
             for (y, exact) in written.into_iter().zip(exact(row)) {
                 let off = (f64::from(y) - exact).abs();
                 assert!(off <= 1e-6 * exact.abs().max(1.0), "{y} for {exact}");
@@ -252,12 +265,12 @@ mod tests {
     }
 
     #[test]
-    fn norms_and_functions_are_what_they_are_called() {
+    fn norms_and_activation_functions_match_doubles() {
         let (length, rows) = (48, 3);
         let (x, weight, bias) = (noise(length * rows, 1), noise(length, 2), noise(length, 3));
         let row = |row: usize| doubles(&x[row * length..][..length]).collect::<Vec<_>>();
         let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
-        let values = Values::new(&x, length);
+        let values = F32Rows::new(&x, length);
         check(&values, row);
         let norm = LayerNorm {
             x: values,
@@ -296,7 +309,7 @@ mod tests {
                 .map(|x| x / 2.0 * (1.0 + u(*x).tanh()))
                 .collect()
         });
-        check(&GatedSilu(Values::new(&x[..96], 96)), |_| {
+        check(&SwiGlu(F32Rows::new(&x[..96], 96)), |_| {
             let up = doubles(&x[48..96]);
             doubles(&x[..48])
                 .zip(up)
@@ -324,12 +337,12 @@ mod tests {
         for i in -900..900 {
             let x: [f32; LANES] =
                 std::array::from_fn(|lane| (i as f32 + lane as f32 / 16.0) / 10.0);
-            for (x, y) in x.into_iter().zip(on_each(Exp(x))) {
+            for (x, y) in x.into_iter().zip(run_on_all(Exp(x))) {
                 let exact = f64::from(x.clamp(-87.0, 87.0)).exp();
                 assert!((f64::from(y) / exact - 1.0).abs() < 2e-7, "{x}: {y}");
             }
         }
-        let y = on_each(Exp([f32::NEG_INFINITY; LANES]));
+        let y = run_on_all(Exp([f32::NEG_INFINITY; LANES]));
         assert!(y.iter().all(|y| *y < 1e-37));
     }
 }

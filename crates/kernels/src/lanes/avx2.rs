@@ -12,21 +12,20 @@ use pulp::x86::V3;
 
 use super::{LANES, Lanes, PAIR, QUAD};
 
-/// The halves of sixteen lanes.
 #[inline(always)]
-fn both<T: Copy, U>([a0, a1]: [T; 2], [b0, b1]: [T; 2], f: impl Fn(T, T) -> U) -> [U; 2] {
+fn map2<T: Copy, U>([a0, a1]: [T; 2], [b0, b1]: [T; 2], f: impl Fn(T, T) -> U) -> [U; 2] {
     [f(a0, b0), f(a1, b1)]
 }
 
-/// Of four times four lanes.
+/// Applies `f` to each four of sixteen lanes.
 #[inline(always)]
-fn quarters<T: bytemuck::Pod>(values: T, f: impl Fn(__m128i) -> __m256i) -> [__m256i; 4] {
+fn map_quarters<T: bytemuck::Pod>(values: T, f: impl Fn(__m128i) -> __m256i) -> [__m256i; 4] {
     let [a, b, c, d] = cast::<_, [__m128i; 4]>(values);
     [f(a), f(b), f(c), f(d)]
 }
 
 #[inline(always)]
-fn each<T, U>([a0, a1]: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
+fn map<T, U>([a0, a1]: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
     [f(a0), f(a1)]
 }
 
@@ -42,7 +41,7 @@ impl<const VNNI: bool> Avx2<VNNI> {
 
     /// `sum + a[0] * b[0] + a[1] * b[1]`, of `i16`
     #[inline(always)]
-    fn dot_words(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+    fn dot_i16(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
         if VNNI {
             // SAFETY: `detect` has found AVX-VNNI.
             return unsafe { _mm256_dpwssd_avx_epi32(sum, a, b) };
@@ -51,40 +50,40 @@ impl<const VNNI: bool> Avx2<VNNI> {
         self.0.avx2._mm256_add_epi32(sum, products)
     }
 
-    /// The same of four, of `u8` and `i8`.
+    /// `sum` and four products of `u8` with `i8`.
     #[inline(always)]
-    fn dot_bytes(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+    fn dot_u8_i8(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
         if VNNI {
             // SAFETY: `detect` has found AVX-VNNI.
             return unsafe { _mm256_dpbusd_avx_epi32(sum, a, b) };
         }
         // Two products of 7 with 8 bits fit 16.
         let pairs = self.0.avx2._mm256_maddubs_epi16(a, b);
-        self.dot_words(sum, pairs, self.0.avx._mm256_set1_epi16(1))
+        self.dot_i16(sum, pairs, self.0.avx._mm256_set1_epi16(1))
     }
 
-    /// To 16 bits; what doesn't fit is the nearest that does.
+    /// To 16 bits, with saturation.
     #[inline(always)]
-    fn narrow(self, [low, high]: [__m256i; 2]) -> [__m128i; 2] {
+    fn narrow_to_i16(self, [low, high]: [__m256i; 2]) -> [__m128i; 2] {
         let packed = self.0.avx2._mm256_packs_epi32(low, high);
-        cast(self.order(packed))
+        cast(self.swap_middle_quarters(packed))
     }
 
-    /// Of each half's low and high quarters, the other way round.
+    /// Swaps the second and the third quarter.
     #[inline(always)]
-    fn order(self, x: __m256i) -> __m256i {
+    fn swap_middle_quarters(self, x: __m256i) -> __m256i {
         self.0.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(x)
     }
 }
 
-/// Compiled for AVX-VNNI, with all that it inlines.
+/// Runs `f`, compiled for AVX-VNNI with everything that it inlines.
 #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,avxvnni")]
 fn with_vnni<T>(f: impl FnOnce() -> T) -> T {
     f()
 }
 
 #[inline(always)]
-fn three<T: Copy, U>(
+fn map3<T: Copy, U>(
     [a0, a1]: [T; 2],
     [b0, b1]: [T; 2],
     [c0, c1]: [T; 2],
@@ -94,120 +93,130 @@ fn three<T: Copy, U>(
 }
 
 impl<const VNNI: bool> Lanes for Avx2<VNNI> {
-    const MANY: bool = false;
+    const MANY_REGISTERS: bool = false;
 
-    type Pairs = [__m256i; 2];
-    type Quads = [__m256i; 2];
-    type Four = __m256i;
-    type Fours = [__m256i; 4];
-    /// Two sums beside each other in each of sixteen lanes.
-    type Parts = [__m256i; 4];
-    type Narrow = [__m256i; 2];
+    type I16Pairs = [__m256i; 2];
+    type I8Quads = [__m256i; 2];
+    type I16Quad = __m256i;
+    type I16Quads = [__m256i; 4];
+    /// Two sums in each lane.
+    type PartialSums = [__m256i; 4];
+    type NarrowSums = [__m256i; 2];
     type Int = [__m256i; 2];
     type Float = [__m256; 2];
 
     #[inline(always)]
     fn run<T>(self, f: impl FnOnce() -> T) -> T {
         if VNNI {
-            // SAFETY: `detect` has found what it is compiled for.
+            // SAFETY: `detect` has found what `with_vnni` is compiled for.
             return unsafe { with_vnni(f) };
         }
         self.0.vectorize(f)
     }
 
     #[inline(always)]
-    fn pair(self, pair: [i16; PAIR]) -> Self::Pairs {
+    fn splat_pair(self, pair: [i16; PAIR]) -> Self::I16Pairs {
         [self.0.avx._mm256_set1_epi32(cast(pair)); 2]
     }
 
     #[inline(always)]
-    fn dot_pairs(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int {
-        three(sum, a, b, |sum, a, b| self.dot_words(sum, a, b))
+    fn dot_pairs(self, sum: Self::Int, a: Self::I16Pairs, b: Self::I16Pairs) -> Self::Int {
+        map3(sum, a, b, |sum, a, b| self.dot_i16(sum, a, b))
     }
 
     #[inline(always)]
-    fn nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::Quads; 2] {
+    fn unpack_nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::I8Quads; 2] {
         let bytes = cast::<_, [__m256i; 2]>(*values);
         let mask = self.0.avx._mm256_set1_epi8(15);
-        let high = each(bytes, |x| self.0.avx2._mm256_srli_epi16::<4>(x));
-        each([bytes, high], |half| {
-            each(half, |x| self.0.avx2._mm256_and_si256(x, mask))
+        let high = map(bytes, |x| self.0.avx2._mm256_srli_epi16::<4>(x));
+        map([bytes, high], |half| {
+            map(half, |x| self.0.avx2._mm256_and_si256(x, mask))
         })
     }
 
     #[inline(always)]
-    fn quad(self, quad: [u8; QUAD]) -> Self::Quads {
+    fn splat_quad(self, quad: [u8; QUAD]) -> Self::I8Quads {
         [self.0.avx._mm256_set1_epi32(cast(quad)); 2]
     }
 
     #[inline(always)]
-    fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int {
-        three(sum, a, b, |sum, a, b| self.dot_bytes(sum, a, b))
+    fn dot_quads(self, sum: Self::Int, a: Self::I8Quads, b: Self::I8Quads) -> Self::Int {
+        map3(sum, a, b, |sum, a, b| self.dot_u8_i8(sum, a, b))
     }
 
     #[inline(always)]
-    fn no_narrow(self) -> Self::Narrow {
+    fn zero_narrow(self) -> Self::NarrowSums {
         self.splat_int(0)
     }
 
     #[inline(always)]
-    fn dot_narrow(self, sum: Self::Narrow, a: Self::Quads, b: Self::Quads) -> Self::Narrow {
+    fn dot_narrow(
+        self,
+        sum: Self::NarrowSums,
+        a: Self::I8Quads,
+        b: Self::I8Quads,
+    ) -> Self::NarrowSums {
         if VNNI {
             return self.dot_quads(sum, a, b);
         }
-        let pairs = both(a, b, |a, b| self.0.avx2._mm256_maddubs_epi16(a, b));
-        both(sum, pairs, |a, b| self.0.avx2._mm256_add_epi16(a, b))
+        let pairs = map2(a, b, |a, b| self.0.avx2._mm256_maddubs_epi16(a, b));
+        map2(sum, pairs, |a, b| self.0.avx2._mm256_add_epi16(a, b))
     }
 
     #[inline(always)]
-    fn whole_narrow(self, sum: Self::Narrow) -> Self::Int {
+    fn reduce_narrow(self, sum: Self::NarrowSums) -> Self::Int {
         if VNNI {
             return sum;
         }
         let one = self.0.avx._mm256_set1_epi16(1);
-        each(sum, |x| self.0.avx2._mm256_madd_epi16(x, one))
+        map(sum, |x| self.0.avx2._mm256_madd_epi16(x, one))
     }
 
     #[inline(always)]
-    fn widen(self, values: &[[i8; QUAD]; LANES]) -> Self::Fours {
-        quarters(*values, |quarter| self.0.avx2._mm256_cvtepi8_epi16(quarter))
+    fn widen_quads(self, values: &[[i8; QUAD]; LANES]) -> Self::I16Quads {
+        map_quarters(*values, |quarter| self.0.avx2._mm256_cvtepi8_epi16(quarter))
     }
 
     #[inline(always)]
-    fn split(self, fours: Self::Fours) -> [Self::Pairs; 2] {
+    fn split_pairs(self, fours: Self::I16Quads) -> [Self::I16Pairs; 2] {
         let [a, b, c, d] = cast::<_, [__m256; 4]>(fours);
         let halves = [[a, b], [c, d]];
         let first = |[a, b]: [__m256; 2]| self.0.avx._mm256_shuffle_ps::<0b10_00_10_00>(a, b);
         let last = |[a, b]: [__m256; 2]| self.0.avx._mm256_shuffle_ps::<0b11_01_11_01>(a, b);
         [
-            each(halves, |half| self.order(cast(first(half)))),
-            each(halves, |half| self.order(cast(last(half)))),
+            map(halves, |half| self.swap_middle_quarters(cast(first(half)))),
+            map(halves, |half| self.swap_middle_quarters(cast(last(half)))),
         ]
     }
 
     #[inline(always)]
-    fn four(self, four: [i16; QUAD]) -> Self::Four {
+    fn splat_i16_quad(self, four: [i16; QUAD]) -> Self::I16Quad {
         self.0.avx._mm256_set1_epi64x(cast(four))
     }
 
     #[inline(always)]
-    fn no_parts(self) -> Self::Parts {
+    fn zero_partial(self) -> Self::PartialSums {
         [self.0.avx._mm256_setzero_si256(); 4]
     }
 
     #[inline(always)]
-    fn dot_fours(self, sum: Self::Parts, a: Self::Four, b: Self::Fours) -> Self::Parts {
+    fn dot_i16_quads(
+        self,
+        sum: Self::PartialSums,
+        a: Self::I16Quad,
+        b: Self::I16Quads,
+    ) -> Self::PartialSums {
         let [s0, s1, s2, s3] = sum;
         let [b0, b1, b2, b3] = b;
-        let add = |sum, b| self.dot_words(sum, a, b);
+        let add = |sum, b| self.dot_i16(sum, a, b);
         [add(s0, b0), add(s1, b1), add(s2, b2), add(s3, b3)]
     }
 
     #[inline(always)]
-    fn whole(self, [p0, p1, p2, p3]: Self::Parts) -> Self::Int {
+    fn reduce_partial(self, [p0, p1, p2, p3]: Self::PartialSums) -> Self::Int {
         [
-            self.order(self.0.avx2._mm256_hadd_epi32(p0, p1)),
-            self.order(self.0.avx2._mm256_hadd_epi32(p2, p3)),
+            self.swap_middle_quarters(self.0.avx2._mm256_hadd_epi32(p0, p1)),
+            self.swap_middle_quarters(self.0.avx2._mm256_hadd_epi32(p2, p3)),
         ]
     }
 
@@ -218,40 +227,40 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
 
     #[inline(always)]
     fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int {
-        both(a, b, |a, b| self.0.avx2._mm256_sub_epi32(a, b))
+        map2(a, b, |a, b| self.0.avx2._mm256_sub_epi32(a, b))
     }
 
     #[inline(always)]
     fn to_float(self, x: Self::Int) -> Self::Float {
-        each(x, |x| self.0.avx._mm256_cvtepi32_ps(x))
+        map(x, |x| self.0.avx._mm256_cvtepi32_ps(x))
     }
 
     #[inline(always)]
     fn round(self, x: Self::Float) -> Self::Int {
-        each(x, |x| self.0.avx._mm256_cvtps_epi32(x))
+        map(x, |x| self.0.avx._mm256_cvtps_epi32(x))
     }
 
     #[inline(always)]
     fn store_i16(self, x: Self::Int, to: &mut [i16; LANES]) {
-        *to = cast(self.narrow(x));
+        *to = cast(self.narrow_to_i16(x));
     }
 
     #[inline(always)]
     fn store_i8(self, x: Self::Int, to: &mut [i8; LANES]) {
-        let [low, high] = self.narrow(x);
+        let [low, high] = self.narrow_to_i16(x);
         *to = cast(self.0.sse2._mm_packs_epi16(low, high));
     }
 
     #[inline(always)]
     fn store_u8(self, x: Self::Int, to: &mut [u8; LANES]) {
-        let [low, high] = self.narrow(x);
+        let [low, high] = self.narrow_to_i16(x);
         *to = cast(self.0.sse2._mm_packus_epi16(low, high));
     }
 
     #[inline(always)]
     fn exp2(self, x: Self::Int) -> Self::Float {
         let bias = self.0.avx._mm256_set1_epi32(127);
-        each(x, |x| {
+        map(x, |x| {
             let exponent = self.0.avx2._mm256_add_epi32(x, bias);
             cast(self.0.avx2._mm256_slli_epi32::<23>(exponent))
         })
@@ -267,7 +276,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
         // Exponent and mantissa where a float has them, then the exponent as high as it counts.
         let scale = self.0.avx._mm256_set1_ps(f32::from_bits((127 + 112) << 23));
         let rest = self.0.avx._mm256_set1_epi32(0x7fff);
-        each(cast::<_, [__m128i; 2]>(*from), |half| {
+        map(cast::<_, [__m128i; 2]>(*from), |half| {
             let bits = self.0.avx2._mm256_cvtepu16_epi32(half);
             let value = self
                 .0
@@ -284,42 +293,42 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
 
     #[inline(always)]
     fn add(self, a: Self::Float, b: Self::Float) -> Self::Float {
-        both(a, b, |a, b| self.0.avx._mm256_add_ps(a, b))
+        map2(a, b, |a, b| self.0.avx._mm256_add_ps(a, b))
     }
 
     #[inline(always)]
     fn sub(self, a: Self::Float, b: Self::Float) -> Self::Float {
-        both(a, b, |a, b| self.0.avx._mm256_sub_ps(a, b))
+        map2(a, b, |a, b| self.0.avx._mm256_sub_ps(a, b))
     }
 
     #[inline(always)]
     fn mul(self, a: Self::Float, b: Self::Float) -> Self::Float {
-        both(a, b, |a, b| self.0.avx._mm256_mul_ps(a, b))
+        map2(a, b, |a, b| self.0.avx._mm256_mul_ps(a, b))
     }
 
     #[inline(always)]
     fn div(self, a: Self::Float, b: Self::Float) -> Self::Float {
-        both(a, b, |a, b| self.0.avx._mm256_div_ps(a, b))
+        map2(a, b, |a, b| self.0.avx._mm256_div_ps(a, b))
     }
 
     #[inline(always)]
     fn mul_add(self, a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float {
-        three(a, b, c, |a, b, c| self.0.fma._mm256_fmadd_ps(a, b, c))
+        map3(a, b, c, |a, b, c| self.0.fma._mm256_fmadd_ps(a, b, c))
     }
 
     #[inline(always)]
     fn max(self, a: Self::Float, b: Self::Float) -> Self::Float {
-        both(a, b, |a, b| self.0.avx._mm256_max_ps(a, b))
+        map2(a, b, |a, b| self.0.avx._mm256_max_ps(a, b))
     }
 
     #[inline(always)]
     fn min(self, a: Self::Float, b: Self::Float) -> Self::Float {
-        both(a, b, |a, b| self.0.avx._mm256_min_ps(a, b))
+        map2(a, b, |a, b| self.0.avx._mm256_min_ps(a, b))
     }
 
     #[inline(always)]
     fn abs(self, x: Self::Float) -> Self::Float {
         let sign = self.0.avx._mm256_set1_ps(-0.0);
-        each(x, |x| self.0.avx._mm256_andnot_ps(sign, x))
+        map(x, |x| self.0.avx._mm256_andnot_ps(sign, x))
     }
 }

@@ -24,12 +24,12 @@ impl Avx512 {
 
     /// `sum + a[0] * b[0] + a[1] * b[1]`, of `i16`
     #[inline(always)]
-    fn dot_words(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    fn dot_i16(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: `detect` has found AVX-512 VNNI.
         unsafe { _mm512_dpwssd_epi32(sum, a, b) }
     }
 
-    /// The even numbers of `a` and then `b`, or the odd ones.
+    /// The even lanes of `a` and then of `b`, or the odd ones.
     #[inline(always)]
     fn every_other(self, a: __m512i, b: __m512i, odd: i32) -> __m512i {
         let lanes: [i32; LANES] = std::array::from_fn(
@@ -40,7 +40,7 @@ impl Avx512 {
     }
 }
 
-/// Compiled for what [`Avx512::detect`] has found, with all that it inlines.
+/// Runs `f`, compiled for what [`Avx512::detect`] looks for with everything that it inlines.
 #[target_feature(
     enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni"
 )]
@@ -49,102 +49,112 @@ fn with_vnni<T>(f: impl FnOnce() -> T) -> T {
 }
 
 #[inline(always)]
-fn each<T, U>([a, b]: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
+fn map<T, U>([a, b]: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
     [f(a), f(b)]
 }
 
 impl Lanes for Avx512 {
-    const MANY: bool = true;
+    const MANY_REGISTERS: bool = true;
 
-    type Pairs = __m512i;
-    type Quads = __m512i;
-    type Four = __m512i;
-    type Fours = [__m512i; 2];
-    /// Two sums beside each other in each of sixteen lanes.
-    type Parts = [__m512i; 2];
-    type Narrow = __m512i;
+    type I16Pairs = __m512i;
+    type I8Quads = __m512i;
+    type I16Quad = __m512i;
+    type I16Quads = [__m512i; 2];
+    /// Two sums in each lane.
+    type PartialSums = [__m512i; 2];
+    type NarrowSums = __m512i;
     type Int = __m512i;
     type Float = __m512;
 
     #[inline(always)]
     fn run<T>(self, f: impl FnOnce() -> T) -> T {
-        // SAFETY: `detect` has found what it is compiled for.
+        // SAFETY: `detect` has found what `with_vnni` is compiled for.
         unsafe { with_vnni(f) }
     }
 
     #[inline(always)]
-    fn pair(self, pair: [i16; PAIR]) -> Self::Pairs {
+    fn splat_pair(self, pair: [i16; PAIR]) -> Self::I16Pairs {
         self.0.avx512f._mm512_set1_epi32(cast(pair))
     }
 
     #[inline(always)]
-    fn dot_pairs(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int {
-        self.dot_words(sum, a, b)
+    fn dot_pairs(self, sum: Self::Int, a: Self::I16Pairs, b: Self::I16Pairs) -> Self::Int {
+        self.dot_i16(sum, a, b)
     }
 
     #[inline(always)]
-    fn nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::Quads; 2] {
+    fn unpack_nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::I8Quads; 2] {
         let bytes: __m512i = cast(*values);
         let mask = self.0.avx512f._mm512_set1_epi8(15);
         let high = self.0.avx512bw._mm512_srli_epi16::<4>(bytes);
-        each([bytes, high], |x| self.0.avx512f._mm512_and_si512(x, mask))
+        map([bytes, high], |x| self.0.avx512f._mm512_and_si512(x, mask))
     }
 
     #[inline(always)]
-    fn quad(self, quad: [u8; QUAD]) -> Self::Quads {
+    fn splat_quad(self, quad: [u8; QUAD]) -> Self::I8Quads {
         self.0.avx512f._mm512_set1_epi32(cast(quad))
     }
 
     #[inline(always)]
-    fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int {
+    fn dot_quads(self, sum: Self::Int, a: Self::I8Quads, b: Self::I8Quads) -> Self::Int {
         // SAFETY: `detect` has found AVX-512 VNNI.
         unsafe { _mm512_dpbusd_epi32(sum, a, b) }
     }
 
     #[inline(always)]
-    fn no_narrow(self) -> Self::Narrow {
+    fn zero_narrow(self) -> Self::NarrowSums {
         self.splat_int(0)
     }
 
     #[inline(always)]
-    fn dot_narrow(self, sum: Self::Narrow, a: Self::Quads, b: Self::Quads) -> Self::Narrow {
+    fn dot_narrow(
+        self,
+        sum: Self::NarrowSums,
+        a: Self::I8Quads,
+        b: Self::I8Quads,
+    ) -> Self::NarrowSums {
         self.dot_quads(sum, a, b)
     }
 
     #[inline(always)]
-    fn whole_narrow(self, sum: Self::Narrow) -> Self::Int {
+    fn reduce_narrow(self, sum: Self::NarrowSums) -> Self::Int {
         sum
     }
 
     #[inline(always)]
-    fn widen(self, values: &[[i8; QUAD]; LANES]) -> Self::Fours {
-        each(cast::<_, [__m256i; 2]>(*values), |half| {
+    fn widen_quads(self, values: &[[i8; QUAD]; LANES]) -> Self::I16Quads {
+        map(cast::<_, [__m256i; 2]>(*values), |half| {
             self.0.avx512bw._mm512_cvtepi8_epi16(half)
         })
     }
 
     #[inline(always)]
-    fn split(self, [a, b]: Self::Fours) -> [Self::Pairs; 2] {
+    fn split_pairs(self, [a, b]: Self::I16Quads) -> [Self::I16Pairs; 2] {
         [self.every_other(a, b, 0), self.every_other(a, b, 1)]
     }
 
     #[inline(always)]
-    fn four(self, four: [i16; QUAD]) -> Self::Four {
+    fn splat_i16_quad(self, four: [i16; QUAD]) -> Self::I16Quad {
         self.0.avx512f._mm512_set1_epi64(cast(four))
     }
 
     #[inline(always)]
-    fn no_parts(self) -> Self::Parts {
+    fn zero_partial(self) -> Self::PartialSums {
         [self.splat_int(0); 2]
     }
 
     #[inline(always)]
-    fn dot_fours(self, [s0, s1]: Self::Parts, a: Self::Four, [b0, b1]: Self::Fours) -> Self::Parts {
-        [self.dot_words(s0, a, b0), self.dot_words(s1, a, b1)]
+    fn dot_i16_quads(
+        self,
+        [s0, s1]: Self::PartialSums,
+        a: Self::I16Quad,
+        [b0, b1]: Self::I16Quads,
+    ) -> Self::PartialSums {
+        [self.dot_i16(s0, a, b0), self.dot_i16(s1, a, b1)]
     }
 
     #[inline(always)]
-    fn whole(self, [a, b]: Self::Parts) -> Self::Int {
+    fn reduce_partial(self, [a, b]: Self::PartialSums) -> Self::Int {
         let first = self.every_other(a, b, 0);
         let last = self.every_other(a, b, 1);
         self.0.avx512f._mm512_add_epi32(first, last)

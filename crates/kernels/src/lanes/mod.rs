@@ -1,7 +1,7 @@
-//! Sixteen lanes of arithmetic, by what the processor has.
+//! Vectors of sixteen lanes, for each instruction set that the kernels know.
 //!
-//! Kernels are written once, over [`Lanes`]. Each way of computing them gives the same bits: integers are
-//! exact, and floats are rounded at the same places, multiply-add once.
+//! Kernels are written once, over [`Lanes`]. All instruction sets give the same bits: integers are exact, floats are
+//! rounded at the same places, and a multiply-add is rounded once.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -9,102 +9,116 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-mod plain;
+mod scalar;
 
 use bytemuck::{Pod, cast};
 
-use plain::Plain;
+use scalar::Scalar;
 
+/// Values of a vector. Rows that kernels take are multiples of it.
 pub const LANES: usize = 16;
-/// Neighbours of the inner dimension that come together in each lane: as 16 bits, and as 8.
+/// Neighbours of the inner dimension in one lane, as `i16`.
 pub const PAIR: usize = 2;
+/// Neighbours of the inner dimension in one lane, as `i8`.
 pub const QUAD: usize = 4;
 
+/// Arithmetic on vectors of sixteen lanes with one instruction set.
 pub trait Lanes: Copy + Send + Sync {
-    /// Whether there are registers enough for sums of twelve rows beside each other.
-    const MANY: bool;
+    /// Whether there are registers for the sums of [`MAX_TILE_ROWS`](crate::weights::MAX_TILE_ROWS) rows.
+    const MANY_REGISTERS: bool;
 
     /// `[i16; 2]` in each lane.
-    type Pairs: Pod;
-    /// `[i8; 4]`, or `[u8; 4]`, in each lane.
-    type Quads: Pod;
-    /// Four numbers of 16 bits.
-    type Four: Copy;
+    type I16Pairs: Pod;
+    /// `[i8; 4]` or `[u8; 4]` in each lane.
+    type I8Quads: Pod;
+    /// One `[i16; 4]`, for all lanes.
+    type I16Quad: Copy;
     /// `[i16; 4]` in each lane.
-    type Fours: Copy;
-    /// Sums of such, not yet one in each lane.
-    type Parts: Copy;
-    /// Sums of products that fit 16 bits, two or one in each lane.
-    type Narrow: Copy;
+    type I16Quads: Copy;
+    /// Sums of products of [`I16Quads`](Self::I16Quads), more than one in each lane.
+    type PartialSums: Copy;
+    /// Sums of products that fit 16 bits, one or two in each lane.
+    type NarrowSums: Copy;
     /// `i32` in each lane.
     type Int: Copy;
     /// `f32` in each lane.
     type Float: Pod;
 
-    /// Runs `f` compiled for this processor, with all that it inlines.
+    /// Runs `f`, compiled for this instruction set with everything that it inlines.
     fn run<T>(self, f: impl FnOnce() -> T) -> T;
 
     #[inline(always)]
-    fn pairs(self, values: &[[i16; PAIR]; LANES]) -> Self::Pairs {
+    fn load_pairs(self, values: &[[i16; PAIR]; LANES]) -> Self::I16Pairs {
         cast(*values)
     }
 
     #[inline(always)]
-    fn store_pairs(self, pairs: Self::Pairs, to: &mut [[i16; PAIR]; LANES]) {
+    fn store_pairs(self, pairs: Self::I16Pairs, to: &mut [[i16; PAIR]; LANES]) {
         *to = cast(pairs);
     }
 
-    /// The same in each lane.
-    fn pair(self, pair: [i16; PAIR]) -> Self::Pairs;
+    /// The same pair in each lane.
+    fn splat_pair(self, pair: [i16; PAIR]) -> Self::I16Pairs;
     /// `sum + a[0] * b[0] + a[1] * b[1]`
-    fn dot_pairs(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int;
+    fn dot_pairs(self, sum: Self::Int, a: Self::I16Pairs, b: Self::I16Pairs) -> Self::Int;
 
     #[inline(always)]
-    fn quads(self, values: &[[i8; QUAD]; LANES]) -> Self::Quads {
+    fn load_quads(self, values: &[[i8; QUAD]; LANES]) -> Self::I8Quads {
         cast(*values)
     }
 
     #[inline(always)]
-    fn store_quads(self, quads: Self::Quads, to: &mut [[i8; QUAD]; LANES]) {
+    fn store_quads(self, quads: Self::I8Quads, to: &mut [[i8; QUAD]; LANES]) {
         *to = cast(quads);
     }
 
-    /// The same in each lane, each up to 127.
-    fn quad(self, quad: [u8; QUAD]) -> Self::Quads;
+    /// The same four values in each lane, none above 127.
+    fn splat_quad(self, quad: [u8; QUAD]) -> Self::I8Quads;
+
     #[inline(always)]
-    fn signed_quad(self, quad: [i8; QUAD]) -> Self::Quads {
-        self.quad(cast(quad))
+    fn splat_signed_quad(self, quad: [i8; QUAD]) -> Self::I8Quads {
+        self.splat_quad(cast(quad))
     }
 
-    /// `sum` and the four products of 7 with 8 bits.
-    fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int;
-    /// From 4 bits: the low halves of the bytes and the high ones.
-    fn nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::Quads; 2];
-    fn no_narrow(self) -> Self::Narrow;
-    /// The same of 4 with signed 8 bits, up to eight times: half of the sum fits 16 bits.
-    fn dot_narrow(self, sum: Self::Narrow, a: Self::Quads, b: Self::Quads) -> Self::Narrow;
-    fn whole_narrow(self, sum: Self::Narrow) -> Self::Int;
+    /// `sum` and four products of 7 with 8 bits.
+    fn dot_quads(self, sum: Self::Int, a: Self::I8Quads, b: Self::I8Quads) -> Self::Int;
+    /// The low and the high halves of bytes.
+    fn unpack_nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::I8Quads; 2];
+    fn zero_narrow(self) -> Self::NarrowSums;
+    /// `sum` and four products of 4 with signed 8 bits. Half of the sum of eight calls fits 16 bits.
+    fn dot_narrow(
+        self,
+        sum: Self::NarrowSums,
+        a: Self::I8Quads,
+        b: Self::I8Quads,
+    ) -> Self::NarrowSums;
+    fn reduce_narrow(self, sum: Self::NarrowSums) -> Self::Int;
 
-    fn widen(self, values: &[[i8; QUAD]; LANES]) -> Self::Fours;
-    /// First and last pairs of each.
-    fn split(self, fours: Self::Fours) -> [Self::Pairs; 2];
-    fn four(self, four: [i16; QUAD]) -> Self::Four;
-    fn no_parts(self) -> Self::Parts;
-    /// Adds the four products in each lane.
-    fn dot_fours(self, sum: Self::Parts, a: Self::Four, b: Self::Fours) -> Self::Parts;
-    fn whole(self, parts: Self::Parts) -> Self::Int;
+    fn widen_quads(self, values: &[[i8; QUAD]; LANES]) -> Self::I16Quads;
+    /// The first and the last pairs.
+    fn split_pairs(self, quads: Self::I16Quads) -> [Self::I16Pairs; 2];
+    fn splat_i16_quad(self, quad: [i16; QUAD]) -> Self::I16Quad;
+    fn zero_partial(self) -> Self::PartialSums;
+    /// `sum` and the four products in each lane.
+    fn dot_i16_quads(
+        self,
+        sum: Self::PartialSums,
+        a: Self::I16Quad,
+        b: Self::I16Quads,
+    ) -> Self::PartialSums;
+    fn reduce_partial(self, sums: Self::PartialSums) -> Self::Int;
 
     fn splat_int(self, x: i32) -> Self::Int;
     fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int;
 
     fn to_float(self, x: Self::Int) -> Self::Float;
-    /// To the nearest, ties to even; of what fits.
+    /// Rounds values in the range of `i32` to the nearest integer, ties to even.
     fn round(self, x: Self::Float) -> Self::Int;
-    /// What doesn't fit is the nearest that does.
+    /// Stores with saturation, as [`store_i8`](Self::store_i8) and [`store_u8`](Self::store_u8).
     fn store_i16(self, x: Self::Int, to: &mut [i16; LANES]);
     fn store_i8(self, x: Self::Int, to: &mut [i8; LANES]);
     fn store_u8(self, x: Self::Int, to: &mut [u8; LANES]);
-    /// 2 to this power, from -126 to 127.
+    /// 2 to the power of `x`, which is from -126 to 127.
     fn exp2(self, x: Self::Int) -> Self::Float;
 
     fn splat(self, x: f32) -> Self::Float;
@@ -118,7 +132,7 @@ pub trait Lanes: Copy + Send + Sync {
         *to = cast(x);
     }
 
-    /// Of finite half-precision floats.
+    /// Widens finite half-precision floats.
     fn load_f16(self, from: &[u16; LANES]) -> Self::Float;
     fn add(self, a: Self::Float, b: Self::Float) -> Self::Float;
     fn sub(self, a: Self::Float, b: Self::Float) -> Self::Float;
@@ -126,14 +140,15 @@ pub trait Lanes: Copy + Send + Sync {
     fn div(self, a: Self::Float, b: Self::Float) -> Self::Float;
     /// `a * b + c`, rounded once.
     fn mul_add(self, a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
-    /// `b` where one is not a number.
+    /// The larger value, or `b` where one is not a number.
     fn max(self, a: Self::Float, b: Self::Float) -> Self::Float;
+    /// The smaller value, or `b` where one is not a number.
     fn min(self, a: Self::Float, b: Self::Float) -> Self::Float;
     fn abs(self, x: Self::Float) -> Self::Float;
 
-    /// Of all lanes, halves first.
+    /// Combines all lanes, the upper half with the lower first.
     #[inline(always)]
-    fn fold(self, x: Self::Float, f: impl Fn(f32, f32) -> f32) -> f32 {
+    fn reduce(self, x: Self::Float, f: impl Fn(f32, f32) -> f32) -> f32 {
         let mut lanes = [0.0; LANES];
         self.store(x, &mut lanes);
         let mut half = LANES / 2;
@@ -147,15 +162,16 @@ pub trait Lanes: Copy + Send + Sync {
     }
 }
 
-/// Something to compute with lanes of whatever kind. `run` and all that it calls are `inline(always)`:
-/// what isn't, is compiled for any processor.
+/// A computation over any [`Lanes`].
+///
+/// `run` and everything that it calls must be `inline(always)`: other functions are compiled for any processor.
 pub trait Kernel {
     type Output;
     fn run<L: Lanes>(self, lanes: L) -> Self::Output;
 }
 
-/// What to do with each kind of lanes that this processor has beside [`Plain`].
-macro_rules! best_first {
+/// Runs an expression for each instruction set that this processor has, the best first, [`Scalar`] excluded.
+macro_rules! for_each_detected {
     ($lanes:ident => $do:expr) => {
         #[cfg(target_arch = "x86_64")]
         {
@@ -171,32 +187,33 @@ macro_rules! best_first {
         }
         #[cfg(target_arch = "aarch64")]
         {
-            if let Some($lanes) = neon::Arm::<true>::detect() {
+            if let Some($lanes) = neon::NeonLanes::<true>::detect() {
                 $do;
             }
-            if let Some($lanes) = neon::Arm::<false>::detect() {
+            if let Some($lanes) = neon::NeonLanes::<false>::detect() {
                 $do;
             }
         }
     };
 }
 
-/// Computes it with the best lanes that there are. To be called on the thread that computes: a closure that
-/// another one runs is compiled for any processor.
+/// Runs a kernel with the best instruction set of this processor.
+///
+/// To be called on the thread that computes: a closure that another thread runs is compiled for any processor.
 pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
-    best_first!(lanes => return run(lanes, kernel));
-    run(Plain, kernel)
+    for_each_detected!(lanes => return run(lanes, kernel));
+    run(Scalar, kernel)
 }
 
-/// What it gives: the same with each kind of lanes that there is.
+/// Runs a kernel with each instruction set of this processor and checks that the results are the same.
 #[cfg(test)]
-pub fn on_each<K: Kernel<Output: PartialEq> + Clone>(kernel: K) -> K::Output {
-    let plain = run(Plain, kernel.clone());
-    best_first!(lanes => {
+pub fn run_on_all<K: Kernel<Output: PartialEq> + Clone>(kernel: K) -> K::Output {
+    let scalar = run(Scalar, kernel.clone());
+    for_each_detected!(lanes => {
         let name = std::any::type_name_of_val(&lanes);
-        assert!(run(lanes, kernel.clone()) == plain, "{name} gives something else");
+        assert!(run(lanes, kernel.clone()) == scalar, "{name} gives something else");
     });
-    plain
+    scalar
 }
 
 #[inline(always)]
@@ -226,17 +243,17 @@ mod tests {
     }
 
     #[test]
-    fn every_half_is_itself() {
+    fn every_finite_half_is_widened_exactly() {
         let all: Vec<_> = (0..=u16::MAX)
             .filter(|bits| half::f16::from_bits(*bits).is_finite())
             .collect();
         for bits in all.as_chunks().0 {
             let expected = bits.map(|bits| half::f16::from_bits(bits).to_f32().to_bits());
-            assert_eq!(on_each(Half(bits)), expected);
+            assert_eq!(run_on_all(Half(bits)), expected);
         }
     }
 
-    /// Numbers at the ends of what each way to compute must hold.
+    /// Values at the ends of what each instruction set must hold.
     #[derive(Clone)]
     struct Ends;
 
@@ -256,33 +273,38 @@ mod tests {
             for (i, weight) in [-128i8, -127, -1, 0, 1, 127].into_iter().enumerate() {
                 let mut quads = [[weight; QUAD]; LANES];
                 quads[i] = [1, -2, 3, -4];
-                let fours = l.widen(&quads);
+                let fours = l.widen_quads(&quads);
                 for x in [0u8, 1, 126, 127] {
                     let quad = [x, x, x / 2, x];
-                    keep(l.dot_quads(l.splat_int(i as i32), l.quad(quad), l.quads(&quads)));
+                    keep(l.dot_quads(
+                        l.splat_int(i as i32),
+                        l.splat_quad(quad),
+                        l.load_quads(&quads),
+                    ));
                     for word in [i16::from(x), 32767, -32767] {
-                        let four = l.four([word, -word, word, word]);
-                        let parts = l.dot_fours(l.no_parts(), four, fours);
-                        keep(l.whole(l.dot_fours(parts, four, fours)));
-                        for pairs in l.split(fours) {
-                            keep(l.dot_pairs(zero, l.pair([word, word - 1]), pairs));
+                        let four = l.splat_i16_quad([word, -word, word, word]);
+                        let parts = l.dot_i16_quads(l.zero_partial(), four, fours);
+                        keep(l.reduce_partial(l.dot_i16_quads(parts, four, fours)));
+                        for pairs in l.split_pairs(fours) {
+                            keep(l.dot_pairs(zero, l.splat_pair([word, word - 1]), pairs));
                         }
                     }
                 }
             }
             for byte in [0u8, 0x0f, 0xf0, 0xff, 0x1e] {
                 let nibbles = [[byte, byte ^ 0xff, 0x78, 0x87]; LANES];
-                for quads in l.nibbles(&nibbles) {
+                for quads in l.unpack_nibbles(&nibbles) {
                     for x in [127i8, -127, 3] {
-                        let mut narrow = l.no_narrow();
+                        let mut narrow = l.zero_narrow();
                         for _ in 0..8 {
-                            narrow = l.dot_narrow(narrow, quads, l.signed_quad([x, x, x, x / 2]));
+                            narrow =
+                                l.dot_narrow(narrow, quads, l.splat_signed_quad([x, x, x, x / 2]));
                         }
-                        keep(l.sub_int(l.whole_narrow(narrow), l.splat_int(x.into())));
+                        keep(l.sub_int(l.reduce_narrow(narrow), l.splat_int(x.into())));
                     }
                     let mut stored = [[0; QUAD]; LANES];
                     l.store_quads(quads, &mut stored);
-                    keep(l.dot_quads(zero, l.quad([1, 0, 0, 2]), l.quads(&stored)));
+                    keep(l.dot_quads(zero, l.splat_quad([1, 0, 0, 2]), l.load_quads(&stored)));
                 }
             }
             for x in [0.5, 1.5, -0.5, -2.5, 127.49, 40000.0, -40000.0, 300.0] {
@@ -308,7 +330,7 @@ mod tests {
 
     #[test]
     fn integers_are_exact() {
-        on_each(Ends);
+        run_on_all(Ends);
     }
 
     #[derive(Clone)]
@@ -349,11 +371,11 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(5);
         for _ in 0..1000 {
             let mut lanes = || std::array::from_fn(|_| (rng.f32() - 0.5) * 300.0);
-            on_each(Floats(lanes(), lanes()));
+            run_on_all(Floats(lanes(), lanes()));
         }
         // Not a number, where one of them is: the second.
         for (a, b) in [(f32::NAN, 1.0), (1.0, f32::NAN)] {
-            let all = on_each(Floats([a; LANES], [b; LANES]));
+            let all = run_on_all(Floats([a; LANES], [b; LANES]));
             for i in [5, 6] {
                 assert_eq!(all[i], [b.to_bits(); LANES]);
             }

@@ -17,15 +17,15 @@ use super::{LANES, Lanes, PAIR, QUAD};
 
 /// Neon; with `DOT`, also its dot products of bytes.
 #[derive(Clone, Copy)]
-pub struct Arm<const DOT: bool>(Neon);
+pub struct NeonLanes<const DOT: bool>(Neon);
 
-impl<const DOT: bool> Arm<DOT> {
+impl<const DOT: bool> NeonLanes<DOT> {
     pub fn detect() -> Option<Self> {
         let is_there = !DOT || std::arch::is_aarch64_feature_detected!("dotprod");
         Neon::try_new().filter(|_| is_there).map(Self)
     }
 
-    /// Products of `i16`, each two beside each other added.
+    /// Sums of two neighbouring products of `i16`.
     #[inline(always)]
     fn products(self, a: int16x8_t, b: int16x8_t) -> int32x4_t {
         let neon = self.0.neon;
@@ -36,7 +36,7 @@ impl<const DOT: bool> Arm<DOT> {
 
     /// `sum` and the four products of 7 with 8 bits.
     #[inline(always)]
-    fn dot_bytes(self, sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    fn dot_u8_i8(self, sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
         if DOT {
             let mut sum = sum;
             // SAFETY: `detect` has found the instruction, which is no intrinsic of stable Rust yet.
@@ -61,32 +61,32 @@ impl<const DOT: bool> Arm<DOT> {
 }
 
 #[inline(always)]
-fn each<T, U>([a, b, c, d]: [T; 4], f: impl Fn(T) -> U) -> [U; 4] {
+fn map<T, U>([a, b, c, d]: [T; 4], f: impl Fn(T) -> U) -> [U; 4] {
     [f(a), f(b), f(c), f(d)]
 }
 
 #[inline(always)]
-fn both<T, U>(a: [T; 4], b: [T; 4], f: impl Fn(T, T) -> U) -> [U; 4] {
+fn map2<T, U>(a: [T; 4], b: [T; 4], f: impl Fn(T, T) -> U) -> [U; 4] {
     let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a, b);
     [f(a0, b0), f(a1, b1), f(a2, b2), f(a3, b3)]
 }
 
 #[inline(always)]
-fn three<S, T, U>(sum: [S; 4], a: [T; 4], b: [T; 4], f: impl Fn(S, T, T) -> U) -> [U; 4] {
+fn map3<S, T, U>(sum: [S; 4], a: [T; 4], b: [T; 4], f: impl Fn(S, T, T) -> U) -> [U; 4] {
     let ([s0, s1, s2, s3], [a0, a1, a2, a3], [b0, b1, b2, b3]) = (sum, a, b);
     [f(s0, a0, b0), f(s1, a1, b1), f(s2, a2, b2), f(s3, a3, b3)]
 }
 
-impl<const DOT: bool> Lanes for Arm<DOT> {
-    const MANY: bool = false;
+impl<const DOT: bool> Lanes for NeonLanes<DOT> {
+    const MANY_REGISTERS: bool = false;
 
-    type Pairs = [int16x8_t; 4];
-    type Quads = [int8x16_t; 4];
-    type Four = int16x8_t;
-    type Fours = [int16x8_t; 8];
-    /// Two sums beside each other in each of sixteen lanes.
-    type Parts = [int32x4_t; 8];
-    type Narrow = [int32x4_t; 4];
+    type I16Pairs = [int16x8_t; 4];
+    type I8Quads = [int8x16_t; 4];
+    type I16Quad = int16x8_t;
+    type I16Quads = [int16x8_t; 8];
+    /// Two sums in each lane.
+    type PartialSums = [int32x4_t; 8];
+    type NarrowSums = [int32x4_t; 4];
     type Int = [int32x4_t; 4];
     type Float = [float32x4_t; 4];
 
@@ -96,83 +96,93 @@ impl<const DOT: bool> Lanes for Arm<DOT> {
     }
 
     #[inline(always)]
-    fn pair(self, pair: [i16; PAIR]) -> Self::Pairs {
+    fn splat_pair(self, pair: [i16; PAIR]) -> Self::I16Pairs {
         [cast(self.0.neon.vdupq_n_s32(cast(pair))); 4]
     }
 
     #[inline(always)]
-    fn dot_pairs(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int {
-        three(sum, a, b, |sum, a, b| {
+    fn dot_pairs(self, sum: Self::Int, a: Self::I16Pairs, b: Self::I16Pairs) -> Self::Int {
+        map3(sum, a, b, |sum, a, b| {
             self.0.neon.vaddq_s32(sum, self.products(a, b))
         })
     }
 
     #[inline(always)]
-    fn nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::Quads; 2] {
+    fn unpack_nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::I8Quads; 2] {
         let neon = self.0.neon;
         let bytes = cast::<_, [uint8x16_t; 4]>(*values);
         [
-            each(bytes, |x| cast(neon.vandq_u8(x, neon.vdupq_n_u8(15)))),
-            each(bytes, |x| cast(neon.vshrq_n_u8::<4>(x))),
+            map(bytes, |x| cast(neon.vandq_u8(x, neon.vdupq_n_u8(15)))),
+            map(bytes, |x| cast(neon.vshrq_n_u8::<4>(x))),
         ]
     }
 
     #[inline(always)]
-    fn quad(self, quad: [u8; QUAD]) -> Self::Quads {
+    fn splat_quad(self, quad: [u8; QUAD]) -> Self::I8Quads {
         [cast(self.0.neon.vdupq_n_s32(cast(quad))); 4]
     }
 
     #[inline(always)]
-    fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int {
-        three(sum, a, b, |sum, a, b| self.dot_bytes(sum, a, b))
+    fn dot_quads(self, sum: Self::Int, a: Self::I8Quads, b: Self::I8Quads) -> Self::Int {
+        map3(sum, a, b, |sum, a, b| self.dot_u8_i8(sum, a, b))
     }
 
     #[inline(always)]
-    fn no_narrow(self) -> Self::Narrow {
+    fn zero_narrow(self) -> Self::NarrowSums {
         self.splat_int(0)
     }
 
     #[inline(always)]
-    fn dot_narrow(self, sum: Self::Narrow, a: Self::Quads, b: Self::Quads) -> Self::Narrow {
+    fn dot_narrow(
+        self,
+        sum: Self::NarrowSums,
+        a: Self::I8Quads,
+        b: Self::I8Quads,
+    ) -> Self::NarrowSums {
         self.dot_quads(sum, a, b)
     }
 
     #[inline(always)]
-    fn whole_narrow(self, sum: Self::Narrow) -> Self::Int {
+    fn reduce_narrow(self, sum: Self::NarrowSums) -> Self::Int {
         sum
     }
 
     #[inline(always)]
-    fn widen(self, values: &[[i8; QUAD]; LANES]) -> Self::Fours {
+    fn widen_quads(self, values: &[[i8; QUAD]; LANES]) -> Self::I16Quads {
         let neon = self.0.neon;
-        let words = each(cast::<_, [int8x16_t; 4]>(*values), |x| {
+        let words = map(cast::<_, [int8x16_t; 4]>(*values), |x| {
             [neon.vmovl_s8(neon.vget_low_s8(x)), neon.vmovl_high_s8(x)]
         });
         cast(words)
     }
 
     #[inline(always)]
-    fn split(self, fours: Self::Fours) -> [Self::Pairs; 2] {
+    fn split_pairs(self, fours: Self::I16Quads) -> [Self::I16Pairs; 2] {
         let neon = self.0.neon;
         let [a, b, c, d] = cast::<_, [[int32x4_t; 2]; 4]>(fours);
         [
-            each([a, b, c, d], |[x, y]| cast(neon.vuzp1q_s32(x, y))),
-            each([a, b, c, d], |[x, y]| cast(neon.vuzp2q_s32(x, y))),
+            map([a, b, c, d], |[x, y]| cast(neon.vuzp1q_s32(x, y))),
+            map([a, b, c, d], |[x, y]| cast(neon.vuzp2q_s32(x, y))),
         ]
     }
 
     #[inline(always)]
-    fn four(self, four: [i16; QUAD]) -> Self::Four {
+    fn splat_i16_quad(self, four: [i16; QUAD]) -> Self::I16Quad {
         cast(self.0.neon.vdupq_n_s64(cast(four)))
     }
 
     #[inline(always)]
-    fn no_parts(self) -> Self::Parts {
+    fn zero_partial(self) -> Self::PartialSums {
         [self.0.neon.vdupq_n_s32(0); 8]
     }
 
     #[inline(always)]
-    fn dot_fours(self, sum: Self::Parts, a: Self::Four, b: Self::Fours) -> Self::Parts {
+    fn dot_i16_quads(
+        self,
+        sum: Self::PartialSums,
+        a: Self::I16Quad,
+        b: Self::I16Quads,
+    ) -> Self::PartialSums {
         let mut parts = sum;
         for (part, b) in parts.iter_mut().zip(b) {
             *part = self.0.neon.vaddq_s32(*part, self.products(a, b));
@@ -181,8 +191,8 @@ impl<const DOT: bool> Lanes for Arm<DOT> {
     }
 
     #[inline(always)]
-    fn whole(self, parts: Self::Parts) -> Self::Int {
-        each(cast::<_, [[int32x4_t; 2]; 4]>(parts), |[a, b]| {
+    fn reduce_partial(self, parts: Self::PartialSums) -> Self::Int {
+        map(cast::<_, [[int32x4_t; 2]; 4]>(parts), |[a, b]| {
             self.0.neon.vpaddq_s32(a, b)
         })
     }
@@ -194,42 +204,42 @@ impl<const DOT: bool> Lanes for Arm<DOT> {
 
     #[inline(always)]
     fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int {
-        both(a, b, |a, b| self.0.neon.vsubq_s32(a, b))
+        map2(a, b, |a, b| self.0.neon.vsubq_s32(a, b))
     }
 
     #[inline(always)]
     fn to_float(self, x: Self::Int) -> Self::Float {
-        each(x, |x| self.0.neon.vcvtq_f32_s32(x))
+        map(x, |x| self.0.neon.vcvtq_f32_s32(x))
     }
 
     #[inline(always)]
     fn round(self, x: Self::Float) -> Self::Int {
-        each(x, |x| self.0.neon.vcvtnq_s32_f32(x))
+        map(x, |x| self.0.neon.vcvtnq_s32_f32(x))
     }
 
     #[inline(always)]
     fn store_i16(self, x: Self::Int, to: &mut [i16; LANES]) {
-        *to = cast::<[int16x4_t; 4], _>(each(x, |x| self.0.neon.vqmovn_s32(x)));
+        *to = cast::<[int16x4_t; 4], _>(map(x, |x| self.0.neon.vqmovn_s32(x)));
     }
 
     #[inline(always)]
     fn store_i8(self, x: Self::Int, to: &mut [i8; LANES]) {
         let neon = self.0.neon;
-        let words = cast::<[int16x4_t; 4], [int16x8_t; 2]>(each(x, |x| neon.vqmovn_s32(x)));
+        let words = cast::<[int16x4_t; 4], [int16x8_t; 2]>(map(x, |x| neon.vqmovn_s32(x)));
         *to = cast([neon.vqmovn_s16(words[0]), neon.vqmovn_s16(words[1])]);
     }
 
     #[inline(always)]
     fn store_u8(self, x: Self::Int, to: &mut [u8; LANES]) {
         let neon = self.0.neon;
-        let words = cast::<[uint16x4_t; 4], [uint16x8_t; 2]>(each(x, |x| neon.vqmovun_s32(x)));
+        let words = cast::<[uint16x4_t; 4], [uint16x8_t; 2]>(map(x, |x| neon.vqmovun_s32(x)));
         *to = cast([neon.vqmovn_u16(words[0]), neon.vqmovn_u16(words[1])]);
     }
 
     #[inline(always)]
     fn exp2(self, x: Self::Int) -> Self::Float {
         let neon = self.0.neon;
-        each(x, |x| {
+        map(x, |x| {
             let exponent = neon.vaddq_s32(x, neon.vdupq_n_s32(127));
             cast(neon.vshlq_n_s32::<23>(exponent))
         })
@@ -245,7 +255,7 @@ impl<const DOT: bool> Lanes for Arm<DOT> {
         let neon = self.0.neon;
         // Exponent and mantissa where a float has them, then the exponent as high as it counts.
         let scale = neon.vdupq_n_f32(f32::from_bits((127 + 112) << 23));
-        each(cast::<_, [uint16x4_t; 4]>(*from), |half| {
+        map(cast::<_, [uint16x4_t; 4]>(*from), |half| {
             let bits = neon.vmovl_u16(half);
             let rest = neon.vandq_u32(bits, neon.vdupq_n_u32(0x7fff));
             let sign = neon.vandq_u32(bits, neon.vdupq_n_u32(0x8000));
@@ -257,43 +267,43 @@ impl<const DOT: bool> Lanes for Arm<DOT> {
 
     #[inline(always)]
     fn add(self, a: Self::Float, b: Self::Float) -> Self::Float {
-        both(a, b, |a, b| self.0.neon.vaddq_f32(a, b))
+        map2(a, b, |a, b| self.0.neon.vaddq_f32(a, b))
     }
 
     #[inline(always)]
     fn sub(self, a: Self::Float, b: Self::Float) -> Self::Float {
-        both(a, b, |a, b| self.0.neon.vsubq_f32(a, b))
+        map2(a, b, |a, b| self.0.neon.vsubq_f32(a, b))
     }
 
     #[inline(always)]
     fn mul(self, a: Self::Float, b: Self::Float) -> Self::Float {
-        both(a, b, |a, b| self.0.neon.vmulq_f32(a, b))
+        map2(a, b, |a, b| self.0.neon.vmulq_f32(a, b))
     }
 
     #[inline(always)]
     fn div(self, a: Self::Float, b: Self::Float) -> Self::Float {
-        both(a, b, |a, b| self.0.neon.vdivq_f32(a, b))
+        map2(a, b, |a, b| self.0.neon.vdivq_f32(a, b))
     }
 
     #[inline(always)]
     fn mul_add(self, a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float {
-        three(c, a, b, |c, a, b| self.0.neon.vfmaq_f32(c, a, b))
+        map3(c, a, b, |c, a, b| self.0.neon.vfmaq_f32(c, a, b))
     }
 
     #[inline(always)]
     fn max(self, a: Self::Float, b: Self::Float) -> Self::Float {
         let neon = self.0.neon;
-        both(a, b, |a, b| neon.vbslq_f32(neon.vcgtq_f32(a, b), a, b))
+        map2(a, b, |a, b| neon.vbslq_f32(neon.vcgtq_f32(a, b), a, b))
     }
 
     #[inline(always)]
     fn min(self, a: Self::Float, b: Self::Float) -> Self::Float {
         let neon = self.0.neon;
-        both(a, b, |a, b| neon.vbslq_f32(neon.vcltq_f32(a, b), a, b))
+        map2(a, b, |a, b| neon.vbslq_f32(neon.vcltq_f32(a, b), a, b))
     }
 
     #[inline(always)]
     fn abs(self, x: Self::Float) -> Self::Float {
-        each(x, |x| self.0.neon.vabsq_f32(x))
+        map(x, |x| self.0.neon.vabsq_f32(x))
     }
 }

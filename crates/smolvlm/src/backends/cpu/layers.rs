@@ -8,20 +8,17 @@ use candle_nn::{LayerNorm, RmsNorm};
 
 use crate::backends::candle::{decoder, encoder, linear::Linear, values::numbers};
 use vlmnarrate_kernels::{
-    LANES,
-    attention::{Grouped, Heads, Seen, attend, look_back},
-    blocks::{Block4, Block8, Packed, Stored},
-    pointwise::{self, GatedSilu, Gelu, Values},
-    products::{Into, multiply},
-    rounding::{Activations, Rows},
+    self as kernels, ActivationBuffers, BlockQ4_0x16, BlockQ8_0x16, Epilogue, F32Rows, Gelu,
+    GgmlBlock, LANES, PackedKv, PackedWeights, QkvRows, QkvShape, RowSource, SwiGlu,
+    bidirectional_attention, causal_attention, matmul,
 };
 
 /// What a forward pass needs beside its input, from layer to layer.
 #[derive(Default)]
 pub(crate) struct Workspace {
-    rounded: Activations,
+    quantized: ActivationBuffers,
     qkv: Vec<f32>,
-    gathered: Vec<f32>,
+    attn_out: Vec<f32>,
     inner: Vec<f32>,
 }
 
@@ -52,8 +49,8 @@ pub(crate) struct Matrix {
 
 #[derive(Debug)]
 enum Weights {
-    Eight(Packed<Block8>),
-    Four(Packed<Block4>),
+    Q8_0(PackedWeights<BlockQ8_0x16>),
+    Q4_0(PackedWeights<BlockQ4_0x16>),
 }
 
 impl Matrix {
@@ -76,8 +73,8 @@ impl Matrix {
             }
         }
         let weights = match dtype {
-            GgmlDType::Q8_0 => pack(&parts, length)?.map(Weights::Eight),
-            GgmlDType::Q4_0 => pack(&parts, length)?.map(Weights::Four),
+            GgmlDType::Q8_0 => pack(&parts, length)?.map(Weights::Q8_0),
+            GgmlDType::Q4_0 => pack(&parts, length)?.map(Weights::Q4_0),
             _ => None,
         };
         let biases = layers.iter().map(|layer| match layer {
@@ -95,8 +92,8 @@ impl Matrix {
 
     fn rows(&self) -> usize {
         match &self.weights {
-            Weights::Eight(weights) => weights.rows(),
-            Weights::Four(weights) => weights.rows(),
+            Weights::Q8_0(weights) => weights.rows(),
+            Weights::Q4_0(weights) => weights.rows(),
         }
     }
 
@@ -106,46 +103,64 @@ impl Matrix {
         let x = numbers(x)?;
         let mut out = vec![0.0; rows * self.rows()];
         self.multiply(
-            &Values::new(&x, length),
-            &mut Activations::default(),
-            Into::Set,
+            &F32Rows::new(&x, length),
+            &mut ActivationBuffers::default(),
+            Epilogue::Store,
             &mut out,
         );
         Tensor::from_vec(out, (rows, self.rows()), &Device::Cpu)
     }
 
-    /// Multiplies `x`, rounded on the way.
-    fn multiply(&self, x: &impl Rows, rounded: &mut Activations, into: Into, out: &mut [f32]) {
+    /// Quantizes `x` and multiplies.
+    fn multiply(
+        &self,
+        x: &impl RowSource,
+        quantized: &mut ActivationBuffers,
+        epilogue: Epilogue,
+        out: &mut [f32],
+    ) {
         let bias = self.bias.as_deref();
         match (&self.weights, self.precision) {
-            (Weights::Eight(weights), Precision::Bytes) => {
-                multiply(rounded.bytes.round(x), weights, bias, into, out)
-            }
-            (Weights::Eight(weights), Precision::Words) => {
-                multiply(rounded.words.round(x), weights, bias, into, out)
-            }
-            (Weights::Four(weights), _) => {
-                multiply(rounded.signed_bytes.round(x), weights, bias, into, out)
-            }
+            (Weights::Q8_0(weights), Precision::U7PerBlock) => matmul(
+                quantized.u7_per_block.quantize(x),
+                weights,
+                bias,
+                epilogue,
+                out,
+            ),
+            (Weights::Q8_0(weights), Precision::I16PerRow) => matmul(
+                quantized.i16_per_row.quantize(x),
+                weights,
+                bias,
+                epilogue,
+                out,
+            ),
+            (Weights::Q4_0(weights), _) => matmul(
+                quantized.i8_per_block.quantize(x),
+                weights,
+                bias,
+                epilogue,
+                out,
+            ),
         }
     }
 }
 
-/// What activations are rounded to for weights of 8 bits; for 4 it is signed bytes.
+/// The format of activations for Q8_0 weights. For Q4_0 it is `I8PerBlock`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Precision {
-    Bytes,
-    Words,
+    U7PerBlock,
+    I16PerRow,
 }
 
-fn pack<B: Stored>(parts: &[&QTensor], length: usize) -> CandleResult<Option<Packed<B>>> {
+fn pack<B: GgmlBlock>(parts: &[&QTensor], length: usize) -> CandleResult<Option<PackedWeights<B>>> {
     let data = parts.iter().map(|part| part.data());
     let data = data.collect::<CandleResult<Vec<_>>>()?;
     let rows = |part: &&QTensor| part.shape().dims()[0];
     let rows: usize = parts.iter().map(rows).sum();
     let bytes = data.iter().map(|data| data.len()).sum::<usize>() / rows;
     let all = data.iter().flat_map(|data| data.chunks_exact(bytes));
-    Ok(Packed::pack(rows, length, all))
+    Ok(PackedWeights::from_ggml(rows, length, all))
 }
 
 /// A norm's parameters.
@@ -174,18 +189,18 @@ impl Norm {
         })
     }
 
-    fn layer_norm<'a>(&'a self, x: &'a [f32]) -> pointwise::LayerNorm<'a> {
-        pointwise::LayerNorm {
-            x: Values::new(x, self.weight.len()),
+    fn layer_norm<'a>(&'a self, x: &'a [f32]) -> kernels::LayerNorm<'a> {
+        kernels::LayerNorm {
+            x: F32Rows::new(x, self.weight.len()),
             weight: &self.weight,
             bias: &self.bias,
             epsilon: self.epsilon,
         }
     }
 
-    fn rms_norm<'a>(&'a self, x: &'a [f32]) -> pointwise::RmsNorm<'a> {
-        pointwise::RmsNorm {
-            x: Values::new(x, self.weight.len()),
+    fn rms_norm<'a>(&'a self, x: &'a [f32]) -> kernels::RmsNorm<'a> {
+        kernels::RmsNorm {
+            x: F32Rows::new(x, self.weight.len()),
             weight: &self.weight,
             epsilon: self.epsilon,
         }
@@ -211,7 +226,7 @@ pub(crate) struct EncoderLayer {
 impl EncoderLayer {
     /// `None` if there are no kernels for it.
     pub(crate) fn new(layer: &encoder::Layer) -> CandleResult<Option<Self>> {
-        let matrix = |layers: &[&Linear]| Matrix::new(layers, Precision::Bytes);
+        let matrix = |layers: &[&Linear]| Matrix::new(layers, Precision::U7PerBlock);
         let hidden = layer.layer_norm1.weight().elem_count();
         let (Some(qkv), Some(out_proj), Some(fc1), Some(fc2)) = (
             matrix(&[&layer.q_proj, &layer.k_proj, &layer.v_proj])?,
@@ -236,31 +251,40 @@ impl EncoderLayer {
     /// Of `x`, `[patches, hidden]`, to what takes its place.
     pub(crate) fn forward(&self, x: &mut [f32], workspace: &mut Workspace) {
         let Workspace {
-            rounded,
+            quantized,
             qkv,
-            gathered,
+            attn_out,
             inner,
         } = workspace;
         let hidden = self.out_proj.rows();
         let patches = x.len() / hidden;
         let qkv = room(qkv, patches * self.qkv.rows());
-        self.qkv
-            .multiply(&self.layer_norm1.layer_norm(x), rounded, Into::Set, qkv);
-        let gathered = room(gathered, x.len());
-        let heads = Heads {
-            x: qkv,
+        self.qkv.multiply(
+            &self.layer_norm1.layer_norm(x),
+            quantized,
+            Epilogue::Store,
+            qkv,
+        );
+        let attn_out = room(attn_out, x.len());
+        let rows = QkvRows {
+            qkv,
             heads: self.heads,
-            size: hidden / self.heads,
+            head_size: hidden / self.heads,
         };
-        attend(heads, gathered);
-        let gathered = Values::new(gathered, hidden);
-        self.out_proj.multiply(&gathered, rounded, Into::Add, x);
+        bidirectional_attention(rows, attn_out);
+        let attn_out = F32Rows::new(attn_out, hidden);
+        self.out_proj
+            .multiply(&attn_out, quantized, Epilogue::Add, x);
 
         let inner = room(inner, patches * self.fc1.rows());
-        self.fc1
-            .multiply(&self.layer_norm2.layer_norm(x), rounded, Into::Set, inner);
-        let inner = Gelu(Values::new(inner, self.fc1.rows()));
-        self.fc2.multiply(&inner, rounded, Into::Add, x);
+        self.fc1.multiply(
+            &self.layer_norm2.layer_norm(x),
+            quantized,
+            Epilogue::Store,
+            inner,
+        );
+        let inner = Gelu(F32Rows::new(inner, self.fc1.rows()));
+        self.fc2.multiply(&inner, quantized, Epilogue::Add, x);
     }
 }
 
@@ -272,13 +296,13 @@ pub(crate) struct DecoderLayer {
     post_attention_layernorm: Norm,
     gate_up: Matrix,
     down_proj: Matrix,
-    shape: Grouped,
+    shape: QkvShape,
 }
 
 impl DecoderLayer {
     /// `None` if there are no kernels for it.
     pub(crate) fn new(layer: &decoder::Layer) -> CandleResult<Option<Self>> {
-        let matrix = |layers: &[&Linear]| Matrix::new(layers, Precision::Words);
+        let matrix = |layers: &[&Linear]| Matrix::new(layers, Precision::I16PerRow);
         let (Some(qkv), Some(o_proj), Some(gate_up), Some(down_proj)) = (
             matrix(&[&layer.q_proj, &layer.k_proj, &layer.v_proj])?,
             matrix(&[&layer.o_proj])?,
@@ -295,44 +319,49 @@ impl DecoderLayer {
             post_attention_layernorm: Norm::rms(&layer.post_attention_layernorm)?,
             gate_up,
             down_proj,
-            shape: Grouped {
+            shape: QkvShape {
                 heads: layer.heads,
                 kv_heads: layer.kv_heads,
-                size: layer.head_dim,
+                head_size: layer.head_dim,
             },
         }))
     }
 
-    /// Of `x`, `[tokens, hidden]`, to what takes its place; `at` tokens were seen.
+    /// Of `x`, `[tokens, hidden]`, to what takes its place; `past` tokens are in `kv`.
     pub(crate) fn forward(
         &self,
         x: &mut [f32],
         rope: (&[f32], &[f32]),
-        seen: &mut Seen,
-        at: usize,
+        kv: &mut PackedKv,
+        past: usize,
         workspace: &mut Workspace,
     ) {
         let Workspace {
-            rounded,
+            quantized,
             qkv,
-            gathered,
+            attn_out,
             inner,
         } = workspace;
         let tokens = x.len() / self.o_proj.rows();
         let qkv = room(qkv, tokens * self.qkv.rows());
-        self.qkv
-            .multiply(&self.input_layernorm.rms_norm(x), rounded, Into::Set, qkv);
-        let width = self.shape.heads * self.shape.size;
-        let gathered = room(gathered, tokens * width);
-        look_back(qkv, self.shape, rope, seen, at, gathered);
+        self.qkv.multiply(
+            &self.input_layernorm.rms_norm(x),
+            quantized,
+            Epilogue::Store,
+            qkv,
+        );
+        let width = self.shape.heads * self.shape.head_size;
+        let attn_out = room(attn_out, tokens * width);
+        causal_attention(qkv, self.shape, rope, kv, past, attn_out);
         self.o_proj
-            .multiply(&Values::new(gathered, width), rounded, Into::Add, x);
+            .multiply(&F32Rows::new(attn_out, width), quantized, Epilogue::Add, x);
 
         let inner = room(inner, tokens * self.gate_up.rows());
         let normed = self.post_attention_layernorm.rms_norm(x);
-        self.gate_up.multiply(&normed, rounded, Into::Set, inner);
-        let inner = GatedSilu(Values::new(inner, self.gate_up.rows()));
-        self.down_proj.multiply(&inner, rounded, Into::Add, x);
+        self.gate_up
+            .multiply(&normed, quantized, Epilogue::Store, inner);
+        let inner = SwiGlu(F32Rows::new(inner, self.gate_up.rows()));
+        self.down_proj.multiply(&inner, quantized, Epilogue::Add, x);
     }
 }
 
@@ -346,7 +375,7 @@ pub(crate) struct Head {
 impl Head {
     /// `None` if there is no kernel for it.
     pub(crate) fn new(norm: &RmsNorm, lm_head: &Linear) -> CandleResult<Option<Self>> {
-        let Some(weights) = Matrix::new(&[lm_head], Precision::Words)? else {
+        let Some(weights) = Matrix::new(&[lm_head], Precision::I16PerRow)? else {
             return Ok(None);
         };
         let norm = Norm::rms(norm)?;
@@ -358,7 +387,7 @@ impl Head {
         let x = self.norm.rms_norm(x);
         let mut scores = vec![0.0; x.rows() * self.weights.rows()];
         self.weights
-            .multiply(&x, &mut workspace.rounded, Into::Set, &mut scores);
+            .multiply(&x, &mut workspace.quantized, Epilogue::Store, &mut scores);
         scores
     }
 }

@@ -4,7 +4,7 @@ pub(crate) mod layers;
 
 use candle_core::{DType, Device, Module, Result as CandleResult, Tensor};
 use candle_nn::RmsNorm;
-use vlmnarrate_kernels::attention::Seen;
+use vlmnarrate_kernels::PackedKv;
 
 use super::candle::{
     self, DecoderLayer as _, EncoderLayer as _, Head as _, Parts, decoder, encoder,
@@ -31,7 +31,7 @@ impl Parts for Fused {
     }
 
     fn connector(linear: Linear) -> CandleResult<Connector> {
-        Ok(match Matrix::new(&[&linear], Precision::Words)? {
+        Ok(match Matrix::new(&[&linear], Precision::I16PerRow)? {
             Some(matrix) => Connector::Fused(matrix),
             None => Connector::Candle(linear),
         })
@@ -97,7 +97,7 @@ pub(crate) enum DecoderLayer {
 #[derive(Debug)]
 pub(crate) enum Kv {
     Candle(LayerKv),
-    Fused(Seen),
+    Fused(PackedKv),
 }
 
 impl candle::DecoderLayer<Workspace> for DecoderLayer {
@@ -111,7 +111,7 @@ impl candle::DecoderLayer<Workspace> for DecoderLayer {
     ) -> CandleResult<Kv> {
         Ok(match self {
             Self::Candle(_) => Kv::Candle(LayerKv::new(shape, dtype, device)?),
-            Self::Fused(_) => Kv::Fused(Seen::new(kv_heads, head_dim, capacity)),
+            Self::Fused(_) => Kv::Fused(PackedKv::new(kv_heads, head_dim, capacity)),
         })
     }
 

@@ -1,8 +1,7 @@
 //! Products with packed weights: integers inside blocks of 32, floats from block to block.
 //!
-//! Sums of 32 products are exact in an `i32`, so the order inside a block doesn't matter, and the blocks of a row
-//! are added from the first to the last. Hence a row comes out the same to the bit whatever rows are computed
-//! beside it, and on whatever processor.
+//! Sums of 32 products are exact in an `i32`, whatever their order, and the blocks of a row are added from the first to
+//! the last. So a row comes out the same, to the bit, whatever rows are computed beside it and on every processor.
 
 use std::{marker::PhantomData, ops::Range};
 
@@ -10,57 +9,63 @@ use bytemuck::Pod;
 use rayon::prelude::*;
 
 use super::{
-    blocks::{MANY, Packed},
+    activations::{ActivationFormat, MatMul, QuantizedRows},
     lanes::{Kernel, LANES, Lanes, dispatch},
-    rounding::{Rounded, Rounding, Times},
+    weights::{MAX_TILE_ROWS, PackedWeights},
 };
 
-/// Where a product goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Into {
-    Set,
+/// What happens to a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Epilogue {
+    /// Overwrites the output.
+    Store,
+    /// Is added to the output, as a residual connection is.
     Add,
 }
 
-impl Into {
+impl Epilogue {
     #[inline(always)]
-    fn put(self, out: &mut [f32], y: &[f32]) {
+    fn apply(self, out: &mut [f32], y: &[f32]) {
         for (out, y) in out.iter_mut().zip(y) {
             *out = match self {
-                Self::Set => *y,
+                Self::Store => *y,
                 Self::Add => *out + y,
             };
         }
     }
 }
 
-/// `x` times the weights and a bias, row by row.
-pub fn multiply<B: Pod + Send + Sync, R: Times<B>>(
-    x: Rounded<'_, R>,
-    weights: &Packed<B>,
+/// Multiplies rows `[n, columns]` with weights `[rows, columns]`, to `out` `[n, rows]`, and adds a bias.
+///
+/// # Panics
+///
+/// If the shapes don't match.
+pub fn matmul<B: Pod + Send + Sync, F: MatMul<B>>(
+    x: QuantizedRows<'_, F>,
+    weights: &PackedWeights<B>,
     bias: Option<&[f32]>,
-    into: Into,
+    epilogue: Epilogue,
     out: &mut [f32],
 ) {
     let rows = x.rows();
-    assert_eq!(x.length, weights.length());
+    assert_eq!(x.length, weights.columns());
     assert_eq!(out.len(), rows * weights.rows());
     let threads = rayon::current_num_threads();
     let panels = weights.panels();
-    if rows >= FEW_ROWS {
-        // Of so many the values stay in the second cache while all weights pass by.
+    if rows >= MIN_ROWS_TO_SPLIT {
+        // So many rows stay in the second cache while all weights pass by.
         let part = rows.div_ceil(2 * threads).min((192 << 10) / x.length);
         let part = part
             .max(1)
-            .next_multiple_of(dispatch(AtOnce::<B, R>(rows, PhantomData)));
+            .next_multiple_of(dispatch(TileRows::<B, F>(rows, PhantomData)));
         let parts = out.par_chunks_mut(part * weights.rows()).enumerate();
         parts.for_each(|(i, out)| {
-            dispatch(Product {
-                x: x.part(i * part..rows.min((i + 1) * part)),
+            dispatch(Gemm {
+                x: x.slice(i * part..rows.min((i + 1) * part)),
                 weights,
                 bias,
                 panels: 0..panels,
-                into,
+                epilogue,
                 out,
                 stride: weights.rows(),
             })
@@ -68,13 +73,13 @@ pub fn multiply<B: Pod + Send + Sync, R: Times<B>>(
         return;
     }
     let part = panels.div_ceil(2 * threads);
-    let product = |i: usize, into, out: &mut [f32]| {
-        dispatch(Product {
+    let product = |i: usize, epilogue, out: &mut [f32]| {
+        dispatch(Gemm {
             x,
             weights,
             bias,
             panels: i * part..panels.min((i + 1) * part),
-            into,
+            epilogue,
             stride: out.len() / rows,
             out,
         })
@@ -82,47 +87,47 @@ pub fn multiply<B: Pod + Send + Sync, R: Times<B>>(
     let width = part * LANES;
     if rows == 1 {
         let parts = out.par_chunks_mut(width).enumerate();
-        return parts.for_each(|(i, out)| product(i, into, out));
+        return parts.for_each(|(i, out)| product(i, epilogue, out));
     }
-    // Each part's columns beside each other, then where they belong.
+    // Each thread writes its columns to memory of its own. They are interleaved afterwards.
     let mut columns = vec![0.0; panels * LANES * rows];
     let parts = columns.par_chunks_mut(width * rows).enumerate();
-    parts.for_each(|(i, columns)| product(i, Into::Set, columns));
+    parts.for_each(|(i, columns)| product(i, Epilogue::Store, columns));
     let columns = &columns;
-    let least = (1 << 14) / weights.rows() + 1;
+    let min_len = (1 << 14) / weights.rows() + 1;
     out.par_chunks_exact_mut(weights.rows())
         .enumerate()
-        .with_min_len(least)
+        .with_min_len(min_len)
         .for_each(|(row, out)| {
             let parts = columns.chunks(width * rows);
             for (columns, out) in parts.zip(out.chunks_mut(width)) {
-                into.put(out, &columns[row * (columns.len() / rows)..]);
+                epilogue.apply(out, &columns[row * (columns.len() / rows)..]);
             }
         });
 }
 
-/// Fewer are parted among the threads by the weights, which are then prepared once.
-const FEW_ROWS: usize = 100;
+/// Fewer rows are not split among the threads: the weights are, and each is prepared once.
+const MIN_ROWS_TO_SPLIT: usize = 100;
 
-/// A product of some rows with some of the weights, into rows that are `stride` apart.
-pub struct Product<'a, B, R: Rounding> {
-    pub x: Rounded<'a, R>,
-    pub weights: &'a Packed<B>,
-    pub bias: Option<&'a [f32]>,
-    pub panels: Range<usize>,
-    pub into: Into,
-    pub out: &'a mut [f32],
-    pub stride: usize,
+/// A product of rows with some panels of the weights, to rows of `out` that are `stride` apart.
+pub(crate) struct Gemm<'a, B, F: ActivationFormat> {
+    pub(crate) x: QuantizedRows<'a, F>,
+    pub(crate) weights: &'a PackedWeights<B>,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) panels: Range<usize>,
+    pub(crate) epilogue: Epilogue,
+    pub(crate) out: &'a mut [f32],
+    pub(crate) stride: usize,
 }
 
-impl<B: Pod, R: Times<B>> Kernel for Product<'_, B, R> {
+impl<B: Pod, F: MatMul<B>> Kernel for Gemm<'_, B, F> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         let first = self.panels.start;
         let rows = self.x.rows();
-        let mut prepared = R::Prepared::default();
+        let mut prepared = F::Prepared::default();
         for panel in self.panels {
             let start = panel * LANES;
             let width = LANES.min(self.weights.rows() - start);
@@ -131,23 +136,25 @@ impl<B: Pod, R: Times<B>> Kernel for Product<'_, B, R> {
                 bias[..width].copy_from_slice(&all[start..][..width]);
             }
             let weights = self.weights.panel(panel);
-            R::prepare(l, rows, weights, &mut prepared);
+            F::prepare(l, rows, weights, &mut prepared);
             let tile = Tile {
                 x: self.x,
                 weights,
                 prepared: &prepared,
                 bias: &bias,
                 width,
-                into: self.into,
+                epilogue: self.epilogue,
                 stride: self.stride,
             };
-            let at_once = R::at_once::<L>(rows);
+            let tile_rows = F::tile_rows::<L>(rows);
             let mut row = 0;
             while row < rows {
                 let out = &mut self.out[row * self.stride + (panel - first) * LANES..];
-                row += match at_once.min(rows - row) {
-                    MANY if L::MANY => tile.run::<L, MANY>(l, row, out),
-                    6.. if L::MANY || R::FEW >= 6 => tile.run::<L, 6>(l, row, out),
+                row += match tile_rows.min(rows - row) {
+                    MAX_TILE_ROWS if L::MANY_REGISTERS => tile.run::<L, MAX_TILE_ROWS>(l, row, out),
+                    6.. if L::MANY_REGISTERS || F::MAX_FEW_REGISTER_ROWS >= 6 => {
+                        tile.run::<L, 6>(l, row, out)
+                    }
                     5.. => tile.run::<L, 5>(l, row, out),
                     4 => tile.run::<L, 4>(l, row, out),
                     3 => tile.run::<L, 3>(l, row, out),
@@ -159,48 +166,48 @@ impl<B: Pod, R: Times<B>> Kernel for Product<'_, B, R> {
     }
 }
 
-/// Asks how many rows are multiplied at once.
-struct AtOnce<B, R>(usize, PhantomData<(B, R)>);
+/// Asks for the rows of a tile.
+struct TileRows<B, F>(usize, PhantomData<(B, F)>);
 
-impl<B, R: Times<B>> Kernel for AtOnce<B, R> {
+impl<B, F: MatMul<B>> Kernel for TileRows<B, F> {
     type Output = usize;
 
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) -> usize {
-        R::at_once::<L>(self.0)
+        F::tile_rows::<L>(self.0)
     }
 }
 
-/// Some rows, up to sixteen columns.
-struct Tile<'a, B, R: Times<B>> {
-    x: Rounded<'a, R>,
+/// A product of some rows with one panel: up to sixteen columns.
+struct Tile<'a, B, F: MatMul<B>> {
+    x: QuantizedRows<'a, F>,
     weights: &'a [B],
-    prepared: &'a R::Prepared,
+    prepared: &'a F::Prepared,
     bias: &'a [f32; LANES],
     width: usize,
-    into: Into,
+    epilogue: Epilogue,
     stride: usize,
 }
 
-impl<B, R: Times<B>> Tile<'_, B, R> {
-    /// Returns how many.
+impl<B, F: MatMul<B>> Tile<'_, B, F> {
+    /// Computes `ROWS` rows from `first` on and returns their number.
     #[inline(always)]
     fn run<L: Lanes, const ROWS: usize>(&self, l: L, first: usize, out: &mut [f32]) -> usize {
-        let products: [_; ROWS] = R::multiply(l, self.x, first, self.weights, self.prepared);
+        let products: [_; ROWS] = F::dot_rows(l, self.x, first, self.weights, self.prepared);
         let bias = l.load(self.bias);
         for (row, y) in products.into_iter().enumerate() {
             let y = l.add(y, bias);
             let out = &mut out[row * self.stride..][..self.width];
             if let ([out], []) = out.as_chunks_mut() {
-                match self.into {
-                    Into::Set => l.store(y, out),
-                    Into::Add => l.store(l.add(l.load(out), y), out),
+                match self.epilogue {
+                    Epilogue::Store => l.store(y, out),
+                    Epilogue::Add => l.store(l.add(l.load(out), y), out),
                 }
                 continue;
             }
             let mut lanes = [0.0; LANES];
             l.store(y, &mut lanes);
-            self.into.put(out, &lanes);
+            self.epilogue.apply(out, &lanes);
         }
         ROWS
     }
@@ -210,19 +217,22 @@ impl<B, R: Times<B>> Tile<'_, B, R> {
 mod tests {
     use super::{
         super::{
-            blocks::{BLOCK, Block4, Block8, Block16, PAIRS, Stored},
-            lanes::{PAIR, on_each},
-            pointwise::Values,
-            rounding::{Activations, Bytes, Room, Round, SignedBytes, Words},
+            activations::{
+                ActivationBuffer, ActivationBuffers, I8PerBlock, I16PerRow, QuantizeRows,
+                U7PerBlock,
+            },
+            lanes::{PAIR, run_on_all},
+            pointwise::F32Rows,
+            weights::{BLOCK, BlockI16x16, BlockQ4_0x16, BlockQ8_0x16, GgmlBlock, PAIRS},
         },
         *,
     };
 
-    /// Rows as ggml has them, and what they stand for.
-    fn weights<B: Stored>(rows: usize, length: usize) -> (Packed<B>, Vec<f32>) {
+    /// Random weights in ggml's format, and their values.
+    fn weights<B: GgmlBlock>(rows: usize, length: usize) -> (PackedWeights<B>, Vec<f32>) {
         let mut rng = fastrand::Rng::with_seed(1);
         let (mut bytes, mut values) = (Vec::new(), Vec::new());
-        let nibbles = size_of::<B>() < size_of::<Block8>();
+        let nibbles = size_of::<B>() < size_of::<BlockQ8_0x16>();
         for _ in 0..rows * length / BLOCK {
             let scale = half::f16::from_f32(rng.f32() - 0.5);
             bytes.extend(scale.to_bits().to_le_bytes());
@@ -244,7 +254,7 @@ mod tests {
             bytes.extend(stored);
         }
         let rows_of_bytes = bytes.chunks_exact(bytes.len() / rows);
-        let packed = Packed::pack(rows, length, rows_of_bytes).unwrap();
+        let packed = PackedWeights::from_ggml(rows, length, rows_of_bytes).unwrap();
         (packed, values)
     }
 
@@ -253,48 +263,49 @@ mod tests {
         (0..len).map(|_| rng.f32() * 4.0 - 2.0).collect()
     }
 
-    /// What [`multiply`] gives, on one thread.
-    struct Alone<'a, B, R> {
+    /// [`matmul`] on one thread.
+    struct SingleThread<'a, B, F> {
         x: &'a [f32],
-        weights: &'a Packed<B>,
+        weights: &'a PackedWeights<B>,
         bias: &'a [f32],
-        rounding: PhantomData<R>,
+        rounding: PhantomData<F>,
     }
 
-    impl<B, R> Clone for Alone<'_, B, R> {
+    impl<B, F> Clone for SingleThread<'_, B, F> {
         fn clone(&self) -> Self {
             Self { ..*self }
         }
     }
 
-    impl<B: Stored, R: Times<B>> Kernel for Alone<'_, B, R> {
+    impl<B: GgmlBlock, F: MatMul<B>> Kernel for SingleThread<'_, B, F> {
         type Output = Vec<f32>;
 
         #[inline(always)]
         fn run<L: Lanes>(self, l: L) -> Vec<f32> {
-            let length = self.weights.length();
-            let source = &Values::new(self.x, length);
+            let length = self.weights.columns();
+            let source = &F32Rows::new(self.x, length);
             let rows = source.rows();
-            let mut values = vec![R::Value::default(); rows * length];
-            let mut marks = vec![R::Mark::default(); rows * R::marks(length / BLOCK)];
-            Round::<_, R> {
+            let mut values = vec![F::Value::default(); rows * length];
+            let mut params =
+                vec![F::QuantParams::default(); rows * F::params_per_row(length / BLOCK)];
+            QuantizeRows::<_, F> {
                 source,
                 first: 0,
                 values: &mut values,
-                marks: &mut marks,
+                params: &mut params,
             }
             .run(l);
             let mut out = vec![0.0; rows * self.weights.rows()];
-            Product {
-                x: Rounded::<R> {
+            Gemm {
+                x: QuantizedRows::<F> {
                     values: &values,
-                    marks: &marks,
+                    params: &params,
                     length,
                 },
                 weights: self.weights,
                 bias: Some(self.bias),
                 panels: 0..self.weights.panels(),
-                into: Into::Set,
+                epilogue: Epilogue::Store,
                 stride: self.weights.rows(),
                 out: &mut out,
             }
@@ -303,26 +314,25 @@ mod tests {
         }
     }
 
-    /// However many rows there are, each comes out as alone, with each kind of lanes, and off by so much of what
-    /// doubles give.
-    fn check<B: Stored, R: Times<B> + Default>(rows: usize, length: usize, bound: f64) {
+    /// Checks that each row comes out as if alone, with each instruction set, and within a relative distance of doubles.
+    fn check<B: GgmlBlock, F: MatMul<B> + Default>(rows: usize, length: usize, bound: f64) {
         let (packed, numbers) = weights::<B>(rows, length);
         let bias = noise(rows);
         for tokens in [1, 2, 5, 6, 7, 13, 23, 99, 101] {
             let x = noise(tokens * length);
-            let mut rounded = Room::<R>::default();
-            let rounded = rounded.round(&Values::new(&x, length));
+            let mut rounded = ActivationBuffer::<F>::default();
+            let rounded = rounded.quantize(&F32Rows::new(&x, length));
             let mut out = vec![1.0; tokens * rows];
-            multiply(rounded, &packed, Some(&bias), Into::Set, &mut out);
+            matmul(rounded, &packed, Some(&bias), Epilogue::Store, &mut out);
             let mut more = out.clone();
-            multiply(rounded, &packed, Some(&bias), Into::Add, &mut more);
-            let alone = |x| Alone {
+            matmul(rounded, &packed, Some(&bias), Epilogue::Add, &mut more);
+            let alone = |x| SingleThread {
                 x,
                 weights: &packed,
                 bias: &bias,
-                rounding: PhantomData::<R>,
+                rounding: PhantomData::<F>,
             };
-            assert!(on_each(alone(&x[..])) == out, "{tokens} rows");
+            assert!(run_on_all(alone(&x[..])) == out, "{tokens} rows");
             for (i, (x, out)) in x.chunks(length).zip(out.chunks(rows)).enumerate() {
                 assert!(dispatch(alone(x)) == out, "row {i} of {tokens}");
                 let exact = numbers.chunks(length).zip(&bias).map(|(row, bias)| {
@@ -349,56 +359,65 @@ mod tests {
     #[test]
     fn products_with_8_bits() {
         for (rows, length) in [(16, 32), (49, 96), (130, 64)] {
-            check::<Block8, Words>(rows, length, 1e-4);
-            check::<Block8, Bytes>(rows, length, 4e-2);
+            check::<BlockQ8_0x16, I16PerRow>(rows, length, 1e-4);
+            check::<BlockQ8_0x16, U7PerBlock>(rows, length, 4e-2);
         }
     }
 
     #[test]
     fn products_with_4_bits() {
         for (rows, length) in [(16, 32), (49, 96)] {
-            check::<Block4, SignedBytes>(rows, length, 1e-2);
+            check::<BlockQ4_0x16, I8PerBlock>(rows, length, 1e-2);
         }
     }
 
-    /// All that an integer must hold.
+    /// The extremes that an integer must hold.
     #[test]
     fn the_largest_products_fit() {
-        let mut packed = Packed::<Block16>::new(16, 32);
+        let mut packed = PackedWeights::<BlockI16x16>::zeros(16, 32);
         for block in packed.panel_mut(0) {
             block.scales = [1.0; LANES];
             block.weights = [[[2047; PAIR]; LANES]; PAIRS];
         }
-        let mut rounded = Activations::default();
+        let mut rounded = ActivationBuffers::default();
         let mut out = [0.0; 16];
-        let x = Rounded::<Words> {
-            values: rounded.words.round(&Values::new(&[1.0; 32], 32)).values,
-            marks: &[1.0 / 32767.0],
+        let x = QuantizedRows::<I16PerRow> {
+            values: rounded
+                .i16_per_row
+                .quantize(&F32Rows::new(&[1.0; 32], 32))
+                .values,
+            params: &[1.0 / 32767.0],
             length: 32,
         };
-        multiply(x, &packed, None, Into::Set, &mut out);
+        matmul(x, &packed, None, Epilogue::Store, &mut out);
         assert_eq!(out, [32.0 * 2047.0; 16]);
 
         let one = half::f16::ONE.to_le_bytes();
         for weight in [127i8, -128] {
             let row = [&one[..], &[weight.cast_unsigned(); 32]].concat();
-            let packed = Packed::<Block8>::pack(1, 32, [&row[..]]).unwrap();
+            let packed = PackedWeights::<BlockQ8_0x16>::from_ggml(1, 32, [&row[..]]).unwrap();
             let mut x = [127.0; 32];
             x[0] = 0.0;
             let mut out = [0.0];
-            let x = Values::new(&x, 32);
-            multiply(rounded.bytes.round(&x), &packed, None, Into::Set, &mut out);
+            let x = F32Rows::new(&x, 32);
+            matmul(
+                rounded.u7_per_block.quantize(&x),
+                &packed,
+                None,
+                Epilogue::Store,
+                &mut out,
+            );
             assert_eq!(out, [31.0 * 127.0 * f32::from(weight)]);
         }
         for (byte, weight) in [(0, -8.0), (0xff, 7.0)] {
             let row = [&one[..], &[byte; 16]].concat();
-            let packed = Packed::<Block4>::pack(1, 32, [&row[..]]).unwrap();
+            let packed = PackedWeights::<BlockQ4_0x16>::from_ggml(1, 32, [&row[..]]).unwrap();
             for (rows, value) in [(1, 127.0), (1, -127.0), (3, 127.0), (3, -127.0)] {
                 let x = vec![value; 32 * rows];
-                let x = Values::new(&x, 32);
+                let x = F32Rows::new(&x, 32);
                 let mut out = vec![0.0; rows];
-                let x = rounded.signed_bytes.round(&x);
-                multiply(x, &packed, None, Into::Set, &mut out);
+                let x = rounded.i8_per_block.quantize(&x);
+                matmul(x, &packed, None, Epilogue::Store, &mut out);
                 assert_eq!(out, vec![32.0 * value * weight; rows]);
             }
         }
@@ -406,46 +425,64 @@ mod tests {
 
     #[test]
     fn rows_are_padded_to_blocks() {
-        fn check<B: Stored, R: Times<B> + Default>() {
+        fn check<B: GgmlBlock, F: MatMul<B> + Default>() {
             let (weights, _) = weights::<B>(16, 64);
-            let mut room = Room::<R>::default();
+            let mut buffer = ActivationBuffer::<F>::default();
             let mut product = |x: &[f32], length| {
                 let mut out = vec![0.0; x.len() / length * 16];
-                let x = room.round(&Values::new(x, length));
-                multiply(x, &weights, None, Into::Set, &mut out);
+                let x = buffer.quantize(&F32Rows::new(x, length));
+                matmul(x, &weights, None, Epilogue::Store, &mut out);
                 out
             };
             let mut x = noise(48);
-            // What was there before is no padding.
+            // Longer rows first: what they leave must not become padding.
             product(&noise(3 * 64), 64);
             let short = product(&x, 48);
             x.resize(64, 0.0);
             assert_eq!(product(&x, 64), short);
         }
-        check::<Block8, Words>();
-        check::<Block8, Bytes>();
-        check::<Block4, SignedBytes>();
+        check::<BlockQ8_0x16, I16PerRow>();
+        check::<BlockQ8_0x16, U7PerBlock>();
+        check::<BlockQ4_0x16, I8PerBlock>();
     }
 
     #[test]
-    fn a_scale_that_is_no_number_is_refused() {
+    fn scales_that_are_not_finite_are_refused() {
         let mut row = [0; 34];
-        assert!(Packed::<Block8>::pack(1, 32, [&row[..]]).is_some());
+        assert!(PackedWeights::<BlockQ8_0x16>::from_ggml(1, 32, [&row[..]]).is_some());
         row[..2].copy_from_slice(&half::f16::INFINITY.to_le_bytes());
-        assert!(Packed::<Block8>::pack(1, 32, [&row[..]]).is_none());
+        assert!(PackedWeights::<BlockQ8_0x16>::from_ggml(1, 32, [&row[..]]).is_none());
     }
 
     #[test]
-    fn nothing_is_nothing() {
-        let (four, _) = weights::<Block4>(16, 32);
-        let (eight, _) = weights::<Block8>(16, 32);
-        let x = Values::new(&[0.0; 32], 32);
-        let mut rounded = Activations::default();
+    fn zeros_stay_zeros() {
+        let (four, _) = weights::<BlockQ4_0x16>(16, 32);
+        let (eight, _) = weights::<BlockQ8_0x16>(16, 32);
+        let x = F32Rows::new(&[0.0; 32], 32);
+        let mut rounded = ActivationBuffers::default();
         let mut out = [[1.0; 16]; 3];
         let [a, b, c] = &mut out;
-        multiply(rounded.words.round(&x), &eight, None, Into::Set, a);
-        multiply(rounded.bytes.round(&x), &eight, None, Into::Set, b);
-        multiply(rounded.signed_bytes.round(&x), &four, None, Into::Set, c);
+        matmul(
+            rounded.i16_per_row.quantize(&x),
+            &eight,
+            None,
+            Epilogue::Store,
+            a,
+        );
+        matmul(
+            rounded.u7_per_block.quantize(&x),
+            &eight,
+            None,
+            Epilogue::Store,
+            b,
+        );
+        matmul(
+            rounded.i8_per_block.quantize(&x),
+            &four,
+            None,
+            Epilogue::Store,
+            c,
+        );
         assert_eq!(out, [[0.0; 16]; 3]);
     }
 }

@@ -1,4 +1,6 @@
-//! Weights in blocks of 32 with a common scale, packed sixteen rows beside each other.
+//! Weights in blocks of 32 with a common scale, sixteen rows interleaved.
+//!
+//! As llama.cpp repacks them (`block_q8_0x8`, `block_q4_0x8`): one vector holds the same columns of sixteen rows.
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
@@ -7,45 +9,50 @@ use super::lanes::{LANES, Lanes, PAIR, QUAD};
 
 /// Values of a row with a common scale.
 pub const BLOCK: usize = 32;
-/// Rows that are multiplied at once where there are [`Lanes::MANY`] registers.
-pub const MANY: usize = 12;
+/// Rows of activations in a tile where there are [`Lanes::MANY_REGISTERS`].
+pub const MAX_TILE_ROWS: usize = 12;
+/// Pairs in a block.
 pub const PAIRS: usize = BLOCK / PAIR;
+/// Fours in a block.
 pub const QUADS: usize = BLOCK / QUAD;
 
-/// A block of each of sixteen rows of weights, for words.
-pub trait Block: Pod + Send + Sync {
-    /// Rows of words whose products are summed at once: as many as there are registers for.
-    fn rows<L: Lanes>() -> usize;
+/// Blocks of sixteen rows of weights that are multiplied with `i16` activations.
+pub trait DotI16: Pod + Send + Sync {
+    /// Rows of activations in a tile, as many as there are registers for.
+    fn tile_rows<L: Lanes>() -> usize;
 
+    /// A scale for each row of weights.
     fn scales<L: Lanes>(&self, l: L) -> L::Float;
 
-    /// Sums of what some rows of activations give with it.
-    fn products<L: Lanes, const ROWS: usize>(
+    /// Dot products with blocks of some rows of activations.
+    fn dot_rows<L: Lanes, const ROWS: usize>(
         &self,
         l: L,
         x: [&[i16; BLOCK]; ROWS],
     ) -> [L::Int; ROWS];
 
-    /// The same in 16 bits, which many rows are multiplied with in less time; `None` if it is so already.
-    fn widen<L: Lanes>(&self, l: L) -> Option<Block16>;
+    /// The block in 16 bits, which is faster for many rows. `None` if it is in 16 bits already.
+    fn to_i16<L: Lanes>(&self, l: L) -> Option<BlockI16x16>;
 }
 
-/// A block whose rows ggml has in bytes: a scale of half precision, then the weights.
-pub trait Stored: Pod + Send + Sync {
-    fn set(&mut self, row: usize, scale: u16, weights: &[u8]);
+/// Blocks of sixteen rows of weights that can be read from a row format of ggml.
+pub trait GgmlBlock: Pod + Send + Sync {
+    /// Sets one row from a ggml block: the bits of its half-precision scale and the bytes of its weights.
+    #[doc(hidden)]
+    fn set_row(&mut self, row: usize, scale: u16, weights: &[u8]);
 }
 
-/// 8 bits a weight, scales of half precision.
+/// Q8_0 blocks of sixteen rows: signed 8 bits for each weight, scales in half precision.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(32))]
-pub struct Block8 {
+pub struct BlockQ8_0x16 {
     scales: [u16; LANES],
     weights: [[[i8; QUAD]; LANES]; QUADS],
 }
 
-impl Block for Block8 {
+impl DotI16 for BlockQ8_0x16 {
     #[inline(always)]
-    fn rows<L: Lanes>() -> usize {
+    fn tile_rows<L: Lanes>() -> usize {
         2
     }
 
@@ -55,31 +62,31 @@ impl Block for Block8 {
     }
 
     #[inline(always)]
-    fn products<L: Lanes, const ROWS: usize>(
+    fn dot_rows<L: Lanes, const ROWS: usize>(
         &self,
         l: L,
         x: [&[i16; BLOCK]; ROWS],
     ) -> [L::Int; ROWS] {
-        let mut parts = [l.no_parts(); ROWS];
+        let mut parts = [l.zero_partial(); ROWS];
         for (i, weights) in self.weights.iter().enumerate() {
-            let weights = l.widen(weights);
+            let weights = l.widen_quads(weights);
             for (parts, x) in parts.iter_mut().zip(x) {
-                *parts = l.dot_fours(*parts, l.four(x.as_chunks().0[i]), weights);
+                *parts = l.dot_i16_quads(*parts, l.splat_i16_quad(x.as_chunks().0[i]), weights);
             }
         }
         let mut sums = [l.splat_int(0); ROWS];
         for (sum, parts) in sums.iter_mut().zip(parts) {
-            *sum = l.whole(parts);
+            *sum = l.reduce_partial(parts);
         }
         sums
     }
 
     #[inline(always)]
-    fn widen<L: Lanes>(&self, l: L) -> Option<Block16> {
-        let mut wide = Block16::zeroed();
+    fn to_i16<L: Lanes>(&self, l: L) -> Option<BlockI16x16> {
+        let mut wide = BlockI16x16::zeroed();
         l.store(self.scales(l), &mut wide.scales);
         for (weights, to) in self.weights.iter().zip(wide.weights.as_chunks_mut().0) {
-            let [first, last] = l.split(l.widen(weights));
+            let [first, last] = l.split_pairs(l.widen_quads(weights));
             let [to_first, to_last] = to;
             l.store_pairs(first, to_first);
             l.store_pairs(last, to_last);
@@ -88,8 +95,8 @@ impl Block for Block8 {
     }
 }
 
-impl Stored for Block8 {
-    fn set(&mut self, row: usize, scale: u16, weights: &[u8]) {
+impl GgmlBlock for BlockQ8_0x16 {
+    fn set_row(&mut self, row: usize, scale: u16, weights: &[u8]) {
         self.scales[row] = scale;
         for (i, weight) in weights.iter().enumerate() {
             self.weights[i / QUAD][row][i % QUAD] = weight.cast_signed();
@@ -97,13 +104,13 @@ impl Stored for Block8 {
     }
 }
 
-impl Block8 {
-    /// Sums of what some rows of activations, up to 127, give with it.
+impl BlockQ8_0x16 {
+    /// Dot products with blocks of some rows of activations, none above 127.
     ///
-    /// `QUADS` comes as `quads`: told that it is constant, compilers unroll the loop, put rows before weights
-    /// and run out of registers.
+    /// `quads` is [`QUADS`] as a variable: with a constant, compilers unroll the loop, put rows before weights and run
+    /// out of registers.
     #[inline(always)]
-    pub fn byte_products<L: Lanes, const ROWS: usize>(
+    pub(crate) fn dot_u7_rows<L: Lanes, const ROWS: usize>(
         &self,
         l: L,
         x: [&[u8; BLOCK]; ROWS],
@@ -112,25 +119,27 @@ impl Block8 {
         let mut sums = [l.splat_int(0); ROWS];
         for i in 0..quads {
             let i = i % QUADS;
-            let weights = l.quads(&self.weights[i]);
+            let weights = l.load_quads(&self.weights[i]);
             for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = l.dot_quads(*sum, l.quad(x.as_chunks().0[i]), weights);
+                *sum = l.dot_quads(*sum, l.splat_quad(x.as_chunks().0[i]), weights);
             }
         }
         sums
     }
 }
 
-/// 4 bits a weight, 8 standing for 0: in each byte one of the first half of the block, and one of the second.
+/// Q4_0 blocks of sixteen rows: 4 bits for each weight, 8 standing for 0, scales in half precision.
+///
+/// A byte holds a weight of the block's first half and one of its second half.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(32))]
-pub struct Block4 {
+pub struct BlockQ4_0x16 {
     scales: [u16; LANES],
     weights: [[[u8; QUAD]; LANES]; QUADS / 2],
 }
 
-impl Stored for Block4 {
-    fn set(&mut self, row: usize, scale: u16, weights: &[u8]) {
+impl GgmlBlock for BlockQ4_0x16 {
+    fn set_row(&mut self, row: usize, scale: u16, weights: &[u8]) {
         self.scales[row] = scale;
         for (i, weight) in weights.iter().enumerate() {
             self.weights[i / QUAD][row][i % QUAD] = *weight;
@@ -138,63 +147,64 @@ impl Stored for Block4 {
     }
 }
 
-/// 4 bits a weight, 8 standing for 0: the products of a block with signed bytes fit 16.
-pub trait Nibbles {
+/// Blocks of sixteen rows of 4-bit weights, 8 standing for 0, that are multiplied with `i8` activations.
+pub trait DotI8 {
+    /// A scale for each row of weights.
     fn scales<L: Lanes>(&self, l: L) -> L::Float;
 
-    /// Sums of what some rows of activations give with it, each weight taken for 8 more. `quads` is `QUADS`, as
-    /// for [`Block8::byte_products`].
-    fn products<L: Lanes, const ROWS: usize>(
+    /// Dot products with blocks of some rows of activations, each weight taken as larger by 8. `quads` is as for
+    /// [`BlockQ8_0x16::dot_u7_rows`].
+    fn dot_i8_rows<L: Lanes, const ROWS: usize>(
         &self,
         l: L,
         x: [&[i8; BLOCK]; ROWS],
         quads: usize,
-    ) -> [L::Narrow; ROWS];
+    ) -> [L::NarrowSums; ROWS];
 }
 
-impl Nibbles for Block4 {
+impl DotI8 for BlockQ4_0x16 {
     #[inline(always)]
     fn scales<L: Lanes>(&self, l: L) -> L::Float {
         l.load_f16(&self.scales)
     }
 
     #[inline(always)]
-    fn products<L: Lanes, const ROWS: usize>(
+    fn dot_i8_rows<L: Lanes, const ROWS: usize>(
         &self,
         l: L,
         x: [&[i8; BLOCK]; ROWS],
         quads: usize,
-    ) -> [L::Narrow; ROWS] {
-        let mut sums = [l.no_narrow(); ROWS];
+    ) -> [L::NarrowSums; ROWS] {
+        let mut sums = [l.zero_narrow(); ROWS];
         for i in 0..quads / 2 {
             let i = i % (QUADS / 2);
-            let [low, high] = l.nibbles(&self.weights[i]);
+            let [low, high] = l.unpack_nibbles(&self.weights[i]);
             for (sum, x) in sums.iter_mut().zip(x) {
                 let x = x.as_chunks().0;
-                *sum = l.dot_narrow(*sum, low, l.signed_quad(x[i]));
-                *sum = l.dot_narrow(*sum, high, l.signed_quad(x[i + QUADS / 2]));
+                *sum = l.dot_narrow(*sum, low, l.splat_signed_quad(x[i]));
+                *sum = l.dot_narrow(*sum, high, l.splat_signed_quad(x[i + QUADS / 2]));
             }
         }
         sums
     }
 }
 
-/// A [`Block4`] with a byte a weight, for many rows.
+/// A [`BlockQ4_0x16`] with a byte for each weight and scales in f32, for many rows.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(32))]
-pub struct Unpacked4 {
+pub struct UnpackedQ4_0x16 {
     scales: [f32; LANES],
     weights: [[[i8; QUAD]; LANES]; QUADS],
 }
 
-impl Unpacked4 {
+impl UnpackedQ4_0x16 {
     #[inline(always)]
-    pub fn new<L: Lanes>(l: L, block: &Block4) -> Self {
+    pub fn new<L: Lanes>(l: L, block: &BlockQ4_0x16) -> Self {
         let mut unpacked = Self::zeroed();
         l.store(block.scales(l), &mut unpacked.scales);
         let (first, last) = unpacked.weights.split_at_mut(QUADS / 2);
         for (weights, (first, last)) in block.weights.iter().zip(first.iter_mut().zip(last)) {
-            let [low, high] = l.nibbles(weights);
+            let [low, high] = l.unpack_nibbles(weights);
             l.store_quads(low, first);
             l.store_quads(high, last);
         }
@@ -202,44 +212,44 @@ impl Unpacked4 {
     }
 }
 
-impl Nibbles for Unpacked4 {
+impl DotI8 for UnpackedQ4_0x16 {
     #[inline(always)]
     fn scales<L: Lanes>(&self, l: L) -> L::Float {
         l.load(&self.scales)
     }
 
     #[inline(always)]
-    fn products<L: Lanes, const ROWS: usize>(
+    fn dot_i8_rows<L: Lanes, const ROWS: usize>(
         &self,
         l: L,
         x: [&[i8; BLOCK]; ROWS],
         quads: usize,
-    ) -> [L::Narrow; ROWS] {
-        let mut sums = [l.no_narrow(); ROWS];
+    ) -> [L::NarrowSums; ROWS] {
+        let mut sums = [l.zero_narrow(); ROWS];
         for i in 0..quads {
             let i = i % QUADS;
-            let weights = l.quads(&self.weights[i]);
+            let weights = l.load_quads(&self.weights[i]);
             for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = l.dot_narrow(*sum, weights, l.signed_quad(x.as_chunks().0[i]));
+                *sum = l.dot_narrow(*sum, weights, l.splat_signed_quad(x.as_chunks().0[i]));
             }
         }
         sums
     }
 }
 
-/// 12 bits a weight.
+/// Blocks of sixteen rows: 12 bits for each weight, in 16, and scales in f32.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(32))]
-pub struct Block16 {
+pub struct BlockI16x16 {
     pub scales: [f32; LANES],
     pub weights: [[[i16; PAIR]; LANES]; PAIRS],
 }
 
-impl Block for Block16 {
+impl DotI16 for BlockI16x16 {
     #[inline(always)]
-    fn rows<L: Lanes>() -> usize {
-        match L::MANY {
-            true => MANY,
+    fn tile_rows<L: Lanes>() -> usize {
+        match L::MANY_REGISTERS {
+            true => MAX_TILE_ROWS,
             false => 6,
         }
     }
@@ -250,19 +260,19 @@ impl Block for Block16 {
     }
 
     #[inline(always)]
-    fn products<L: Lanes, const ROWS: usize>(
+    fn dot_rows<L: Lanes, const ROWS: usize>(
         &self,
         l: L,
         x: [&[i16; BLOCK]; ROWS],
     ) -> [L::Int; ROWS] {
         let mut sums = [l.splat_int(0); ROWS];
-        // In two loops: the end of one of 16 would be guessed wrong, once a block.
+        // Two loops: the end of one loop over 16 would be mispredicted in every block.
         for quarter in 0..4 {
             let at = quarter * PAIRS / 4;
             for i in [at, at + 1, at + 2, at + 3] {
-                let weights = l.pairs(&self.weights[i]);
+                let weights = l.load_pairs(&self.weights[i]);
                 for (sum, x) in sums.iter_mut().zip(x) {
-                    *sum = l.dot_pairs(*sum, l.pair(x.as_chunks().0[i]), weights);
+                    *sum = l.dot_pairs(*sum, l.splat_pair(x.as_chunks().0[i]), weights);
                 }
             }
         }
@@ -270,26 +280,28 @@ impl Block for Block16 {
     }
 
     #[inline(always)]
-    fn widen<L: Lanes>(&self, _: L) -> Option<Block16> {
+    fn to_i16<L: Lanes>(&self, _: L) -> Option<BlockI16x16> {
         None
     }
 }
 
-/// Where blocks lie. A model's are mapped: when it goes its memory goes back to the system, whatever else
-/// the process holds. An allocator keeps what lies below a piece that is still in use.
+/// Memory of blocks.
+///
+/// A model's weights are mapped, so that their memory goes back to the system when they are dropped. An allocator would
+/// keep what lies below a piece that is still in use.
 #[derive(Debug)]
-enum Blocks<B> {
+enum Storage<B> {
     Heap(Vec<B>),
     Mapped(MmapMut),
 }
 
-impl<B: Pod> Blocks<B> {
-    /// Smaller ones, such as those of a picture's keys, come and go.
-    const LEAST_MAPPED: usize = 256 << 10;
+impl<B: Pod> Storage<B> {
+    /// Smaller pieces, such as the keys of one image, are short-lived.
+    const MIN_MAPPED: usize = 256 << 10;
 
     fn zeroed(len: usize) -> Self {
         let bytes = len * size_of::<B>();
-        match (bytes >= Self::LEAST_MAPPED).then(|| MmapMut::map_anon(bytes)) {
+        match (bytes >= Self::MIN_MAPPED).then(|| MmapMut::map_anon(bytes)) {
             Some(Ok(pages)) => Self::Mapped(pages),
             _ => Self::Heap(vec![B::zeroed(); len]),
         }
@@ -310,37 +322,42 @@ impl<B: Pod> Blocks<B> {
     }
 }
 
-/// Rows of weights, sixteen at a time, block by block.
+/// A weight matrix `[rows, columns]` in blocks `B` of sixteen rows.
+///
+/// Panels of sixteen rows follow each other, each with its blocks from the first column to the last.
 #[derive(Debug)]
-pub struct Packed<B> {
-    blocks: Blocks<B>,
+pub struct PackedWeights<B> {
+    blocks: Storage<B>,
     rows: usize,
-    /// Of a row.
-    length: usize,
+    columns: usize,
 }
 
-impl<B: Pod> Packed<B> {
-    /// All zeros. `length` is that of a row, in whole blocks.
-    pub fn new(rows: usize, length: usize) -> Self {
-        assert!(length.is_multiple_of(BLOCK) && length > 0);
-        let blocks = rows.div_ceil(LANES) * (length / BLOCK);
+impl<B: Pod> PackedWeights<B> {
+    /// A matrix of zeros. `columns` is in whole blocks.
+    pub(crate) fn zeros(rows: usize, columns: usize) -> Self {
+        assert!(columns.is_multiple_of(BLOCK) && columns > 0);
+        let blocks = rows.div_ceil(LANES) * (columns / BLOCK);
         Self {
-            blocks: Blocks::zeroed(blocks),
+            blocks: Storage::zeroed(blocks),
             rows,
-            length,
+            columns,
         }
     }
 
-    /// Of rows as ggml has them, one after the other; `None` if a scale is no number.
-    pub fn pack<'a>(
+    /// Packs rows of ggml's Q8_0 or Q4_0, one item of `bytes` for each row. `None` if a scale is not finite.
+    ///
+    /// # Panics
+    ///
+    /// If `columns` is zero or no multiple of 32, or if there are more rows than `rows`.
+    pub fn from_ggml<'a>(
         rows: usize,
-        length: usize,
+        columns: usize,
         bytes: impl IntoIterator<Item = &'a [u8]>,
     ) -> Option<Self>
     where
-        B: Stored,
+        B: GgmlBlock,
     {
-        let mut packed = Self::new(rows, length);
+        let mut packed = Self::zeros(rows, columns);
         for (row, bytes) in bytes.into_iter().enumerate() {
             let panel = packed.panel_mut(row / LANES);
             let stored = bytes.chunks_exact(bytes.len() / panel.len());
@@ -350,32 +367,34 @@ impl<B: Pod> Packed<B> {
                 if !half::f16::from_bits(scale).is_finite() {
                     return None;
                 }
-                block.set(row % LANES, scale, weights);
+                block.set_row(row % LANES, scale, weights);
             }
         }
         Some(packed)
     }
 
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    pub fn length(&self) -> usize {
-        self.length
+    /// Values of a row.
+    pub fn columns(&self) -> usize {
+        self.columns
     }
 
-    pub fn panels(&self) -> usize {
+    pub(crate) fn panels(&self) -> usize {
         self.rows.div_ceil(LANES)
     }
 
-    /// The blocks of sixteen rows, from the first value to the last.
-    pub fn panel(&self, panel: usize) -> &[B] {
-        let blocks = self.length / BLOCK;
+    /// The blocks of sixteen rows, from the first column to the last.
+    pub(crate) fn panel(&self, panel: usize) -> &[B] {
+        let blocks = self.columns / BLOCK;
         &self.blocks.all()[panel * blocks..][..blocks]
     }
 
-    pub fn panel_mut(&mut self, panel: usize) -> &mut [B] {
-        let blocks = self.length / BLOCK;
+    pub(crate) fn panel_mut(&mut self, panel: usize) -> &mut [B] {
+        let blocks = self.columns / BLOCK;
         &mut self.blocks.all_mut()[panel * blocks..][..blocks]
     }
 }
@@ -384,7 +403,7 @@ impl<B: Pod> Packed<B> {
 mod tests {
     use super::*;
 
-    /// Bytes in memory that are this process's own.
+    /// U7PerBlock in memory that are this process's own.
     fn resident() -> usize {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let line = status.lines().find(|line| line.starts_with("RssAnon:"));
@@ -394,14 +413,14 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "needs /proc")]
-    fn what_a_model_took_goes_back_to_the_system() {
-        // glibc takes what comes and goes for a habit, and from then on such pieces from its heap.
+    fn dropped_weights_return_their_memory_to_the_system() {
+        // glibc raises its mmap threshold when such a piece is freed: from then on they come from its heap.
         drop(std::hint::black_box(vec![1u8; 30 << 20]));
         let before = resident();
         let mut weights = Vec::new();
         let mut between = Vec::new();
         for _ in 0..64 {
-            let mut packed = Packed::<Block8>::new(1024, 1024);
+            let mut packed = PackedWeights::<BlockQ8_0x16>::zeros(1024, 1024);
             for panel in 0..packed.panels() {
                 packed.panel_mut(panel).fill(Zeroable::zeroed());
             }

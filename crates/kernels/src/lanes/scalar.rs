@@ -8,19 +8,19 @@ fn dot<const N: usize>(sum: i32, a: [i16; N], b: [i16; N]) -> i32 {
     products.fold(sum, i32::wrapping_add)
 }
 
-/// What any processor can.
+/// One lane after the other, for any processor.
 #[derive(Clone, Copy)]
-pub struct Plain;
+pub struct Scalar;
 
-impl Lanes for Plain {
-    const MANY: bool = false;
+impl Lanes for Scalar {
+    const MANY_REGISTERS: bool = false;
 
-    type Pairs = [[i16; PAIR]; LANES];
-    type Quads = [[i16; QUAD]; LANES];
-    type Four = [i16; QUAD];
-    type Fours = [[i16; QUAD]; LANES];
-    type Parts = [i32; LANES];
-    type Narrow = [i32; LANES];
+    type I16Pairs = [[i16; PAIR]; LANES];
+    type I8Quads = [[i16; QUAD]; LANES];
+    type I16Quad = [i16; QUAD];
+    type I16Quads = [[i16; QUAD]; LANES];
+    type PartialSums = [i32; LANES];
+    type NarrowSums = [i32; LANES];
     type Int = [i32; LANES];
     type Float = [f32; LANES];
 
@@ -30,22 +30,22 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    fn pair(self, pair: [i16; PAIR]) -> Self::Pairs {
+    fn splat_pair(self, pair: [i16; PAIR]) -> Self::I16Pairs {
         [pair; LANES]
     }
 
     #[inline(always)]
-    fn dot_pairs(self, sum: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int {
+    fn dot_pairs(self, sum: Self::Int, a: Self::I16Pairs, b: Self::I16Pairs) -> Self::Int {
         std::array::from_fn(|i| dot(sum[i], a[i], b[i]))
     }
 
     #[inline(always)]
-    fn quads(self, values: &[[i8; QUAD]; LANES]) -> Self::Quads {
-        self.widen(values)
+    fn load_quads(self, values: &[[i8; QUAD]; LANES]) -> Self::I8Quads {
+        self.widen_quads(values)
     }
 
     #[inline(always)]
-    fn nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::Quads; 2] {
+    fn unpack_nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::I8Quads; 2] {
         [
             values.map(|quad| quad.map(|value| i16::from(value & 15))),
             values.map(|quad| quad.map(|value| i16::from(value >> 4))),
@@ -53,47 +53,52 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    fn quad(self, quad: [u8; QUAD]) -> Self::Quads {
+    fn splat_quad(self, quad: [u8; QUAD]) -> Self::I8Quads {
         [quad.map(i16::from); LANES]
     }
 
     #[inline(always)]
-    fn signed_quad(self, quad: [i8; QUAD]) -> Self::Quads {
+    fn splat_signed_quad(self, quad: [i8; QUAD]) -> Self::I8Quads {
         [quad.map(i16::from); LANES]
     }
 
     #[inline(always)]
-    fn dot_quads(self, sum: Self::Int, a: Self::Quads, b: Self::Quads) -> Self::Int {
+    fn dot_quads(self, sum: Self::Int, a: Self::I8Quads, b: Self::I8Quads) -> Self::Int {
         std::array::from_fn(|i| dot(sum[i], a[i], b[i]))
     }
 
     #[inline(always)]
-    fn store_quads(self, quads: Self::Quads, to: &mut [[i8; QUAD]; LANES]) {
+    fn store_quads(self, quads: Self::I8Quads, to: &mut [[i8; QUAD]; LANES]) {
         *to = quads.map(|quad| quad.map(|x| x as i8));
     }
 
     #[inline(always)]
-    fn no_narrow(self) -> Self::Narrow {
+    fn zero_narrow(self) -> Self::NarrowSums {
         [0; LANES]
     }
 
     #[inline(always)]
-    fn dot_narrow(self, sum: Self::Narrow, a: Self::Quads, b: Self::Quads) -> Self::Narrow {
+    fn dot_narrow(
+        self,
+        sum: Self::NarrowSums,
+        a: Self::I8Quads,
+        b: Self::I8Quads,
+    ) -> Self::NarrowSums {
         self.dot_quads(sum, a, b)
     }
 
     #[inline(always)]
-    fn whole_narrow(self, sum: Self::Narrow) -> Self::Int {
+    fn reduce_narrow(self, sum: Self::NarrowSums) -> Self::Int {
         sum
     }
 
     #[inline(always)]
-    fn widen(self, values: &[[i8; QUAD]; LANES]) -> Self::Fours {
+    fn widen_quads(self, values: &[[i8; QUAD]; LANES]) -> Self::I16Quads {
         values.map(|quad| quad.map(i16::from))
     }
 
     #[inline(always)]
-    fn split(self, fours: Self::Fours) -> [Self::Pairs; 2] {
+    fn split_pairs(self, fours: Self::I16Quads) -> [Self::I16Pairs; 2] {
         [
             fours.map(|[a, b, _, _]| [a, b]),
             fours.map(|[_, _, a, b]| [a, b]),
@@ -101,22 +106,27 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    fn four(self, four: [i16; QUAD]) -> Self::Four {
+    fn splat_i16_quad(self, four: [i16; QUAD]) -> Self::I16Quad {
         four
     }
 
     #[inline(always)]
-    fn no_parts(self) -> Self::Parts {
+    fn zero_partial(self) -> Self::PartialSums {
         [0; LANES]
     }
 
     #[inline(always)]
-    fn dot_fours(self, sum: Self::Parts, a: Self::Four, b: Self::Fours) -> Self::Parts {
+    fn dot_i16_quads(
+        self,
+        sum: Self::PartialSums,
+        a: Self::I16Quad,
+        b: Self::I16Quads,
+    ) -> Self::PartialSums {
         std::array::from_fn(|i| dot(sum[i], a, b[i]))
     }
 
     #[inline(always)]
-    fn whole(self, parts: Self::Parts) -> Self::Int {
+    fn reduce_partial(self, parts: Self::PartialSums) -> Self::Int {
         parts
     }
 
