@@ -1,4 +1,4 @@
-//! The debug category of both elements.
+//! The debug category.
 
 use std::sync::LazyLock;
 

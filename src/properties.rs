@@ -1,34 +1,33 @@
-//! Properties as one table: each row shows one field of a struct of settings.
+//! A table of properties, each of which is one field of a settings struct.
 
 use std::{ffi::OsString, ops::RangeInclusive, path::PathBuf};
 
 use gst::{glib, prelude::*};
 
-/// The bytes of a string, whatever they are: GLib's strings need not be UTF-8, and Rust's view of those that
-/// aren't is a panic.
+/// The bytes of a string. GLib's strings need not be UTF-8, and `get::<String>()` panics if they aren't.
 fn bytes(value: &glib::Value) -> Option<OsString> {
     value.get::<Option<PathBuf>>().ok()?.map(OsString::from)
 }
 
-/// A string from outside; empty if there is none.
+/// A string with replacement characters where it is not UTF-8; empty if there is none.
 pub fn lossy(value: &glib::Value) -> String {
     let text = bytes(value).unwrap_or_default();
     text.to_string_lossy().into_owned()
 }
 
-/// A string from outside, or what is wrong with it.
+/// A string that must be UTF-8.
 pub fn utf8(value: &glib::Value) -> Result<Option<String>, NotUtf8> {
     bytes(value)
         .map(|text| text.into_string().map_err(NotUtf8))
         .transpose()
 }
 
-/// Text from outside that is not UTF-8.
+/// A string is not UTF-8.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not UTF-8")]
 pub struct NotUtf8(OsString);
 
-/// A property that shows one field of `S`.
+/// A property whose value is one field of the settings `S`.
 pub struct Property<S> {
     pub spec: glib::ParamSpec,
     get: Box<Get<S>>,
@@ -43,21 +42,20 @@ impl<S> Property<S> {
         table.iter().find(|p| p.spec.name() == name)
     }
 
-    /// Takes `&mut` for no better reason than that a table of `fn(&mut S) -> &mut T` serves
-    /// reading and writing alike.
+    /// Takes `&mut` because one `fn(&mut S) -> &mut T` serves both reading and writing.
     pub fn get(&self, settings: &mut S) -> glib::Value {
         (self.get)(settings)
     }
 
     /// # Errors
     ///
-    /// [`NotUtf8`]; the setting stays as it was.
+    /// [`NotUtf8`]; the setting keeps its value.
     pub fn set(&self, settings: &mut S, value: &glib::Value) -> Result<(), NotUtf8> {
         (self.set)(settings, value)
     }
 }
 
-/// The highest state in which a change is heeded.
+/// The highest state in which the property may change.
 #[derive(Clone, Copy)]
 pub enum Mutable {
     Ready,
@@ -77,7 +75,7 @@ impl Mutable {
     }
 }
 
-/// What a property's name, nick, blurb and flags have in common.
+/// Arguments of every builder of a `ParamSpec`.
 pub struct Texts<'a> {
     name: &'a str,
     nick: &'a str,
@@ -85,17 +83,17 @@ pub struct Texts<'a> {
     flags: glib::ParamFlags,
 }
 
-/// A type of field that can be a property.
+/// A type that can be the field of a property.
 pub trait Field: Sized + 'static {
-    /// Numbers have one.
+    /// The range of numbers; `()` for other types.
     type Range;
 
-    /// Whether a curve can drive it, by GStreamer's controller.
+    /// Whether a control binding can drive the property.
     const CONTROLLABLE: bool;
 
     fn spec(texts: Texts<'_>, range: Self::Range, default: &Self) -> glib::ParamSpec;
 
-    /// GObject has checked type and range.
+    /// Reads a value whose type and range GObject has checked.
     fn read(value: &glib::Value) -> Result<Option<Self>, NotUtf8>;
 
     fn write(&self) -> glib::Value;
@@ -176,7 +174,7 @@ impl Field for Option<String> {
     }
 }
 
-/// A path, or a word.
+/// A path or an id, which need not be UTF-8.
 impl Field for Option<OsString> {
     type Range = ();
 
@@ -235,7 +233,7 @@ impl<T: Choice> Field for T {
     }
 }
 
-/// One row of a table.
+/// A row of a table.
 pub fn row<S: Default + 'static, T: Field>(
     mutable: Mutable,
     (name, nick): (&str, &str),

@@ -7,48 +7,41 @@ use gst_base::{prelude::*, subclass::prelude::*};
 
 use crate::{
     element::{
-        narration::{Loaded, Shown},
-        requests::Requests,
+        caption_state::CaptionState,
+        model::{LoadedModel, Loader},
+        requests::RequestQueue,
         settings::{PROPERTIES, Settings, specs},
         stats::Stats,
         stream::Stream,
     },
-    engines,
     log::CAT,
     output::text_pad::{self, TextPad},
     properties::{NotUtf8, Property, utf8},
 };
-use vlmnarrate_engine::{EngineLoader, threads::Joinable};
+use vlmnarrate_engine::threads::TimedJoinHandle;
 
 /// Name of the signal and of the custom event.
 const DESCRIBE_NOW: &str = "describe-now";
 const DESCRIBE_NOW_EVENT: &str = "vlmnarrate-describe-now";
 
-/// No two of the locks are ever held together, and none while anything is pushed, posted or
-/// waited for.
+/// The state of the element.
+///
+/// No two of the locks are held at the same time, and none while anything is pushed, posted or waited for.
 #[derive(Default)]
 pub struct VlmNarrate {
     pub(crate) settings: Mutex<Settings>,
     pub(crate) loader: Mutex<Loader>,
     /// From READY up.
-    pub(crate) loaded: Mutex<Option<Arc<Loaded>>>,
-    /// A worker that had not ended when it was let go.
-    pub(crate) leaving: Mutex<Option<Joinable>>,
-    pub(crate) shown: Mutex<Shown>,
-    pub(crate) requests: Requests,
+    pub(crate) model: Mutex<Option<Arc<LoadedModel>>>,
+    /// A worker that had not ended in time when it was closed.
+    pub(crate) closing_worker: Mutex<Option<TimedJoinHandle>>,
+    pub(crate) captions: Mutex<CaptionState>,
+    pub(crate) requests: RequestQueue,
     pub(crate) stats: Stats,
     pub(crate) stream: Stream,
     pub(crate) text: TextPad,
-    /// The element that we are a part of.
+    /// The bin that the element is a part of.
     pub(crate) bin: Mutex<glib::WeakRef<gst::Object>>,
-}
-
-pub(crate) struct Loader(pub(crate) Arc<dyn EngineLoader>);
-
-impl Default for Loader {
-    fn default() -> Self {
-        Self(Arc::new(engines::default_loader()))
-    }
 }
 
 #[glib::object_subclass]
@@ -75,7 +68,10 @@ impl ObjectImpl for VlmNarrate {
         if let Some(property) = Property::find(&PROPERTIES, spec.name()) {
             let set = property.set(&mut self.settings.lock().unwrap(), value);
             if let Err(error) = set {
-                self.warn_of_setting(format_args!("{}: {error}; it stays as it was", spec.name()));
+                self.warn_of_setting(format_args!(
+                    "{}: {error}; the property keeps its value",
+                    spec.name()
+                ));
             }
         }
     }
@@ -84,13 +80,13 @@ impl ObjectImpl for VlmNarrate {
         match Property::find(&PROPERTIES, spec.name()) {
             Some(property) => property.get(&mut self.settings.lock().unwrap()),
             None if spec.name() == "stats" => {
-                let loaded = self.loaded();
-                let engine = loaded.as_ref().and_then(|loaded| loaded.narrator.info());
+                let model = self.model();
+                let engine = model.as_ref().and_then(|model| model.worker.info());
                 let engine = engine.cloned().unwrap_or_default();
                 self.stats.structure(&engine).to_value()
             }
             None => self
-                .current()
+                .current_caption()
                 .map(|caption| caption.text.clone())
                 .to_value(),
         }
@@ -101,8 +97,10 @@ impl ObjectImpl for VlmNarrate {
         let element = self.obj().downgrade();
         let queries = gst::PadProbeType::QUERY_DOWNSTREAM | gst::PadProbeType::PUSH;
         self.obj().src_pad().add_probe(queries, move |_, info| {
-            let waits = element.upgrade().is_some_and(|e| e.imp().would_wait(info));
-            match waits {
+            let deadlocks = element
+                .upgrade()
+                .is_some_and(|e| e.imp().would_deadlock(info));
+            match deadlocks {
                 true => gst::PadProbeReturn::Drop,
                 false => gst::PadProbeReturn::Ok,
             }
@@ -174,7 +172,7 @@ impl ElementImpl for VlmNarrate {
                     parent,
                     || false,
                     |this| {
-                        this.may_ask(query)
+                        this.may_query(query)
                             && gst::Pad::query_default(pad, Some(&*this.obj()), query)
                     },
                 )
@@ -189,11 +187,11 @@ impl ElementImpl for VlmNarrate {
             .build();
         pad.set_active(true).ok()?;
         if !self.text.add(&pad, self.obj().src_pad()) {
-            gst::warning!(CAT, imp = self, "There is a text pad already");
+            gst::warning!(CAT, imp = self, "There is already a text pad");
             return None;
         }
         if let Err(error) = self.obj().add_pad(&pad) {
-            gst::warning!(CAT, imp = self, "No text pad: {error}");
+            gst::warning!(CAT, imp = self, "Can't add a text pad: {error}");
             self.text.remove(&pad);
             return None;
         }
@@ -201,7 +199,7 @@ impl ElementImpl for VlmNarrate {
     }
 
     fn release_pad(&self, pad: &gst::Pad) {
-        // First, so that the streaming thread does not mistake the deactivation for a flush.
+        // Before the deactivation, so that the streaming thread does not take it for a flush.
         self.text.remove(pad);
         let _ = pad.set_active(false);
         let _ = self.obj().remove_pad(pad);
@@ -211,7 +209,7 @@ impl ElementImpl for VlmNarrate {
 impl BaseTransformImpl for VlmNarrate {
     const MODE: gst_base::subclass::BaseTransformMode =
         gst_base::subclass::BaseTransformMode::AlwaysInPlace;
-    // A passthrough buffer can't take metas.
+    // Buffers in passthrough mode can't get metas.
     const PASSTHROUGH_ON_SAME_CAPS: bool = false;
     const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
@@ -238,12 +236,12 @@ impl BaseTransformImpl for VlmNarrate {
     fn sink_event(&self, event: gst::Event) -> bool {
         use gst::EventView;
         if is_describe_now(&event) {
-            return self.describe_now_by(&event);
+            return self.on_describe_now_event(&event);
         }
         match event.view() {
             EventView::StreamStart(stream_start) => {
                 self.finish_recorded();
-                // Nobody wants to hear of the last stream over the pictures of the next.
+                // A caption of the last stream must not come with pictures of the next.
                 self.cancel();
                 self.stream.start_over();
                 self.text.stream_start(stream_start, &self.element_name());
@@ -255,8 +253,8 @@ impl BaseTransformImpl for VlmNarrate {
             }
             EventView::Gap(gap) => {
                 let (position, duration) = gap.get();
-                if let Some(place) = self.stream.gap(position, duration) {
-                    self.text.gap(place);
+                if let Some(timing) = self.stream.gap(position, duration) {
+                    self.text.gap(timing);
                 }
             }
             EventView::FlushStart(_) => {
@@ -274,9 +272,10 @@ impl BaseTransformImpl for VlmNarrate {
             }
             EventView::Eos(_) => {
                 self.drain();
-                self.tell_of_open_requests();
-                let interval = self.settings.lock().unwrap().pace.interval;
-                self.text.eos(&event, self.current().as_ref(), interval);
+                self.warn_of_unanswered_requests();
+                let interval = self.settings.lock().unwrap().sampler.interval;
+                self.text
+                    .eos(&event, self.current_caption().as_ref(), interval);
             }
             _ => (),
         }
@@ -287,70 +286,70 @@ impl BaseTransformImpl for VlmNarrate {
         if self.obj().has_active_control_bindings()
             && let Some(time) = self.stream.stream_time(buffer.pts())
         {
-            // A value that can't be had was logged by the controller.
+            // The controller logs a failure.
             let _ = self.obj().sync_values(time);
         }
         self.parent_before_transform(buffer);
     }
 
     fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
-        let may_ask = direction == gst::PadDirection::Sink || self.may_ask(query);
-        may_ask && BaseTransformImplExt::parent_query(self, direction, query)
+        let may_query = direction == gst::PadDirection::Sink || self.may_query(query);
+        may_query && BaseTransformImplExt::parent_query(self, direction, query)
     }
 
     fn src_event(&self, event: gst::Event) -> bool {
         if is_describe_now(&event) {
-            return self.describe_now_by(&event);
+            return self.on_describe_now_event(&event);
         }
         self.parent_src_event(event)
     }
 }
 
 impl VlmNarrate {
-    /// Events from whoever takes the text.
+    /// Handles events from downstream of the text pad.
     fn text_src_event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
         if is_describe_now(&event) {
-            return self.describe_now_by(&event);
+            return self.on_describe_now_event(&event);
         }
         match event.type_() {
-            // How late the text is says nothing about the video.
+            // The lateness of text says nothing about the video.
             gst::EventType::Qos => true,
             _ => gst::Pad::event_default(pad, Some(&*self.obj()), event),
         }
     }
 
-    /// Asks for a detailed caption of the next frame; returns the request's number.
+    /// Requests a detailed caption of the next frame. Returns the id of the request.
     pub(crate) fn describe_now(
         &self,
         prompt: Option<String>,
         max_tokens: Option<u32>,
     ) -> Option<u32> {
-        if self.loaded().is_none() {
-            gst::warning!(CAT, imp = self, "Can't describe in NULL");
+        if self.model().is_none() {
+            gst::warning!(CAT, imp = self, "Can't describe a frame in NULL");
             return None;
         }
         let id = self.requests.push(prompt, max_tokens);
         if id.is_none() {
-            gst::warning!(CAT, imp = self, "Too many requests wait already");
+            gst::warning!(CAT, imp = self, "Too many requests are pending");
         }
         id
     }
 
-    /// Whoever waits for an answer should know that no frame is left for it.
-    fn tell_of_open_requests(&self) {
-        for id in self.requests.open() {
+    /// Posts a WARNING for each request that no frame is left for.
+    fn warn_of_unanswered_requests(&self) {
+        for id in self.requests.unanswered() {
             gst::element_imp_warning!(
                 self,
                 gst::StreamError::Failed,
-                ("describe-now {id} is not answered: the stream has ended"),
+                ("describe-now request {id} was not answered: the stream has ended"),
                 details: gst::Structure::builder("vlmnarrate-describe-now").field("request-id", id).build()
             );
         }
     }
 
-    /// Whether a query from downstream can be answered. Decoders that are asked for the position before they
-    /// have a segment in time log a CRITICAL.
-    fn may_ask(&self, query: &gst::QueryRef) -> bool {
+    /// Whether a query from downstream may go upstream. Decoders that get a POSITION query before they have a segment in
+    /// time log a CRITICAL.
+    fn may_query(&self, query: &gst::QueryRef) -> bool {
         match query.view() {
             gst::QueryView::Position(position) => {
                 position.format() == gst::Format::Bytes || self.stream.is_in_time()
@@ -359,10 +358,10 @@ impl VlmNarrate {
         }
     }
 
-    /// Whether a query for memory would wait for ourselves. With another size of the video it comes when queues
-    /// behind us are full, and waits until they are empty; a muxer that empties them waits for text, which comes
-    /// from this thread. Unanswered, whoever asked allocates by itself.
-    fn would_wait(&self, info: &gst::PadProbeInfo) -> bool {
+    /// Whether a query would wait for this very thread. An ALLOCATION query after a change of the video's size waits
+    /// until downstream queues are empty; the muxer that empties them waits for text, which this thread pushes. If the
+    /// query fails, upstream allocates by itself.
+    fn would_deadlock(&self, info: &gst::PadProbeInfo) -> bool {
         let type_ = info.query().map(|query| query.type_());
         matches!(
             type_,
@@ -375,7 +374,7 @@ impl VlmNarrate {
         gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{error}"));
     }
 
-    /// A prompt from outside; says so if it can't be read.
+    /// The prompt of a request. Posts a WARNING if it is not UTF-8.
     fn prompt(&self, value: &glib::Value) -> Result<Option<String>, NotUtf8> {
         let refused = |error: &NotUtf8| {
             self.warn_of_setting(format_args!("{DESCRIBE_NOW}: the prompt {error}"));
@@ -383,14 +382,14 @@ impl VlmNarrate {
         utf8(value).inspect_err(refused)
     }
 
-    fn describe_now_by(&self, event: &gst::EventRef) -> bool {
+    fn on_describe_now_event(&self, event: &gst::EventRef) -> bool {
         let field = event.structure();
         let prompt = field.and_then(|s| s.value("prompt").ok());
         let prompt = prompt.filter(|value| value.type_() == glib::Type::STRING);
         let Ok(prompt) = prompt.map_or(Ok(None), |value| self.prompt(value)) else {
             return false;
         };
-        // gst-launch and Python make an int of it where nobody says otherwise.
+        // gst-launch-1.0 and Python make an int of a number without a type.
         let max_tokens = field.and_then(|s| {
             let signed = || u32::try_from(s.get::<i32>("max-tokens").ok()?).ok();
             s.get::<u32>("max-tokens").ok().or_else(signed)
@@ -400,7 +399,7 @@ impl VlmNarrate {
     }
 }
 
-/// The pads of the element, and of a bin around it.
+/// Pad templates of the element, and of the overlay bin.
 pub(crate) fn pad_templates() -> Vec<gst::PadTemplate> {
     use gst::{PadDirection, PadPresence, PadTemplate};
     let mut video = gst_video::VideoCapsBuilder::new().build();
@@ -431,9 +430,9 @@ pub(crate) fn pad_templates() -> Vec<gst::PadTemplate> {
 
 /// The action signal.
 ///
-/// Describes the next frame, whatever `interval` and `scene-threshold` say. Takes a prompt (null =
-/// `detail-prompt`) and a number of tokens (0 = `detail-max-tokens`), returns the `request-id` of
-/// the caption to come, or 0 if the element is in NULL or too many requests wait.
+/// Describes the next frame regardless of `interval` and `scene-threshold`. Takes a prompt (null = `detail-prompt`) and
+/// a number of tokens (0 = `detail-max-tokens`). Returns the `request-id` of the caption, or 0 if the element is in NULL
+/// or too many requests are pending.
 pub(crate) fn describe_now_signal(
     narrator: fn(&glib::Value) -> Option<super::VlmNarrate>,
 ) -> glib::subclass::Signal {

@@ -4,8 +4,13 @@ use std::sync::Arc;
 
 use gst::{glib, prelude::*, subclass::prelude::*};
 
+mod callbacks;
+mod caption_state;
+mod captions;
+mod frames;
 mod imp;
-mod narration;
+mod model;
+mod model_control;
 mod panics;
 mod requests;
 mod settings;
@@ -13,7 +18,7 @@ mod stats;
 mod stream;
 
 use vlmnarrate_engine::EngineLoader;
-// What a bin around the element shows of it.
+// For the overlay, a bin around the element.
 #[cfg(feature = "overlay")]
 pub(crate) use self::{
     imp::{describe_now_signal, pad_templates},
@@ -175,16 +180,16 @@ impl VlmNarrate {
         self.imp().loader.lock().unwrap().0 = Arc::new(loader);
     }
 
-    /// Captions are said to be made by this element, of which it is a part.
+    /// Sets the bin whose name captions get as their element.
     #[cfg(feature = "overlay")]
     pub(crate) fn set_bin(&self, bin: &impl IsA<gst::Object>) {
         self.imp().bin.lock().unwrap().set(Some(bin.upcast_ref()));
     }
 
-    /// What to draw on the frame that goes out.
+    /// The caption to draw on the frame that goes out.
     #[cfg(feature = "overlay")]
-    pub(crate) fn on_screen(&self) -> Option<Arc<crate::Caption>> {
-        self.imp().on_screen()
+    pub(crate) fn caption_to_draw(&self) -> Option<Arc<crate::Caption>> {
+        self.imp().caption_to_draw()
     }
 
     /// Describes the next frame; the same as the action signal `describe-now`.

@@ -1,4 +1,4 @@
-//! Panics of our threads are told in the GStreamer log, and nowhere else.
+//! A panic hook that writes panics of this library's threads to the GStreamer log.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -10,15 +10,14 @@ use std::{
 use crate::log::CAT;
 use vlmnarrate_engine::threads;
 
-/// Such a panic is caught and comes as an ERROR; what Rust prints of it on stderr besides is noise.
+/// Installs the hook, once. The worker catches such panics and posts an ERROR, so a message on stderr would be noise.
 ///
-/// There is one hook per copy of the standard library. A plugin that is loaded has a copy of its own,
-/// and so the hook of no other Rust code in the process. Where it is linked with an application they
-/// share one: all threads but ours are left to the hook that was there, and a hook that the application
-/// sets later has its way with ours too.
-pub(crate) fn go_to_the_log() {
+/// There is one hook per copy of the standard library. A plugin that is loaded has its own copy. A plugin that is linked
+/// into an application shares the application's: for all other threads the previous hook is called, and a hook that the
+/// application installs later replaces this one.
+pub(crate) fn install_panic_hook() {
     static ONCE: Once = Once::new();
-    // A thread that panics must not touch the hook; the next model will find another.
+    // A panicking thread must not touch the hook; the next load installs it.
     if thread::panicking() {
         return;
     }

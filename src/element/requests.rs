@@ -1,45 +1,45 @@
-//! What `describe-now` asked for and is not answered yet.
+//! RequestQueue of `describe-now` that are not answered yet.
 
 use std::sync::{
     Mutex, MutexGuard,
     atomic::{AtomicBool, Ordering},
 };
 
-use crate::element::settings::Asking;
+use crate::element::settings::PromptSettings;
 
-/// Requests that may wait: a runaway caller must not fill the memory.
-const LIMIT: usize = 64;
+/// Limit of the queue, so that a runaway caller can't fill the memory.
+const MAX_PENDING: usize = 64;
 
-/// A queue of requests. One stays in it until its caption is made or has failed, so that a flush
-/// in between only makes another frame answer it.
+/// A queue of requests. Each stays in the queue until its caption is made or has failed, so that after a flush another
+/// frame answers it.
 #[derive(Debug, Default)]
-pub(crate) struct Requests {
+pub(crate) struct RequestQueue {
     queue: Mutex<Queue>,
-    /// Some request waits for a frame; to be looked at for every frame, without the lock.
-    waiting: AtomicBool,
+    /// Whether a request waits for a frame; read for every frame, without the lock.
+    has_pending: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     last_id: u32,
-    requests: Vec<Request>,
+    requests: Vec<DescribeRequest>,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Request {
+pub(crate) struct DescribeRequest {
     pub(crate) id: u32,
     /// `None` takes `detail-prompt`.
     pub(crate) prompt: Option<String>,
     /// `None` takes `detail-max-tokens`.
     pub(crate) max_tokens: Option<u32>,
-    /// A frame was given to the worker.
-    asked: bool,
+    /// Whether a frame was submitted for the request.
+    submitted: bool,
 }
 
-impl Request {
-    /// The question to ask, where it doesn't say itself as `detail` has it.
-    pub(crate) fn asking(&self, detail: &Asking) -> Asking {
-        Asking {
+impl DescribeRequest {
+    /// The request's own prompt settings, with those of `detail` where it has none.
+    pub(crate) fn prompt_settings(&self, detail: &PromptSettings) -> PromptSettings {
+        PromptSettings {
             prompt: self.prompt.clone().or_else(|| detail.prompt.clone()),
             max_tokens: self.max_tokens.unwrap_or(detail.max_tokens),
             choices: None,
@@ -48,48 +48,51 @@ impl Request {
     }
 }
 
-impl Requests {
-    /// Queues a request; `None` if too many wait.
+impl RequestQueue {
+    /// Queues a request and returns its id; `None` if too many are pending.
     pub(crate) fn push(&self, prompt: Option<String>, max_tokens: Option<u32>) -> Option<u32> {
         let mut queue = self.lock();
-        if queue.requests.len() == LIMIT {
+        if queue.requests.len() == MAX_PENDING {
             return None;
         }
-        // 0 stands for "nobody asked".
+        // 0 stands for no request.
         queue.last_id = queue.last_id.checked_add(1).unwrap_or(1);
         let id = queue.last_id;
-        queue.requests.push(Request {
+        queue.requests.push(DescribeRequest {
             id,
             prompt,
             max_tokens,
-            asked: false,
+            submitted: false,
         });
         self.update(&queue);
         Some(id)
     }
 
     /// Whether a request waits for a frame.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.waiting.load(Ordering::Acquire)
+    pub(crate) fn has_pending(&self) -> bool {
+        self.has_pending.load(Ordering::Acquire)
     }
 
-    /// The oldest request that waits for a frame, which it gets now.
-    pub(crate) fn next(&self) -> Option<Request> {
+    /// Takes the oldest request that waits for a frame.
+    pub(crate) fn take_next(&self) -> Option<DescribeRequest> {
         let mut queue = self.lock();
-        let request = queue.requests.iter_mut().find(|request| !request.asked)?;
-        request.asked = true;
+        let request = queue
+            .requests
+            .iter_mut()
+            .find(|request| !request.submitted)?;
+        request.submitted = true;
         let request = request.clone();
         self.update(&queue);
         Some(request)
     }
 
-    /// The request is done with.
-    pub(crate) fn answered(&self, id: u32) {
+    /// Removes a request that was answered or has failed.
+    pub(crate) fn complete(&self, id: u32) {
         self.lock().requests.retain(|request| request.id != id);
     }
 
-    /// Numbers of those that are not answered.
-    pub(crate) fn open(&self) -> Vec<u32> {
+    /// Ids of the requests in the queue.
+    pub(crate) fn unanswered(&self) -> Vec<u32> {
         self.lock()
             .requests
             .iter()
@@ -97,11 +100,11 @@ impl Requests {
             .collect()
     }
 
-    /// What the worker had is lost: frames to come will do.
-    pub(crate) fn ask_again(&self) {
+    /// Lets all requests wait for a frame again, because the worker's jobs were cancelled.
+    pub(crate) fn retry_all(&self) {
         let mut queue = self.lock();
         for request in &mut queue.requests {
-            request.asked = false;
+            request.submitted = false;
         }
         self.update(&queue);
     }
@@ -117,8 +120,8 @@ impl Requests {
     }
 
     fn update(&self, queue: &Queue) {
-        let waiting = queue.requests.iter().any(|request| !request.asked);
-        self.waiting.store(waiting, Ordering::Release);
+        let has_pending = queue.requests.iter().any(|request| !request.submitted);
+        self.has_pending.store(has_pending, Ordering::Release);
     }
 }
 
@@ -128,27 +131,27 @@ mod tests {
 
     #[test]
     fn a_request_stays_until_it_is_answered() {
-        let requests = Requests::default();
-        assert!(!requests.is_waiting());
+        let requests = RequestQueue::default();
+        assert!(!requests.has_pending());
         assert_eq!(requests.push(None, None), Some(1));
         assert_eq!(requests.push(None, None), Some(2));
-        assert_eq!(requests.next().map(|r| r.id), Some(1));
-        assert!(requests.is_waiting());
-        assert_eq!(requests.next().map(|r| r.id), Some(2));
-        assert!(!requests.is_waiting());
-        requests.answered(1);
-        requests.ask_again();
-        assert_eq!(requests.next().map(|r| r.id), Some(2));
-        assert!(requests.next().is_none());
+        assert_eq!(requests.take_next().map(|r| r.id), Some(1));
+        assert!(requests.has_pending());
+        assert_eq!(requests.take_next().map(|r| r.id), Some(2));
+        assert!(!requests.has_pending());
+        requests.complete(1);
+        requests.retry_all();
+        assert_eq!(requests.take_next().map(|r| r.id), Some(2));
+        assert!(requests.take_next().is_none());
     }
 
     #[test]
     fn not_too_many() {
-        let requests = Requests::default();
-        assert!((0..LIMIT).all(|_| requests.push(None, None).is_some()));
+        let requests = RequestQueue::default();
+        assert!((0..MAX_PENDING).all(|_| requests.push(None, None).is_some()));
         assert_eq!(requests.push(None, None), None);
         requests.clear();
-        assert!(!requests.is_waiting());
+        assert!(!requests.has_pending());
         assert!(requests.push(None, None).is_some());
     }
 }

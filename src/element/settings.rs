@@ -6,8 +6,8 @@ use gst::{glib, prelude::*};
 
 use crate::{
     caption::Caption,
-    input::{sampler::Pace, scene::HEARTBEAT},
-    prompt::{Question, Turn},
+    input::{sampler::SamplerSettings, scene::MAX_SILENCE},
+    prompt::{IntervalRequest, RequestSettings},
     properties::{
         Choice,
         Mutable::{Playing, Ready},
@@ -124,57 +124,57 @@ impl From<DType> for vlmnarrate_engine::DType {
     }
 }
 
-/// The parts of a text that are separated by bars.
+/// The parts of a text separated by bars, without blank ones.
 fn parts(text: &Option<String>) -> impl Iterator<Item = &str> {
     let parts = text.as_deref().unwrap_or_default().split('|');
     parts.filter(|part| !part.trim_matches(' ').is_empty())
 }
 
-/// What is asked where nobody says otherwise: about a frame, and about a clip.
+/// The default prompts, for frames and for clips.
 const PROMPT: &str = "Describe this frame in one sentence.";
 const CLIP_PROMPT: &str = "Describe this video in one sentence.";
 
-/// How a question is put; `describe-now` has its own.
+/// A prompt and the form of its answer, for frames that are due or for `describe-now`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Asking {
-    pub prompt: Option<String>,
-    pub max_tokens: u32,
+pub(crate) struct PromptSettings {
+    pub(crate) prompt: Option<String>,
+    pub(crate) max_tokens: u32,
     /// Separated by bars.
-    pub choices: Option<String>,
-    pub image_splitting: bool,
+    pub(crate) choices: Option<String>,
+    pub(crate) image_splitting: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// A path need not be UTF-8.
-    pub model: Option<OsString>,
-    pub mmproj: Option<OsString>,
-    pub revision: Option<String>,
-    pub device: Device,
-    pub dtype: DType,
-    pub quantization: Quantization,
-    pub threads: u32,
-    pub nice: u32,
-    pub asking: Asking,
-    pub detail: Asking,
-    pub system_prompt: Option<String>,
-    pub image_size: u32,
-    pub temperature: f64,
-    pub top_p: f64,
-    pub top_k: u32,
-    pub min_p: f64,
-    pub repetition_penalty: f64,
-    pub seed: u64,
-    pub stop_strings: Option<String>,
-    pub mode: Mode,
-    pub pace: Pace,
-    pub expire: gst::ClockTime,
-    pub merge_captions: bool,
-    pub drain_timeout: gst::ClockTime,
-    pub post_messages: bool,
-    pub post_repeated: bool,
-    pub attach_meta: bool,
-    pub partial_captions: bool,
+    pub(crate) model: Option<OsString>,
+    pub(crate) mmproj: Option<OsString>,
+    pub(crate) revision: Option<String>,
+    pub(crate) device: Device,
+    pub(crate) dtype: DType,
+    pub(crate) quantization: Quantization,
+    pub(crate) threads: u32,
+    pub(crate) nice: u32,
+    pub(crate) interval_prompt: PromptSettings,
+    pub(crate) detail: PromptSettings,
+    pub(crate) system_prompt: Option<String>,
+    pub(crate) image_size: u32,
+    pub(crate) temperature: f64,
+    pub(crate) top_p: f64,
+    pub(crate) top_k: u32,
+    pub(crate) min_p: f64,
+    pub(crate) repetition_penalty: f64,
+    pub(crate) seed: u64,
+    pub(crate) stop_strings: Option<String>,
+    pub(crate) mode: Mode,
+    pub(crate) sampler: SamplerSettings,
+    pub(crate) expire: gst::ClockTime,
+    pub(crate) merge_captions: bool,
+    pub(crate) drain_timeout: gst::ClockTime,
+    pub(crate) post_messages: bool,
+    pub(crate) post_repeated: bool,
+    pub(crate) attach_meta: bool,
+    pub(crate) partial_captions: bool,
 }
 
 impl Default for Settings {
@@ -189,13 +189,13 @@ impl Default for Settings {
             quantization: Quantization::Auto,
             threads: 0,
             nice: 5,
-            asking: Asking {
+            interval_prompt: PromptSettings {
                 prompt: Some(PROMPT.into()),
                 max_tokens: 20,
                 choices: None,
                 image_splitting: false,
             },
-            detail: Asking {
+            detail: PromptSettings {
                 prompt: Some("Describe this frame in detail.".into()),
                 max_tokens: 50,
                 choices: None,
@@ -211,7 +211,7 @@ impl Default for Settings {
             seed: sampling.seed,
             stop_strings: None,
             mode: Mode::Auto,
-            pace: Pace {
+            sampler: SamplerSettings {
                 interval: gst::ClockTime::SECOND,
                 frames: 1,
                 every_nth: 1,
@@ -229,8 +229,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What decides which model is loaded, and how.
-    pub fn model_settings(&self) -> ModelSettings {
+    /// Settings that decide which model is loaded, and how.
+    pub(crate) fn model_settings(&self) -> ModelSettings {
         let mut settings = ModelSettings::default();
         settings.model = self.model.clone();
         settings.mmproj = self.mmproj.clone();
@@ -243,56 +243,56 @@ impl Settings {
         settings
     }
 
-    /// Whether the bus is to hear of a caption.
-    pub fn posts(&self, caption: &Caption) -> bool {
+    /// Whether to post a message for a caption.
+    pub(crate) fn should_post(&self, caption: &Caption) -> bool {
         let is_news = !caption.repeated || caption.stamp.request_id != 0;
         self.post_messages && (self.post_repeated || is_news)
     }
 
-    /// How long a caption stays current if no other comes.
-    pub fn lifetime(&self) -> gst::ClockTime {
+    /// Time that a caption stays current if no other replaces it.
+    pub(crate) fn lifetime(&self) -> gst::ClockTime {
         match self.expire {
             gst::ClockTime::ZERO => {
-                let Pace {
+                let SamplerSettings {
                     interval,
                     every_nth,
                     ..
-                } = self.pace;
-                HEARTBEAT.max(interval.saturating_mul(2 * u64::from(every_nth)))
+                } = self.sampler;
+                MAX_SILENCE.max(interval.saturating_mul(2 * u64::from(every_nth)))
             }
             expire => expire,
         }
     }
 
-    /// The question to ask about a frame or clip whose turn it is.
-    pub fn turns_question(&self) -> Question {
-        let mut question = self.question(&self.asking);
-        if self.pace.frames > 1 {
-            // The reference doesn't cut frames of a video either.
-            question.whole_frames = false;
-            if question.prompt == PROMPT {
-                question.prompt = CLIP_PROMPT.into();
+    /// Settings of the request about a frame or clip that is due.
+    pub(crate) fn interval_request_settings(&self) -> RequestSettings {
+        let mut settings = self.request_settings(&self.interval_prompt);
+        if self.sampler.frames > 1 {
+            // The reference implementation doesn't split frames of a video.
+            settings.whole_frames = false;
+            if settings.prompt == PROMPT {
+                settings.prompt = CLIP_PROMPT.into();
             }
         }
-        question
+        settings
     }
 
-    /// What each of them is asked.
-    pub fn turn(&self) -> Turn {
-        Turn {
-            question: self.turns_question(),
-            frames: self.pace.frames as usize,
-            side: self.image_size,
+    /// The request about every frame or clip that is due.
+    pub(crate) fn interval_request(&self) -> IntervalRequest {
+        IntervalRequest {
+            settings: self.interval_request_settings(),
+            frames: self.sampler.frames as usize,
+            image_size: self.image_size,
         }
     }
 
-    /// The question to ask about a frame.
-    pub fn question(&self, asking: &Asking) -> Question {
-        Question {
-            whole_frames: asking.image_splitting,
+    /// Settings of a request with these prompt settings.
+    pub(crate) fn request_settings(&self, prompt: &PromptSettings) -> RequestSettings {
+        RequestSettings {
+            whole_frames: prompt.image_splitting,
             system: self.system_prompt.clone().filter(|s| !s.is_empty()),
-            prompt: asking.prompt.clone().unwrap_or_default(),
-            max_tokens: asking.max_tokens,
+            prompt: prompt.prompt.clone().unwrap_or_default(),
+            max_tokens: prompt.max_tokens,
             sampling: Sampling {
                 temperature: self.temperature,
                 top_p: self.top_p,
@@ -302,7 +302,7 @@ impl Settings {
                 seed: self.seed,
             },
             stop_strings: parts(&self.stop_strings).map(str::to_owned).collect(),
-            choices: parts(&asking.choices)
+            choices: parts(&prompt.choices)
                 .map(|part| part.trim().to_owned())
                 .collect(),
             partial: self.partial_captions,
@@ -310,12 +310,11 @@ impl Settings {
     }
 }
 
-pub static PROPERTIES: LazyLock<Vec<Property<Settings>>> = LazyLock::new(properties);
+pub(crate) static PROPERTIES: LazyLock<Vec<Property<Settings>>> = LazyLock::new(properties);
 
-/// The table, made anew: a ParamSpec belongs to one class, and the overlay has these properties
-/// too.
+/// A new table: a ParamSpec belongs to one class, and the overlay has these properties too.
 #[rustfmt::skip]
-pub fn properties() -> Vec<Property<Settings>> {
+pub(crate) fn properties() -> Vec<Property<Settings>> {
     vec![
         row(Ready, ("model", "Model"), (), |s| &mut s.model,
             "SmolVLM or SmolVLM2 checkpoint: a folder, a GGUF file with its mmproj file beside it, or an id \
@@ -342,7 +341,7 @@ pub fn properties() -> Vec<Property<Settings>> {
         row(Ready, ("nice", "Nice value"), 0..=19, |s| &mut s.nice,
             "How far the model's threads give way to all others, so that a decoder beside them keeps \
              its rate (0 = not at all; on Linux)"),
-        row(Playing, ("prompt", "Prompt"), (), |s| &mut s.asking.prompt,
+        row(Playing, ("prompt", "Prompt"), (), |s| &mut s.interval_prompt.prompt,
             "Question asked about each frame (null or empty = the picture alone); of clips the \
              default asks to describe this video"),
         row(Playing, ("system-prompt", "System prompt"), (), |s| &mut s.system_prompt,
@@ -350,11 +349,11 @@ pub fn properties() -> Vec<Property<Settings>> {
         row(Playing, ("image-size", "Image size"), 0..=4096, |s| &mut s.image_size,
             "Side in pixels of the square to which a frame is scaled before the vision encoder; \
              smaller is faster and sees less (0 = as the model was trained)"),
-        row(Playing, ("image-splitting", "Image splitting"), (), |s| &mut s.asking.image_splitting,
+        row(Playing, ("image-splitting", "Image splitting"), (), |s| &mut s.interval_prompt.image_splitting,
             "Describe the whole frame in the reference's way, cut into tiles of the size the model was \
              trained on, up to 17 of them: sees more detail and takes many times as long. \
              image-size doesn't count then"),
-        row(Playing, ("max-tokens", "Maximum tokens"), 1..=4096, |s| &mut s.asking.max_tokens,
+        row(Playing, ("max-tokens", "Maximum tokens"), 1..=4096, |s| &mut s.interval_prompt.max_tokens,
             "Length in tokens at which a caption is cut off"),
         row(Playing, ("temperature", "Temperature"), 0.0..=10.0, |s| &mut s.temperature,
             "Randomness of the choice of tokens (0 = always the likeliest)"),
@@ -375,23 +374,23 @@ pub fn properties() -> Vec<Property<Settings>> {
         row(Playing, ("stop-strings", "Stop strings"), (), |s| &mut s.stop_strings,
             "Strings, separated by |, each of which ends a caption where it comes up, and is no \
              part of it (null = none)"),
-        row(Playing, ("choices", "Choices"), (), |s| &mut s.asking.choices,
+        row(Playing, ("choices", "Choices"), (), |s| &mut s.interval_prompt.choices,
             "What a caption is one of, separated by |, as in yes|no; with its probability in the \
              caption's fields. describe-now is not limited to it (null = anything)"),
         row(Ready, ("mode", "Mode"), (), |s| &mut s.mode,
             "Whether a frame waits for its caption (recorded) or captions come when they are \
              ready (live)"),
-        row(Playing, ("interval", "Interval"), (), |s| &mut s.pace.interval,
+        row(Playing, ("interval", "Interval"), (), |s| &mut s.sampler.interval,
             "Stream time in nanoseconds from one described frame to the next \
              (0 = every frame if recorded, whenever the model is idle if live)"),
-        row(Playing, ("frames", "Frames"), 1..=64, |s| &mut s.pace.frames,
+        row(Playing, ("frames", "Frames"), 1..=64, |s| &mut s.sampler.frames,
             "Describe so many frames together, as a clip, in the way of SmolVLM2's video prompt: \
              spread evenly over interval, or with interval 0 in a row. The caption comes with the \
              last of them. Takes as many times as long as one; a clip is not cut into tiles"),
-        row(Playing, ("every-nth", "Every nth"), 1..=u32::MAX, |s| &mut s.pace.every_nth,
+        row(Playing, ("every-nth", "Every nth"), 1..=u32::MAX, |s| &mut s.sampler.every_nth,
             "Of the frames or clips that interval chooses, describe every nth"),
         row(Playing, ("scene-threshold", "Scene threshold"), 0.0..=1.0,
-            |s| &mut s.pace.scene_threshold,
+            |s| &mut s.sampler.scene_threshold,
             "Do not describe a frame whose picture differs less than this from the last one \
              described: mean absolute difference of 16x16 grey cells, 1 = black to white; \
              about 0.02 tells a cut from noise. After 30 s a frame is described anyway (0 = off)"),
@@ -424,8 +423,8 @@ pub fn properties() -> Vec<Property<Settings>> {
     ]
 }
 
-/// All properties of the element, made anew.
-pub fn specs() -> Vec<glib::ParamSpec> {
+/// New ParamSpecs of all properties of the element.
+pub(crate) fn specs() -> Vec<glib::ParamSpec> {
     let caption = glib::ParamSpecString::builder("caption")
         .nick("Caption")
         .blurb(

@@ -1,4 +1,4 @@
-//! Counts, and how long each stage takes.
+//! Counters, and the durations of each stage.
 
 use std::{
     collections::VecDeque,
@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{caption::Caption, worker::worker::Narrated};
+use crate::caption::Caption;
 use vlmnarrate_engine::EngineInfo;
 
-/// Captions that the percentiles look back on.
+/// Number of captions that the percentiles cover.
 const WINDOW: usize = 256;
 
 /// A number that only grows, until the element starts again.
@@ -21,7 +21,7 @@ pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     /// Returns the count before.
-    pub(crate) fn add_one(&self) -> u64 {
+    pub(crate) fn increment(&self) -> u64 {
         self.0.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -37,11 +37,11 @@ impl Counter {
 #[derive(Debug, Default)]
 pub(crate) struct Stats {
     pub(crate) frames: Counter,
-    /// Handed to the worker.
+    /// Submitted to the worker.
     pub(crate) sampled: Counter,
     /// Due, but the picture had not changed.
     pub(crate) unchanged: Counter,
-    /// Handed to the worker and replaced by a newer one before their turn.
+    /// Submitted to the worker and replaced by a newer one.
     pub(crate) dropped: Counter,
     captions: Counter,
     pub(crate) errors: Counter,
@@ -82,11 +82,11 @@ impl Stats {
         window.lock().unwrap().clear();
     }
 
-    pub(crate) fn record(&self, Narrated { caption, queue, .. }: &Narrated) {
+    pub(crate) fn record(&self, caption: &Caption, queue: Duration) {
         let Caption { cost, tokens, .. } = caption;
         let sample = Sample {
             stages: [
-                *queue,
+                queue,
                 cost.preprocess,
                 cost.vision,
                 cost.prefill,
@@ -95,7 +95,7 @@ impl Stats {
             ],
             tokens: *tokens,
         };
-        self.captions.add_one();
+        self.captions.increment();
         let mut window = self.window.lock().unwrap();
         if window.len() == WINDOW {
             window.pop_front();
@@ -103,7 +103,7 @@ impl Stats {
         window.push_back(sample);
     }
 
-    /// What the `stats` property shows, of the engine too.
+    /// The value of the `stats` property.
     pub(crate) fn structure(&self, engine: &EngineInfo) -> gst::Structure {
         let window = self.window.lock().unwrap().clone();
         let mut stats = gst::Structure::builder("vlmnarrate-stats")

@@ -7,47 +7,47 @@ use gst::ClockTime;
 use crate::caption::FrameStamp;
 use vlmnarrate_engine::{Clip, Picture};
 
-/// A frame that was taken.
+/// A frame of a clip.
 #[derive(Debug)]
-pub(crate) struct Shot {
+pub(crate) struct ClipFrame {
     pub(crate) picture: Arc<Picture>,
     pub(crate) stamp: FrameStamp,
-    /// Where it stands in the stream.
+    /// Position in the stream.
     pub(crate) position: Option<ClockTime>,
-    /// What had been played when it came.
+    /// Playback time of the frame.
     pub(crate) elapsed: Option<ClockTime>,
-    /// What had been played when its share of the interval started.
+    /// Playback time at which the frame's share of the interval starts.
     pub(crate) slot: Option<ClockTime>,
 }
 
-/// The frames of a clip that have been taken so far.
+/// Collects the frames of a clip.
 #[derive(Debug, Default)]
-pub(crate) struct Shots(Vec<Shot>);
+pub(crate) struct ClipBuilder(Vec<ClipFrame>);
 
-impl Shots {
+impl ClipBuilder {
     pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
 
-    pub(crate) fn add(&mut self, shot: Shot) {
-        self.0.push(shot);
+    pub(crate) fn push(&mut self, frame: ClipFrame) {
+        self.0.push(frame);
     }
 
-    /// What was taken, to be described; nothing of nothing.
-    pub(crate) fn take(&mut self, interval: ClockTime) -> Option<Taken> {
-        let mut shots = std::mem::take(&mut self.0);
-        let mut stamp = shots.last()?.stamp;
-        let step_back = |pair: &[Shot]| pair[1].position < pair[0].position;
-        let backwards = shots.len() > 1 && shots.windows(2).all(step_back);
+    /// Completes the clip with the frames so far. `None` if there are none.
+    pub(crate) fn finish(&mut self, interval: ClockTime) -> Option<SampledClip> {
+        let mut frames = std::mem::take(&mut self.0);
+        let mut stamp = frames.last()?.stamp;
+        let step_back = |pair: &[ClipFrame]| pair[1].position < pair[0].position;
+        let backwards = frames.len() > 1 && frames.windows(2).all(step_back);
         if backwards {
-            // They came newest first.
-            shots.reverse();
+            // Played backwards: the newest came first.
+            frames.reverse();
         }
-        let time = |shot: &Shot| match backwards {
-            true => shot.position,
-            false => shot.elapsed,
+        let time = |frame: &ClipFrame| match backwards {
+            true => frame.position,
+            false => frame.elapsed,
         };
-        let (first, last) = (shots.first()?, shots.last()?);
+        let (first, last) = (frames.first()?, frames.last()?);
         let start = match backwards {
             true => first.position,
             false => first.slot,
@@ -58,20 +58,20 @@ impl Shots {
         };
         let span = since(time(first), time(last));
         // In a row, the last frame lasts as long as the others.
-        let steps = shots.len() as u64 - 1;
+        let steps = frames.len() as u64 - 1;
         let lasting = match (interval.is_zero(), steps) {
             (true, 1..) => span + span / steps,
             _ => span.max(interval),
         };
-        let times = shots.iter().map(|shot| since(start, time(shot)).into());
+        let times = frames.iter().map(|frame| since(start, time(frame)).into());
         let clip = Clip {
             times: times.collect(),
             duration: lasting.into(),
         };
         stamp.first_timestamp = first.stamp.timestamp;
-        stamp.frames = shots.len() as u32;
-        let pictures = shots.into_iter().map(|shot| shot.picture);
-        Some(Taken {
+        stamp.frames = frames.len() as u32;
+        let pictures = frames.into_iter().map(|frame| frame.picture);
+        Some(SampledClip {
             pictures: pictures.collect(),
             clip,
             stamp,
@@ -79,13 +79,13 @@ impl Shots {
     }
 }
 
-/// A clip, often of a single frame.
+/// A clip to describe, of one frame or more.
 #[derive(Debug)]
-pub(crate) struct Taken {
+pub(crate) struct SampledClip {
     /// Oldest first.
     pub(crate) pictures: Vec<Arc<Picture>>,
     pub(crate) clip: Clip,
-    /// Of the frame that came last.
+    /// The stamp of the frame that came last.
     pub(crate) stamp: FrameStamp,
 }
 
@@ -98,9 +98,9 @@ mod tests {
     /// their clip, the first and the last timestamp.
     fn clip(ms: &[u64], interval: u64) -> (Vec<u64>, u64, [Option<ClockTime>; 2]) {
         let at = ClockTime::from_mseconds;
-        let mut shots = Shots::default();
+        let mut frames = ClipBuilder::default();
         for &ms in ms {
-            shots.add(Shot {
+            frames.push(ClipFrame {
                 picture: Arc::new(Picture {
                     width: ms as u32,
                     height: 1,
@@ -122,14 +122,14 @@ mod tests {
                 slot: Some(at(ms / 250 * 250)),
             });
         }
-        let Taken {
+        let SampledClip {
             pictures,
             clip,
             stamp,
-        } = shots.take(at(interval)).unwrap();
+        } = frames.finish(at(interval)).unwrap();
         assert!(pictures.is_sorted_by_key(|picture| picture.width));
         assert_eq!(stamp.frames as usize, ms.len());
-        assert!(shots.take(at(interval)).is_none());
+        assert!(frames.finish(at(interval)).is_none());
         let times = clip.times.iter().map(|t| t.as_millis() as u64).collect();
         let seen = [stamp.first_timestamp, stamp.timestamp];
         (times, clip.duration.as_millis() as u64, seen)

@@ -1,98 +1,102 @@
-//! Which frames are due.
+//! Chooses the frames to describe.
 
 use gst::ClockTime;
 
-/// When it is a frame's turn.
+/// Which frames are due.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
-    pub interval: ClockTime,
-    /// Of a clip.
-    pub frames: u32,
-    pub every_nth: u32,
-    pub scene_threshold: f64,
+pub(crate) struct SamplerSettings {
+    pub(crate) interval: ClockTime,
+    /// Frames of a clip; 1 for single frames.
+    pub(crate) frames: u32,
+    pub(crate) every_nth: u32,
+    pub(crate) scene_threshold: f64,
 }
 
-impl Pace {
-    /// From one frame of a clip to the next.
-    pub fn step(&self) -> ClockTime {
+impl SamplerSettings {
+    /// Time from one frame of a clip to the next.
+    pub(crate) fn step(&self) -> ClockTime {
         (self.interval / u64::from(self.frames)).max(ClockTime::from_nseconds(1))
     }
 
-    /// Turns from one clip to the next.
-    pub fn period(&self) -> u64 {
+    /// DueFrame frames from the start of one clip to the start of the next, those that `every_nth` skips included.
+    pub(crate) fn period(&self) -> u64 {
         u64::from(self.frames) * u64::from(self.every_nth)
     }
 }
 
-/// Lays a grid over what has been played, `frames` cells to an interval, from the first frame of the
-/// segment on: a frame is due when it is in another cell than the last one that was due. So the pace doesn't
-/// drift, and holes that the [`Playhead`](super::playhead::Playhead) saw make a frame due at once.
+/// Divides playback time into cells, `frames` to an interval, from the first frame of the segment on. A frame is due
+/// when it is in another cell than the last frame that was due, so the sampling does not drift, and the first frame
+/// behind a gap is due at once.
 #[derive(Debug, Default)]
 pub(crate) struct Sampler {
     /// Where the grid starts, and the length of its cells.
     grid: Option<(ClockTime, ClockTime)>,
-    /// The cell of the last frame whose turn it was.
+    /// The cell of the last due frame.
     cell: u64,
-    /// Turns that passed since a clip began, of `frames` times `every_nth`.
+    /// DueFrame frames since the clip period began, up to [`SamplerSettings::period`].
     passed: u64,
-    /// A clip is wanted, and so many frames of it were taken.
+    /// Number of frames taken of the clip in progress, if there is one.
     clip: Option<u32>,
 }
 
 impl Sampler {
-    /// Whether the frame is due before which so much was played, and as what. With an interval of 0, or where
-    /// nobody knows how much was played, it is every frame's turn, but a clip begins only when the worker is
-    /// `free`.
-    pub(crate) fn due(
+    /// Decides about the frame at this playback time. With an interval of 0, or without a known time, every frame
+    /// is due, but a clip begins only when the worker is `idle`.
+    pub(crate) fn sample(
         &mut self,
         elapsed: Option<ClockTime>,
-        pace: &Pace,
-        free: bool,
-    ) -> Option<Due> {
-        let on_grid = elapsed.filter(|_| !pace.interval.is_zero());
-        let turn = on_grid.is_none_or(|elapsed| self.enters_cell(elapsed, pace.step()));
-        if turn {
+        settings: &SamplerSettings,
+        idle: bool,
+    ) -> Option<DueFrame> {
+        let on_grid = elapsed.filter(|_| !settings.interval.is_zero());
+        let is_due = on_grid.is_none_or(|elapsed| self.enters_cell(elapsed, settings.step()));
+        if is_due {
             self.passed += 1;
-            // Of clips, from the first on: 1, n + 1, 2n + 1, …
+            // every_nth counts from the first clip: 1, n + 1, 2n + 1, …
             if self.passed == 1 {
                 self.clip.get_or_insert(0);
             }
-            if self.passed >= pace.period() {
+            if self.passed >= settings.period() {
                 self.passed = 0;
             }
         }
-        // A clip on the grid goes to the worker's slot, where the newest wins.
+        // On the grid the worker need not be idle: the newest clip wins its slot.
         let index = self.clip?;
-        if !turn || !(free || on_grid.is_some() || index > 0) {
+        if !is_due || !(idle || on_grid.is_some() || index > 0) {
             return None;
         }
-        let is_last = index + 1 >= pace.frames;
+        let is_last = index + 1 >= settings.frames;
         self.clip = (!is_last).then_some(index + 1);
-        Some(Due {
+        Some(DueFrame {
             is_first: index == 0,
             is_last,
-            slot: on_grid.and_then(|_| self.slot(0)).or(elapsed),
+            slot: on_grid.and_then(|_| self.cell_start(0)).or(elapsed),
         })
     }
 
-    /// When the next clip will be whole, seen from a frame that lasts from `elapsed` to `end`.
-    pub(crate) fn next_whole(&self, elapsed: ClockTime, end: ClockTime, pace: &Pace) -> ClockTime {
-        let frames = u64::from(pace.frames);
-        let turns = match self.passed {
+    /// Playback time at which the next clip will be complete, for a frame that lasts from `elapsed` to `end`.
+    pub(crate) fn next_clip_end(
+        &self,
+        elapsed: ClockTime,
+        end: ClockTime,
+        settings: &SamplerSettings,
+    ) -> ClockTime {
+        let frames = u64::from(settings.frames);
+        let remaining = match self.passed {
             passed if passed < frames => frames - passed,
-            passed => pace.period().saturating_sub(passed) + frames,
+            passed => settings.period().saturating_sub(passed) + frames,
         };
-        let next = match pace.interval.is_zero() {
-            false => self.slot(turns),
+        let next = match settings.interval.is_zero() {
+            false => self.cell_start(remaining),
             true => None,
         };
-        let counted = || (end.saturating_sub(elapsed)).saturating_mul(turns);
+        let counted = || (end.saturating_sub(elapsed)).saturating_mul(remaining);
         next.unwrap_or_else(|| elapsed.saturating_add(counted()))
             .max(end)
     }
 
-    /// Where a cell starts, so many behind the current one.
-    fn slot(&self, cells: u64) -> Option<ClockTime> {
+    /// Start of the cell that is so many cells behind the current one.
+    fn cell_start(&self, cells: u64) -> Option<ClockTime> {
         let (start, step) = self.grid?;
         let from_start = step.saturating_mul(self.cell.saturating_add(cells));
         Some(start.saturating_add(from_start))
@@ -104,7 +108,7 @@ impl Sampler {
                 let cell = elapsed.saturating_sub(start).nseconds() / step.nseconds();
                 std::mem::replace(&mut self.cell, cell) != cell
             }
-            // The first frame, or the interval was changed: a new grid starts here.
+            // The first frame, or the settings have changed: a new grid starts here.
             _ => {
                 *self = Self {
                     grid: Some((elapsed, step)),
@@ -116,12 +120,12 @@ impl Sampler {
     }
 }
 
-/// A frame that is due, as one of a clip: often the only one.
+/// A due frame of a clip; the only one of a clip of one frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Due {
+pub(crate) struct DueFrame {
     pub(crate) is_first: bool,
     pub(crate) is_last: bool,
-    /// What had been played where its cell of the grid starts; without a grid what has been played.
+    /// Playback time at which the frame's cell starts; without a grid that of the frame.
     pub(crate) slot: Option<ClockTime>,
 }
 
@@ -131,8 +135,8 @@ mod tests {
 
     const PERIOD: ClockTime = ClockTime::from_mseconds(40);
 
-    fn pace(interval_ms: u64, every_nth: u32) -> Pace {
-        Pace {
+    fn settings(interval_ms: u64, every_nth: u32) -> SamplerSettings {
+        SamplerSettings {
             interval: ClockTime::from_mseconds(interval_ms),
             frames: 1,
             every_nth,
@@ -140,19 +144,19 @@ mod tests {
         }
     }
 
-    fn clips(interval_ms: u64, frames: u32, every_nth: u32) -> Pace {
-        Pace {
+    fn clips(interval_ms: u64, frames: u32, every_nth: u32) -> SamplerSettings {
+        SamplerSettings {
             frames,
-            ..pace(interval_ms, every_nth)
+            ..settings(interval_ms, every_nth)
         }
     }
 
     /// Numbers of the frames that are due, of those at these milliseconds.
-    fn due(ms: impl IntoIterator<Item = u64>, pace: Pace) -> Vec<usize> {
+    fn due(ms: impl IntoIterator<Item = u64>, settings: SamplerSettings) -> Vec<usize> {
         let mut sampler = Sampler::default();
         let due = ms
             .into_iter()
-            .map(|ms| sampler.due(Some(ClockTime::from_mseconds(ms)), &pace, true));
+            .map(|ms| sampler.sample(Some(ClockTime::from_mseconds(ms)), &settings, true));
         due.enumerate()
             .filter_map(|(i, due)| due.map(|_| i))
             .collect()
@@ -162,9 +166,9 @@ mod tests {
     fn the_grid_starts_at_the_first_frame_and_does_not_drift() {
         // 29.97 Hz for 100 s, from an odd start: one frame a second, never one lost to rounding.
         let frames = (0..2997).map(|i| 123 + i * 100_100 / 2997);
-        assert_eq!(due(frames, pace(1000, 1)).len(), 101);
+        assert_eq!(due(frames, settings(1000, 1)).len(), 101);
         assert_eq!(
-            due([500, 900, 1400, 1499, 1500, 2501], pace(1000, 1)),
+            due([500, 900, 1400, 1499, 1500, 2501], settings(1000, 1)),
             [0, 4, 5]
         );
     }
@@ -172,7 +176,7 @@ mod tests {
     #[test]
     fn a_late_frame_does_not_move_the_grid() {
         assert_eq!(
-            due([0, 1900, 2000, 2900, 3000], pace(1000, 1)),
+            due([0, 1900, 2000, 2900, 3000], settings(1000, 1)),
             [0, 1, 2, 4]
         );
     }
@@ -180,91 +184,103 @@ mod tests {
     #[test]
     fn every_nth_counts_the_frames_that_are_due() {
         let frames = || (0..100).map(|i| i * 100);
-        assert_eq!(due(frames(), pace(1000, 3)), [0, 30, 60, 90]);
-        assert_eq!(due(frames().take(10), pace(0, 4)), [0, 4, 8]);
-        assert_eq!(due(frames().take(4), pace(0, 1)), [0, 1, 2, 3]);
+        assert_eq!(due(frames(), settings(1000, 3)), [0, 30, 60, 90]);
+        assert_eq!(due(frames().take(10), settings(0, 4)), [0, 4, 8]);
+        assert_eq!(due(frames().take(4), settings(0, 1)), [0, 1, 2, 3]);
     }
 
     #[test]
     fn a_new_interval_counts_from_now() {
         let mut sampler = Sampler::default();
-        let mut at = |ms, pace: Pace| {
+        let mut at = |ms, settings: SamplerSettings| {
             let position = ClockTime::from_mseconds(ms);
-            sampler.due(Some(position), &pace, true).is_some()
+            sampler.sample(Some(position), &settings, true).is_some()
         };
-        assert!(at(0, pace(1000, 1)));
-        assert!(!at(100, pace(1000, 1)));
-        assert!(at(200, pace(500, 1)));
-        assert!(!at(600, pace(500, 1)));
-        assert!(at(700, pace(500, 1)));
+        assert!(at(0, settings(1000, 1)));
+        assert!(!at(100, settings(1000, 1)));
+        assert!(at(200, settings(500, 1)));
+        assert!(!at(600, settings(500, 1)));
+        assert!(at(700, settings(500, 1)));
     }
 
     #[test]
     fn without_an_interval_a_busy_worker_is_not_asked() {
         let mut sampler = Sampler::default();
-        let busy_then_free = [true, false, false, true, true];
-        let due = busy_then_free.map(|free| sampler.due(None, &pace(0, 2), free).is_some());
-        // The third frame's turn waited for the fourth; the fifth's comes as it should.
+        let busy_then_idle = [true, false, false, true, true];
+        let due = busy_then_idle.map(|idle| sampler.sample(None, &settings(0, 2), idle).is_some());
+        // The third frame was due, and the fourth is taken instead; the fifth is due as usual.
         assert_eq!(due, [true, false, false, true, true]);
         // On the grid the mailbox decides.
         let mut sampler = Sampler::default();
         assert!(
             sampler
-                .due(Some(ClockTime::ZERO), &pace(1000, 1), false)
+                .sample(Some(ClockTime::ZERO), &settings(1000, 1), false)
                 .is_some()
         );
     }
 
     #[test]
-    fn where_nobody_knows_what_was_played_it_is_every_frames_turn() {
+    fn without_a_playback_time_every_frame_is_due() {
         let mut sampler = Sampler::default();
-        assert!(sampler.due(None, &pace(1000, 1), true).is_some());
-        assert!(sampler.due(None, &pace(1000, 1), true).is_some());
+        assert!(sampler.sample(None, &settings(1000, 1), true).is_some());
+        assert!(sampler.sample(None, &settings(1000, 1), true).is_some());
     }
 
     #[test]
-    fn next_whole_is_where_the_next_due_frame_is() {
+    fn next_clip_end_is_where_the_next_due_frame_is() {
         let second = ClockTime::SECOND;
         let mut sampler = Sampler::default();
-        let pace_3 = pace(1000, 3);
-        assert!(sampler.due(Some(second), &pace_3, true).is_some());
+        let every_third = settings(1000, 3);
+        assert!(sampler.sample(Some(second), &every_third, true).is_some());
         assert_eq!(
-            sampler.next_whole(second, second + PERIOD, &pace_3),
+            sampler.next_clip_end(second, second + PERIOD, &every_third),
             4 * second
         );
-        assert_eq!(sampler.due(Some(2 * second), &pace_3, true), None);
+        assert_eq!(sampler.sample(Some(2 * second), &every_third, true), None);
         assert_eq!(
-            sampler.next_whole(2 * second, 2 * second + PERIOD, &pace_3),
+            sampler.next_clip_end(2 * second, 2 * second + PERIOD, &every_third),
             4 * second
         );
-        assert_eq!(sampler.due(Some(3 * second), &pace_3, true), None);
+        assert_eq!(sampler.sample(Some(3 * second), &every_third, true), None);
         assert_eq!(
-            sampler.next_whole(3 * second, 3 * second + PERIOD, &pace_3),
+            sampler.next_clip_end(3 * second, 3 * second + PERIOD, &every_third),
             4 * second
         );
 
         let mut sampler = Sampler::default();
-        assert!(sampler.due(Some(second), &pace(0, 2), true).is_some());
+        assert!(
+            sampler
+                .sample(Some(second), &settings(0, 2), true)
+                .is_some()
+        );
         assert_eq!(
-            sampler.next_whole(second, second + PERIOD, &pace(0, 2)),
+            sampler.next_clip_end(second, second + PERIOD, &settings(0, 2)),
             second + 2 * PERIOD
         );
         // Frames longer than the interval.
         let mut sampler = Sampler::default();
-        assert!(sampler.due(Some(second), &pace(100, 1), true).is_some());
+        assert!(
+            sampler
+                .sample(Some(second), &settings(100, 1), true)
+                .is_some()
+        );
         assert_eq!(
-            sampler.next_whole(second, 2 * second, &pace(100, 1)),
+            sampler.next_clip_end(second, 2 * second, &settings(100, 1)),
             2 * second
         );
     }
 
     /// The milliseconds of the frames that are due, those of a clip together, of frames every 100 ms.
-    fn taken(pace: &Pace, frames: usize, free: impl Fn(u64) -> bool) -> Vec<Vec<u64>> {
+    fn taken(
+        settings: &SamplerSettings,
+        frames: usize,
+        idle: impl Fn(u64) -> bool,
+    ) -> Vec<Vec<u64>> {
         let mut sampler = Sampler::default();
         let mut clips = Vec::new();
         for ms in (0..).step_by(100).take(frames) {
             let position = ClockTime::from_mseconds(ms);
-            let Some(due) = sampler.due(Some(position), pace, free(ms)) else {
+            let Some(due) = sampler.sample(Some(position), settings, idle(ms)) else {
                 continue;
             };
             if due.is_first {
@@ -272,7 +288,7 @@ mod tests {
             }
             let clip = clips.last_mut().unwrap();
             clip.push(ms);
-            assert_eq!(due.is_last, clip.len() == pace.frames as usize);
+            assert_eq!(due.is_last, clip.len() == settings.frames as usize);
         }
         clips
     }
@@ -290,10 +306,10 @@ mod tests {
         );
         // Faster than the frames come: each of them.
         assert_eq!(taken(&clips(100, 2, 1), 4, always), [[0, 100], [200, 300]]);
-        // In a row, from when the worker is free, whatever it does then.
-        let free = |ms| ms == 300 || ms > 700;
+        // In a row, from when the worker is idle, whatever it does then.
+        let idle = |ms| ms == 300 || ms > 700;
         assert_eq!(
-            taken(&clips(0, 3, 1), 12, free),
+            taken(&clips(0, 3, 1), 12, idle),
             [[300, 400, 500], [800, 900, 1000]]
         );
         // On the grid the mailbox decides.
@@ -301,13 +317,13 @@ mod tests {
     }
 
     #[test]
-    fn a_clip_is_whole_when_its_last_frame_comes() {
+    fn a_clip_is_complete_when_its_last_frame_comes() {
         let mut sampler = Sampler::default();
-        let pace = clips(1000, 4, 2);
+        let settings = clips(1000, 4, 2);
         let whole = (0..30).map(|i| {
             let position = ClockTime::from_mseconds(100 * i);
-            sampler.due(Some(position), &pace, true);
-            let next = sampler.next_whole(position, position, &pace);
+            sampler.sample(Some(position), &settings, true);
+            let next = sampler.next_clip_end(position, position, &settings);
             next.mseconds()
         });
         let whole: Vec<_> = whole.collect();
@@ -315,8 +331,8 @@ mod tests {
         assert_eq!([whole[8], whole[15], whole[25]], [2750; 3]);
         assert_eq!([whole[28], whole[29]], [4750; 2]);
         let mut sampler = Sampler::default();
-        sampler.due(Some(ClockTime::ZERO), &clips(0, 3, 1), true);
-        let next = sampler.next_whole(ClockTime::ZERO, PERIOD, &clips(0, 3, 1));
+        sampler.sample(Some(ClockTime::ZERO), &clips(0, 3, 1), true);
+        let next = sampler.next_clip_end(ClockTime::ZERO, PERIOD, &clips(0, 3, 1));
         assert_eq!(next, 2 * PERIOD);
     }
 }

@@ -1,20 +1,19 @@
-//! Whether a picture differs from the last one that was described.
+//! Detects whether a picture differs from the last one that was described.
 
 use std::sync::Arc;
 
 use gst::ClockTime;
 
-use crate::{caption::Trigger, prompt::Question};
+use crate::{caption::Trigger, prompt::RequestSettings};
 use vlmnarrate_engine::Picture;
 
-/// An unchanged picture is described again after this long, so that silence is bounded.
-pub(crate) const HEARTBEAT: ClockTime = ClockTime::from_seconds(30);
+/// An unchanged picture is described again after this long.
+pub(crate) const MAX_SILENCE: ClockTime = ClockTime::from_seconds(30);
 
 /// Cells on a side of the thumbnail.
 const SIDE: usize = 16;
 
-/// Mean grey of the cells of a picture, 0 to 1. Coarse on purpose: noise and the last few pixels of
-/// a moving hand average out.
+/// Mean grey of the cells of a picture, 0 to 1. Coarse, so that noise and small movements average out.
 #[derive(Clone, Copy, Debug)]
 struct Thumbnail([f32; SIDE * SIDE]);
 
@@ -45,38 +44,37 @@ impl Thumbnail {
     }
 }
 
-/// Remembers the last picture that was described.
+/// Compares pictures with the last one that was described.
 #[derive(Debug, Default)]
-pub(crate) struct Scene(Option<Described>);
+pub(crate) struct SceneDetector(Option<LastDescribed>);
 
 #[derive(Debug)]
-struct Described {
+struct LastDescribed {
     thumbnail: Thumbnail,
     elapsed: Option<ClockTime>,
     prompt: String,
     choices: Vec<String>,
 }
 
-impl Scene {
-    /// Why these pictures are worth describing, if they are: one that has changed is enough. The
-    /// last is remembered then. A changed prompt counts as a changed picture: the old caption
-    /// doesn't answer it.
-    pub(crate) fn judge(
+impl SceneDetector {
+    /// Decides whether to describe these pictures, and why: one that has changed is enough. The last picture is
+    /// remembered then. Other prompts and choices count as a change too, because the old caption doesn't answer them.
+    pub(crate) fn detect(
         &mut self,
         pictures: &[Arc<Picture>],
         elapsed: Option<ClockTime>,
-        question: &Question,
+        settings: &RequestSettings,
         threshold: f64,
     ) -> Option<Trigger> {
         if threshold <= 0.0 {
-            self.forget();
+            self.reset();
             return Some(Trigger::Interval);
         }
         let thumbnails = pictures.iter().map(|picture| Thumbnail::new(picture));
         let thumbnails = thumbnails.collect::<Vec<_>>();
         let trigger = match &self.0 {
             Some(last)
-                if (&last.prompt, &last.choices) == (&question.prompt, &question.choices) =>
+                if (&last.prompt, &last.choices) == (&settings.prompt, &settings.choices) =>
             {
                 let silence = elapsed
                     .zip(last.elapsed)
@@ -84,7 +82,7 @@ impl Scene {
                 let differs = |new: &Thumbnail| new.difference(&last.thumbnail) >= threshold;
                 if thumbnails.iter().any(differs) {
                     Trigger::Scene
-                } else if silence.is_some_and(|silence| silence >= HEARTBEAT) {
+                } else if silence.is_some_and(|silence| silence >= MAX_SILENCE) {
                     Trigger::Interval
                 } else {
                     return None;
@@ -92,17 +90,17 @@ impl Scene {
             }
             _ => Trigger::Interval,
         };
-        self.0 = thumbnails.last().map(|thumbnail| Described {
+        self.0 = thumbnails.last().map(|thumbnail| LastDescribed {
             thumbnail: *thumbnail,
             elapsed,
-            prompt: question.prompt.clone(),
-            choices: question.choices.clone(),
+            prompt: settings.prompt.clone(),
+            choices: settings.choices.clone(),
         });
         Some(trigger)
     }
 
-    /// The next picture counts as new.
-    pub(crate) fn forget(&mut self) {
+    /// Forgets the last picture, so that the next one counts as new.
+    pub(crate) fn reset(&mut self) {
         self.0 = None;
     }
 }
@@ -120,8 +118,8 @@ mod tests {
         }
     }
 
-    fn question(prompt: &str) -> Question {
-        Question {
+    fn settings(prompt: &str) -> RequestSettings {
+        RequestSettings {
             whole_frames: false,
             system: None,
             prompt: prompt.into(),
@@ -150,21 +148,21 @@ mod tests {
 
     #[test]
     fn silence_until_the_picture_the_prompt_or_the_hour_changes() {
-        let mut scene = Scene::default();
-        let mut judge = |level, seconds, prompt: &str, threshold| {
+        let mut scene = SceneDetector::default();
+        let mut detect = |level, seconds, prompt: &str, threshold| {
             let elapsed = Some(ClockTime::from_seconds(seconds));
             let pictures = [Arc::new(grey(level))];
-            scene.judge(&pictures, elapsed, &question(prompt), threshold)
+            scene.detect(&pictures, elapsed, &settings(prompt), threshold)
         };
-        assert_eq!(judge(0, 0, "a", 0.1), Some(Trigger::Interval));
-        assert_eq!(judge(20, 1, "a", 0.1), None);
-        assert_eq!(judge(30, 2, "a", 0.1), Some(Trigger::Scene));
-        assert_eq!(judge(10, 3, "a", 0.1), None);
-        assert_eq!(judge(30, 31, "a", 0.1), None);
-        assert_eq!(judge(30, 32, "a", 0.1), Some(Trigger::Interval));
-        assert_eq!(judge(30, 33, "b", 0.1), Some(Trigger::Interval));
-        assert_eq!(judge(30, 34, "b", 0.0), Some(Trigger::Interval));
+        assert_eq!(detect(0, 0, "a", 0.1), Some(Trigger::Interval));
+        assert_eq!(detect(20, 1, "a", 0.1), None);
+        assert_eq!(detect(30, 2, "a", 0.1), Some(Trigger::Scene));
+        assert_eq!(detect(10, 3, "a", 0.1), None);
+        assert_eq!(detect(30, 31, "a", 0.1), None);
+        assert_eq!(detect(30, 32, "a", 0.1), Some(Trigger::Interval));
+        assert_eq!(detect(30, 33, "b", 0.1), Some(Trigger::Interval));
+        assert_eq!(detect(30, 34, "b", 0.0), Some(Trigger::Interval));
         // Switched on again: nothing is remembered from before.
-        assert_eq!(judge(30, 35, "b", 0.1), Some(Trigger::Interval));
+        assert_eq!(detect(30, 35, "b", 0.1), Some(Trigger::Interval));
     }
 }

@@ -1,6 +1,6 @@
-//! The faces of a caption: bus message, buffer meta and timed text.
+//! A caption as message, meta and text.
 //!
-//! Message and meta have the same fields. In Rust, read either back:
+//! Message and meta have the same fields. In Rust, [`Caption::try_from`] reads either:
 //!
 //! ```no_run
 //! use gstvlmnarrate::Caption;
@@ -27,32 +27,37 @@ pub const MESSAGE_NAME: &str = "vlmnarrate";
 /// Name of the custom meta.
 pub const META_NAME: &str = "VlmNarrateMeta";
 
-/// Why something is not a caption.
+/// Why a structure or a buffer can't be read as a caption.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NotACaption {
+    /// The structure has another name, given here.
     #[error("the structure is named {0}")]
     Name(String),
+    /// The field of this name is missing or malformed.
     #[error("field {0} is missing or malformed")]
     Field(&'static str),
+    /// The buffer has no caption of the element.
     #[error("the buffer has no {META_NAME}")]
     NoMeta,
-    #[error("the buffer has no time, no duration or is not UTF-8 text")]
+    /// The buffer is not timed text.
+    #[error("the buffer has no timestamp or duration, or is not UTF-8 text")]
     NotText,
 }
 
-/// Makes the meta's name known; once per process.
+/// Registers the custom meta, once per process.
 pub(crate) fn register_meta() {
     if !gst::meta::CustomMeta::is_registered(META_NAME) {
-        // No tags: the caption is about the scene and stays true through scaling and conversion.
+        // No tags: a caption is still true after scaling and conversion.
         gst::meta::CustomMeta::register_simple(META_NAME);
     }
 }
 
-/// Field of the meta that has a caption of each of several elements, by their names.
+/// Field of the meta with the captions of several elements, by the names of the elements.
 const CAPTIONS: &str = "captions";
 
-/// Attaches the caption to a buffer, in place of one that the same element attached before. Another element's
-/// stays, in the field `captions`.
+/// Attaches the caption to a buffer. Replaces one of the same element; that of another element stays in the field
+/// `captions`.
 pub(crate) fn attach(
     caption: &Caption,
     buffer: &mut gst::BufferRef,
@@ -73,14 +78,14 @@ pub(crate) fn attach(
     Ok(())
 }
 
-/// Takes from a buffer what this element attached before, if it did.
+/// Removes the caption of an element from a buffer, if it has one.
 pub(crate) fn detach(element: impl FnOnce() -> String, buffer: &mut gst::BufferRef) {
     let Ok(mut meta) = gst::meta::CustomMeta::from_mut_buffer(buffer, META_NAME) else {
         return;
     };
     let (s, element) = (meta.mut_structure(), element());
     let Some(mut captions) = captions_of_others(s, &element) else {
-        // It is alone there.
+        // There is no caption of another element.
         let _ = meta.remove();
         return;
     };
@@ -102,7 +107,7 @@ pub(crate) fn detach(element: impl FnOnce() -> String, buffer: &mut gst::BufferR
     }
 }
 
-/// The captions in a meta by the names of their elements, but for this one's. `None` if there are no others.
+/// The captions of other elements in a meta, by the names of the elements. `None` if there are none.
 fn captions_of_others(s: &gst::StructureRef, element: &str) -> Option<gst::Structure> {
     let mut captions = s.get::<gst::Structure>(CAPTIONS).unwrap_or_else(|_| {
         let mut captions = gst::Structure::new_empty(CAPTIONS);
@@ -116,9 +121,9 @@ fn captions_of_others(s: &gst::StructureRef, element: &str) -> Option<gst::Struc
 }
 
 impl Caption {
-    /// The caption on a buffer that the element of this name made.
+    /// Reads the caption that the element of this name attached to a buffer.
     ///
-    /// Where several elements narrate one stream, `Caption::try_from` gives that of the last.
+    /// If several elements describe one stream, [`Caption::try_from`] returns the caption of the last one.
     ///
     /// # Errors
     ///
@@ -265,17 +270,18 @@ impl TryFrom<&gst::BufferRef> for Caption {
     }
 }
 
-/// A stretch of text: the caption's face on the text pad.
+/// A cue of the text pad.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextCue {
+    /// Plain text, without empty lines.
     pub text: String,
-    /// In the time of the stream's segment.
+    /// Positions in the stream.
     pub span: Range<ClockTime>,
 }
 
 impl TextCue {
-    /// A model may say anything; subtitle formats can't. An empty line ends a cue in WebVTT and
-    /// SubRip, and Pango stumbles over control characters.
+    /// A cue with the caption's text, less what subtitle formats can't contain: an empty line ends a cue in WebVTT and
+    /// SubRip, and Pango refuses control characters.
     pub fn new(caption: &Caption, span: Range<ClockTime>) -> Self {
         let lines: Vec<_> = lines(&caption.text).collect();
         Self {
@@ -285,15 +291,14 @@ impl TextCue {
     }
 }
 
-/// A text as Pango markup or in WebVTT. Quotes are none of their business: not all players read
-/// `&apos;`.
+/// Escapes text for Pango markup and WebVTT. Quotes stay as they are, because not all players know `&apos;`.
 pub(crate) fn markup(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
 }
 
-/// The lines of a text that have something to show, without control characters.
+/// The lines of a text that are not empty, without control characters.
 pub(crate) fn lines(text: &str) -> impl Iterator<Item = String> {
     let lines = text.lines().map(|line| {
         let line: String = line.chars().filter(|c| !c.is_control()).collect();
@@ -306,7 +311,6 @@ impl From<TextCue> for gst::Buffer {
     fn from(cue: TextCue) -> Self {
         let duration = cue.span.end.saturating_sub(cue.span.start);
         let mut buffer = gst::Buffer::from_slice(cue.text.into_bytes());
-        // Ours alone: it was made a line above.
         let fresh = buffer.make_mut();
         fresh.set_pts(cue.span.start);
         fresh.set_duration(duration);

@@ -1,8 +1,8 @@
-//! From a caption to what GStreamer carries: messages, metas and timed text.
+//! Captions as GStreamer messages, metas and timed text.
 
-pub mod encoding;
-pub(crate) mod merged;
-pub(crate) mod playhead;
+pub(crate) mod cue_merger;
+pub(crate) mod encoding;
+pub(crate) mod playback_clock;
 pub(crate) mod push_watch;
 pub(crate) mod text_pad;
 pub(crate) mod timeline;

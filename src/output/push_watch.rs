@@ -1,14 +1,13 @@
-//! Tells of text that nobody takes.
+//! Warns of a text pad that blocks the video.
 
 use gst::{ClockTime, prelude::*};
 
 use crate::log::CAT;
 
-/// What takes text at once, or behind a queue, is long done.
+/// Far longer than a push that does not block.
 const TIMEOUT: ClockTime = ClockTime::from_seconds(3);
 
-/// Posts a WARNING if it is still there after some seconds in PLAYING: the push that it watches is blocked, and
-/// with it the video.
+/// Watches a push. Posts a WARNING if the push has not returned after some seconds in PLAYING: it blocks the video.
 pub(crate) struct PushWatch(gst::PeriodicClockId);
 
 impl PushWatch {
@@ -41,8 +40,8 @@ fn warn(element: &gst::Element, pad: &gst::Pad) {
         element,
         gst::StreamError::Failed,
         (
-            "Nobody takes the captions of {}, and the video waits. Put a queue behind each pad; in front of a \
-             muxer, one without limits behind the text and behind the encoded video: queue max-size-time=0 \
+            "The pad {} is blocked, and so is the video. Put a queue behind each source pad. In front of a muxer, \
+             the queues of the text and of the encoded video must have no limits: queue max-size-time=0 \
              max-size-bytes=0 max-size-buffers=0",
             pad.name()
         )

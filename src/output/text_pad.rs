@@ -9,12 +9,12 @@ use gst::{ClockTime, prelude::*};
 
 use crate::{
     caption::Caption,
-    output::playhead::Moment,
     output::{
+        cue_merger::{CueMerger, TextItem},
         encoding::{self, TextCue},
-        merged::{Merged, Piece},
+        playback_clock::FrameTime,
         push_watch::PushWatch,
-        timeline::{Cue, Timeline, frame_end, late_cue},
+        timeline::{CueLength, Timeline, final_cue_length, frame_end},
     },
     properties::lossy,
 };
@@ -22,17 +22,17 @@ use crate::{
 pub(crate) const NAME: &str = "text_src";
 
 const UTF8: &str = "utf8";
-/// For those to whom < and & are markup: WebVTT, where webvttenc writes text as it comes.
+/// For encoders that write text unescaped into a format with markup, as webvttenc does.
 const MARKUP: &str = "pango-markup";
 
-/// The text pad's template: plain text unless someone wants markup.
+/// Caps of the pad template: plain text, unless downstream wants markup.
 pub(crate) fn caps() -> gst::Caps {
     gst::Caps::builder("text/x-raw")
         .field("format", gst::List::new([UTF8, MARKUP]))
         .build()
 }
 
-/// Says what text comes, as the pad's peer wants it. Until then the pad is open to whoever takes either.
+/// Sets the caps that the pad's peer takes.
 fn negotiate(pad: &gst::Pad) {
     let [utf8, markup] = [UTF8, MARKUP].map(|format| {
         let caps = gst::Caps::builder("text/x-raw");
@@ -54,10 +54,9 @@ fn wants_markup(pad: &gst::Pad) -> bool {
     format == Some(MARKUP)
 }
 
-/// The pad, if somebody requested it, and what it has to tell whoever links to it.
+/// The request pad for text, and the sticky events of its stream.
 ///
-/// Everything is pushed from the video's streaming thread, before the frame it belongs to and with
-/// no lock held.
+/// Everything is pushed from the video's streaming thread, before the frame that it belongs to and with no lock held.
 #[derive(Debug, Default)]
 pub(crate) struct TextPad(Mutex<State>);
 
@@ -66,34 +65,35 @@ struct State {
     pad: Option<gst::Pad>,
     stream_start: Option<gst::Event>,
     segment: Option<gst::Event>,
-    cues: Cues,
-    axis: Axis,
-    /// Of this pad and of the video's source pad.
+    cues: CueLayout,
+    time_map: TimeMap,
+    /// Combines the flows of this pad and of the video's source pad.
     flows: gst_base::UniqueFlowCombiner,
 }
 
-/// Where what has been played is in the stream, whichever way it is played.
+/// Maps playback time to positions in the stream, in either direction of playback.
 ///
-/// Cues are laid out on what has been played, which only grows: so they neither overlap nor leave holes,
-/// backwards or where timestamps jump.
+/// Cues are laid out in playback time, which only grows, so that they neither overlap nor leave holes when a stream is
+/// played backwards or its timestamps jump.
 #[derive(Clone, Copy, Debug, Default)]
-struct Axis {
+struct TimeMap {
     reverse: bool,
-    /// When the last frame began, and where in the stream that was: at its end if it is played backwards.
+    /// Playback time at which the last frame began.
     elapsed: ClockTime,
+    /// Position of that time in the stream: the end of the frame when played backwards.
     position: ClockTime,
 }
 
-impl Axis {
-    fn set(&mut self, moment: &Moment, duration: Option<ClockTime>) {
-        self.elapsed = moment.elapsed;
+impl TimeMap {
+    fn set(&mut self, time: &FrameTime, duration: Option<ClockTime>) {
+        self.elapsed = time.elapsed;
         self.position = match self.reverse {
-            true => frame_end(moment.position, duration),
-            false => moment.position,
+            true => frame_end(time.position, duration),
+            false => time.position,
         };
     }
 
-    fn in_stream(&self, span: Range<ClockTime>) -> Range<ClockTime> {
+    fn to_stream(&self, span: Range<ClockTime>) -> Range<ClockTime> {
         match self.reverse {
             true => self.position_at(span.end)..self.position_at(span.start),
             false => self.position_at(span.start)..self.position_at(span.end),
@@ -101,94 +101,107 @@ impl Axis {
     }
 
     fn position_at(&self, elapsed: ClockTime) -> ClockTime {
-        moved(self.position, self.elapsed, elapsed, self.reverse)
+        shift(self.position, self.elapsed, elapsed, self.reverse)
     }
 
-    /// What had been played where a caption's frames begin.
-    fn about(&self, caption: &Caption) -> Option<ClockTime> {
+    /// Playback time at which the frames of a caption begin.
+    fn caption_start(&self, caption: &Caption) -> Option<ClockTime> {
         let stamp = &caption.stamp;
         let position = match self.reverse {
             true => frame_end(stamp.timestamp?, stamp.duration),
             false => stamp.first_timestamp?,
         };
-        Some(moved(self.elapsed, self.position, position, self.reverse))
+        Some(shift(self.elapsed, self.position, position, self.reverse))
     }
 }
 
-/// `time` moved by as much as it is from `from` to `to`, or by as much the other way.
-fn moved(time: ClockTime, from: ClockTime, to: ClockTime, back: bool) -> ClockTime {
+/// `time` plus the distance from `from` to `to`, or minus it if `back`.
+fn shift(time: ClockTime, from: ClockTime, to: ClockTime, back: bool) -> ClockTime {
     match (to >= from) != back {
         true => time.saturating_add(to.absdiff(from)),
         false => time.saturating_sub(to.absdiff(from)),
     }
 }
 
-/// How captions become cues.
+/// Layout of captions as cues.
 #[derive(Debug)]
-enum Cues {
-    /// Each is pushed before the frame it starts with.
-    Ahead(Timeline),
-    /// Each is pushed when it has ended (`merge-captions`).
-    Merged(Merged),
+enum CueLayout {
+    /// Each cue is pushed before the frame that it starts with.
+    Immediate(Timeline),
+    /// Each cue is pushed when it has ended (`merge-captions`).
+    Merged(CueMerger),
 }
 
-impl Default for Cues {
+impl Default for CueLayout {
     fn default() -> Self {
-        Self::Ahead(Timeline::default())
+        Self::Immediate(Timeline::default())
     }
 }
 
-impl Cues {
-    fn start_over(&mut self) {
+impl CueLayout {
+    fn reset(&mut self) {
         match self {
-            Self::Ahead(timeline) => *timeline = Timeline::default(),
-            Self::Merged(merged) => *merged = Merged::default(),
+            Self::Immediate(timeline) => *timeline = Timeline::default(),
+            Self::Merged(merger) => *merger = CueMerger::default(),
         }
     }
 
-    fn frame(&mut self, place: Place, current: Option<Current>, axis: &Axis) -> Vec<Piece> {
-        let Place {
-            moment,
+    fn frame(
+        &mut self,
+        timing: FrameTiming,
+        current: Option<CurrentCaption>,
+        time_map: &TimeMap,
+    ) -> Vec<TextItem> {
+        let FrameTiming {
+            time,
             duration,
             cue,
-        } = place;
-        let elapsed = moment.elapsed;
+        } = timing;
+        let elapsed = time.elapsed;
         match self {
-            Self::Merged(merged) => {
-                let about = |c: &Current| axis.about(&c.caption).unwrap_or(elapsed);
-                let current = current.as_ref().map(|c| (&c.caption, c.until, about(c)));
-                merged.frame(elapsed, duration, current)
+            Self::Merged(merger) => {
+                let start =
+                    |c: &CurrentCaption| time_map.caption_start(&c.caption).unwrap_or(elapsed);
+                let current = current
+                    .as_ref()
+                    .map(|c| (&c.caption, c.expires_at, start(c)));
+                merger.frame(elapsed, duration, current)
             }
-            Self::Ahead(timeline) => {
+            Self::Immediate(timeline) => {
                 let cue = match (cue, &current) {
-                    (Cue::Until(end), Some(current)) => Cue::Until(end.min(current.until)),
+                    (CueLength::Until(end), Some(current)) => {
+                        CueLength::Until(end.min(current.expires_at))
+                    }
                     _ => cue,
                 };
                 let sequence = current.as_ref().map(|c| c.caption.sequence);
                 let items = timeline.frame(elapsed, duration, sequence, cue);
-                let text = items.text.zip(current);
-                let text = text.map(|(span, current)| Piece::Text(span, current.caption));
-                items.gap.map(Piece::Gap).into_iter().chain(text).collect()
+                let cue = items.cue.zip(current);
+                let cue = cue.map(|(span, current)| TextItem::Cue(span, current.caption));
+                (items.gap.map(TextItem::Gap).into_iter())
+                    .chain(cue)
+                    .collect()
             }
         }
     }
 
-    /// What is held back ends here.
-    fn finish(&mut self) -> Vec<Piece> {
+    /// Ends a cue that is held back.
+    fn finish(&mut self) -> Vec<TextItem> {
         match self {
-            Self::Merged(merged) => Vec::from_iter(merged.finish()),
-            Self::Ahead(_) => Vec::new(),
+            Self::Merged(merger) => Vec::from_iter(merger.finish()),
+            Self::Immediate(_) => Vec::new(),
         }
     }
 
-    fn end(&mut self, caption: Option<&Arc<Caption>>, interval: ClockTime) -> Vec<Piece> {
-        let length = late_cue(interval);
+    /// Ends the stream. A caption that came too late for any frame is shown after the last.
+    fn end(&mut self, caption: Option<&Arc<Caption>>, interval: ClockTime) -> Vec<TextItem> {
+        let length = final_cue_length(interval);
         match self {
-            Self::Merged(merged) => merged.end(caption, length),
-            Self::Ahead(timeline) => {
+            Self::Merged(merger) => merger.end(caption, length),
+            Self::Immediate(timeline) => {
                 let span = timeline.end(caption.map(|caption| caption.sequence), length);
-                let text = span.zip(caption);
-                text.map(|(span, caption)| Piece::Text(span, caption.clone()))
+                let cue = span.zip(caption);
+                cue.map(|(span, caption)| TextItem::Cue(span, caption.clone()))
                     .into_iter()
                     .collect()
             }
@@ -196,35 +209,38 @@ impl Cues {
     }
 }
 
-/// One frame's place in the timeline.
+/// Time of a frame, and length of a cue that starts with it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
-    pub(crate) moment: Moment,
+pub(crate) struct FrameTiming {
+    pub(crate) time: FrameTime,
     pub(crate) duration: Option<ClockTime>,
-    pub(crate) cue: Cue,
+    pub(crate) cue: CueLength,
 }
 
 /// The caption that is current on a frame.
 #[derive(Clone, Debug)]
-pub(crate) struct Current {
+pub(crate) struct CurrentCaption {
     pub(crate) caption: Arc<Caption>,
-    /// What will have been played when it ceases to be, if no other comes.
-    pub(crate) until: ClockTime,
+    /// Playback time at which the caption expires, if no other replaces it.
+    pub(crate) expires_at: ClockTime,
 }
 
 impl State {
-    /// In the time of the stream.
-    fn lay_out(&mut self, pieces: impl FnOnce(&mut Cues, &Axis) -> Vec<Piece>) -> Vec<Piece> {
-        let axis = self.axis;
-        let mut pieces = pieces(&mut self.cues, &axis);
-        for piece in &mut pieces {
-            let (Piece::Gap(span) | Piece::Text(span, _)) = piece;
-            *span = axis.in_stream(span.clone());
+    /// Items of the layout, mapped to positions in the stream.
+    fn lay_out(
+        &mut self,
+        items: impl FnOnce(&mut CueLayout, &TimeMap) -> Vec<TextItem>,
+    ) -> Vec<TextItem> {
+        let time_map = self.time_map;
+        let mut items = items(&mut self.cues, &time_map);
+        for item in &mut items {
+            let (TextItem::Gap(span) | TextItem::Cue(span, _)) = item;
+            *span = time_map.to_stream(span.clone());
         }
-        pieces
+        items
     }
 
-    fn finish(&mut self) -> Vec<Piece> {
+    fn finish(&mut self) -> Vec<TextItem> {
         self.lay_out(|cues, _| cues.finish())
     }
 }
@@ -238,7 +254,7 @@ impl TextPad {
         self.lock().pad.clone()
     }
 
-    /// Takes an active pad; `false` if there is one already.
+    /// Takes an active pad. Returns `false` if there is one already.
     pub(crate) fn add(&self, pad: &gst::Pad, video: &gst::Pad) -> bool {
         let mut state = self.lock();
         if state.pad.is_some() {
@@ -246,11 +262,12 @@ impl TextPad {
         }
         state.flows.add_pad(video);
         state.flows.add_pad(pad);
-        state.cues.start_over();
+        state.cues.reset();
         state.pad = Some(pad.clone());
         true
     }
 
+    /// Releases the pad.
     pub(crate) fn remove(&self, pad: &gst::Pad) {
         let mut state = self.lock();
         if state.pad.take_if(|taken| taken == pad).is_some() {
@@ -258,23 +275,23 @@ impl TextPad {
         }
     }
 
-    /// Forgets the stream, not the pad.
+    /// Forgets the stream, but not the pad.
     pub(crate) fn reset(&self) {
         let mut state = self.lock();
         state.stream_start = None;
         state.segment = None;
-        state.cues.start_over();
+        state.cues.reset();
     }
 
-    /// Whether captions are merged from here on.
+    /// Sets whether captions are merged from now on.
     pub(crate) fn set_merge(&self, merge: bool) {
         self.lock().cues = match merge {
-            true => Cues::Merged(Merged::default()),
-            false => Cues::default(),
+            true => CueLayout::Merged(CueMerger::default()),
+            false => CueLayout::default(),
         };
     }
 
-    /// A new stream begins: ours is named after the video's and the element, and in the same group.
+    /// Begins a stream, in the video's group and with an id made of the video's and the element's name.
     pub(crate) fn stream_start(&self, video: &gst::event::StreamStart, element: &str) {
         self.finish_cue();
         let id = format!("{}/text/{element}", stream_id(video));
@@ -295,8 +312,8 @@ impl TextPad {
         }
     }
 
-    /// A pad that was requested while the stream runs hears first what the stream is.
-    fn introduce(&self, pad: &gst::Pad) {
+    /// Pushes sticky events on a pad that was requested or linked while the stream runs.
+    fn push_sticky_events(&self, pad: &gst::Pad) {
         let (stream_start, segment) = {
             let state = self.lock();
             (state.stream_start.clone(), state.segment.clone())
@@ -308,7 +325,7 @@ impl TextPad {
         if is_new {
             pad.push_event(stream_start);
         }
-        // Linked anew, perhaps to someone who wants other text.
+        // Perhaps linked to a peer that wants other caps.
         if pad.check_reconfigure() || is_new {
             negotiate(pad);
         }
@@ -317,13 +334,14 @@ impl TextPad {
         }
     }
 
+    /// Begins a segment.
     pub(crate) fn segment(&self, video: &gst::event::Segment) {
         self.finish_cue();
         let segment = video.segment();
         let time = gst::FormattedSegment::<ClockTime>::new();
         let segment = match segment.downcast_ref::<ClockTime>() {
             Some(segment) => segment,
-            // Text has no bytes or frames to count.
+            // Text can't follow a segment in bytes or frames.
             None => &time,
         };
         let event = gst::event::Segment::builder(segment)
@@ -332,8 +350,8 @@ impl TextPad {
         let pad = {
             let mut state = self.lock();
             state.segment = Some(event.clone());
-            state.cues.start_over();
-            state.axis.reverse = segment.rate() < 0.0;
+            state.cues.reset();
+            state.time_map.reverse = segment.rate() < 0.0;
             state.pad.clone()
         };
         if let Some(pad) = pad {
@@ -341,10 +359,10 @@ impl TextPad {
         }
     }
 
-    /// Passes on an event of the video stream as it is.
+    /// Forwards an event of the video stream.
     pub(crate) fn forward(&self, event: &gst::Event) {
         match event.type_() {
-            gst::EventType::FlushStop => self.lock().cues.start_over(),
+            gst::EventType::FlushStop => self.lock().cues.reset(),
             gst::EventType::SegmentDone => self.finish_cue(),
             _ => (),
         }
@@ -357,45 +375,44 @@ impl TextPad {
     /// there on.
     pub(crate) fn frame(
         &self,
-        place: Place,
-        current: Option<Current>,
+        timing: FrameTiming,
+        current: Option<CurrentCaption>,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
         let current = current.filter(|current| !current.caption.text.is_empty());
         self.push(|state| {
-            let mut pieces = Vec::new();
-            if place.moment.jumped {
-                // It can't end behind the jump.
-                pieces = state.finish();
+            let mut items = Vec::new();
+            if timing.time.jumped {
+                // A cue must not extend over the jump.
+                items = state.finish();
             }
-            state.axis.set(&place.moment, place.duration);
-            pieces.extend(state.lay_out(|cues, axis| cues.frame(place, current, axis)));
-            pieces
+            state.time_map.set(&timing.time, timing.duration);
+            items.extend(state.lay_out(|cues, time_map| cues.frame(timing, current, time_map)));
+            items
         })
     }
 
-    /// The video has a gap.
-    pub(crate) fn gap(&self, place: Place) {
-        let _ = self.frame(place, None);
+    /// Fills the timeline with a gap of the video.
+    pub(crate) fn gap(&self, timing: FrameTiming) {
+        let _ = self.frame(timing, None);
     }
 
-    /// What comes next has other times.
+    /// Ends a cue that is held back, before the times change.
     fn finish_cue(&self) {
         let _ = self.push(State::finish);
     }
 
-    /// Whether somebody takes the text.
+    /// Whether the pad is linked.
     pub(crate) fn is_linked(&self) -> bool {
         self.pad().is_some_and(|pad| pad.is_linked())
     }
 
-    /// What comes next is another recording; a caption that came too late for any frame is shown after the
-    /// last.
+    /// Ends a recording, before another one begins. A caption that came too late for any frame is shown after the last.
     pub(crate) fn finish(&self, caption: Option<&Arc<Caption>>, interval: ClockTime) {
         let caption = caption.filter(|caption| !caption.text.is_empty());
         let _ = self.push(|state| state.lay_out(|cues, _| cues.end(caption, interval)));
     }
 
-    /// The stream ends; a caption that came too late for any frame is shown after the last.
+    /// Ends the stream. A caption that came too late for any frame is shown after the last.
     pub(crate) fn eos(
         &self,
         event: &gst::Event,
@@ -410,20 +427,20 @@ impl TextPad {
 
     fn push(
         &self,
-        pieces: impl FnOnce(&mut State) -> Vec<Piece>,
+        items: impl FnOnce(&mut State) -> Vec<TextItem>,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let (pad, pieces) = {
+        let (pad, items) = {
             let mut state = self.lock();
             let Some(pad) = state.pad.clone() else {
                 return Ok(gst::FlowSuccess::Ok);
             };
-            (pad, pieces(&mut state))
+            (pad, items(&mut state))
         };
-        self.introduce(&pad);
-        for piece in pieces {
-            match piece {
-                Piece::Gap(span) => push_gap(&pad, span),
-                Piece::Text(span, caption) => {
+        self.push_sticky_events(&pad);
+        for item in items {
+            match item {
+                TextItem::Gap(span) => push_gap(&pad, span),
+                TextItem::Cue(span, caption) => {
                     self.push_text(&pad, &caption, span)?;
                 }
             }
@@ -431,8 +448,7 @@ impl TextPad {
         Ok(gst::FlowSuccess::Ok)
     }
 
-    /// What both pads together answer: the video goes on where the text is not linked or has
-    /// ended.
+    /// Pushes a cue. Returns the combined flow of both pads: the video goes on if the text is not linked or has ended.
     fn push_text(
         &self,
         pad: &gst::Pad,
@@ -444,7 +460,7 @@ impl TextPad {
             cue.text = encoding::markup(&cue.text);
         }
         let mut buffer = gst::Buffer::from(cue);
-        // It says who made it, too; without it the text is still the text.
+        // The text is of use without a meta too.
         let _ = encoding::attach(caption, buffer.make_mut());
         let flow = {
             let _watch = PushWatch::new(pad);
@@ -452,7 +468,7 @@ impl TextPad {
         };
         let mut state = self.lock();
         if state.pad.as_ref() != Some(pad) {
-            // Released meanwhile: what it said is of no interest.
+            // The pad was released meanwhile, so its flow doesn't count.
             return Ok(gst::FlowSuccess::Ok);
         }
         state.flows.update_pad_flow(pad, flow)
@@ -466,7 +482,7 @@ fn push_gap(pad: &gst::Pad, span: Range<ClockTime>) {
     pad.push_event(gap);
 }
 
-/// Whatever bytes it is made of.
+/// The stream id, which need not be UTF-8.
 fn stream_id(event: &gst::event::StreamStart) -> String {
     let id = event.structure().and_then(|s| s.value("stream-id").ok());
     id.map_or_else(String::new, |id| lossy(id))

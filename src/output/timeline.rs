@@ -1,108 +1,109 @@
-//! Where captions stand in time on the text pad: cues and gaps that follow each other without a
-//! hole and without overlap, each before the frame it starts with.
+//! Cues and gaps of the text pad, contiguous and without overlap. Each is sent before the frame that it starts with.
 
 use std::ops::Range;
 
 use gst::ClockTime;
 
-/// What a frame whose duration nobody knows is taken to last, on the text pad only.
-pub(crate) const UNKNOWN: ClockTime = ClockTime::from_mseconds(40);
+/// Assumed duration of a frame whose duration is unknown.
+pub(crate) const DEFAULT_FRAME_DURATION: ClockTime = ClockTime::from_mseconds(40);
 
-/// Longest cue in live mode, so that a newer caption never waits longer for its place.
-const SLICE: ClockTime = ClockTime::from_mseconds(500);
+/// Longest cue in live mode, which bounds the delay of the next caption.
+const MAX_LIVE_CUE: ClockTime = ClockTime::from_mseconds(500);
 
-/// How long a cue lasts that starts with this frame.
+/// Length of a cue that starts with a frame.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Cue {
-    /// Until the next frame will be described: known, because nothing overtakes in recorded mode.
+pub(crate) enum CueLength {
+    /// Until the next frame is due, in recorded mode.
     Until(ClockTime),
-    /// A slice that is repeated for as long as the caption is current: in live mode nobody knows
-    /// when the next will come.
+    /// An interval, repeated while the caption is current: in live mode the time of the next caption is unknown.
     Slice(ClockTime),
 }
 
-/// What to send before a frame. Both are contiguous with what was sent before.
+/// Gap and cue to send before a frame, contiguous with what was sent before.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Items {
+pub(crate) struct TimelineItems {
     pub(crate) gap: Option<Range<ClockTime>>,
-    pub(crate) text: Option<Range<ClockTime>>,
+    pub(crate) cue: Option<Range<ClockTime>>,
 }
 
-/// What the text pad's timeline is filled with so far.
+/// Fills the time of the text pad with cues and gaps.
 #[derive(Debug, Default)]
 pub(crate) struct Timeline {
     /// The last cue or gap.
     last: Option<Range<ClockTime>>,
-    /// The caption of the last cue, by number.
-    shown: Option<u64>,
+    /// Sequence number of the caption of the last cue.
+    last_caption: Option<u64>,
 }
 
 impl Timeline {
-    /// Fills the timeline up to a frame and, if `caption` (by its number) is current, with it.
+    /// Fills the timeline up to a frame, and from the frame on with a cue if a caption, given by its sequence number, is
+    /// current.
     pub(crate) fn frame(
         &mut self,
         position: ClockTime,
         duration: Option<ClockTime>,
         caption: Option<u64>,
-        cue: Cue,
-    ) -> Items {
+        cue: CueLength,
+    ) -> TimelineItems {
         let end = frame_end(position, duration);
         let mut cursor = match &self.last {
-            // A frame before all that was sent: the stream jumped back, and so do we.
+            // The stream has jumped back to before the last item.
             Some(last) if position >= last.start => last.end,
             _ => position,
         };
         let until = match cue {
-            Cue::Until(until) => until,
-            Cue::Slice(interval) => position.saturating_add(interval.min(SLICE)).max(end),
+            CueLength::Until(until) => until,
+            CueLength::Slice(interval) => {
+                position.saturating_add(interval.min(MAX_LIVE_CUE)).max(end)
+            }
         };
-        // In recorded mode a caption may start behind its frame, where the frame before was given
-        // more time than it took; in live mode a cue never starts before its frame.
+        // In recorded mode a cue may start after its frame, if the cue before was longer than its frames; in live mode a
+        // cue never starts before its frame.
         let fits = match cue {
-            Cue::Until(until) => caption != self.shown && until > cursor,
-            Cue::Slice(_) => false,
+            CueLength::Until(until) => caption != self.last_caption && until > cursor,
+            CueLength::Slice(_) => false,
         };
-        let mut items = Items::default();
+        let mut items = TimelineItems::default();
         match caption {
             Some(_) if position >= cursor || fits => {
                 if position > cursor {
                     items.gap = Some(cursor..position);
                     cursor = position;
                 }
-                items.text = Some(cursor..until.max(end));
-                self.shown = caption;
+                items.cue = Some(cursor..until.max(end));
+                self.last_caption = caption;
             }
             None if end > cursor => items.gap = Some(cursor..end),
             _ => (),
         }
-        let first = items.gap.as_ref().or(items.text.as_ref());
-        let last = items.text.as_ref().or(items.gap.as_ref());
+        let first = items.gap.as_ref().or(items.cue.as_ref());
+        let last = items.cue.as_ref().or(items.gap.as_ref());
         if let Some((first, last)) = first.zip(last) {
             self.last = Some(first.start..last.end);
         }
         items
     }
 
-    /// A last cue for a caption that came too late for any frame.
+    /// Ends the timeline, with a cue of this length if the caption came too late for any frame.
     pub(crate) fn end(
         &mut self,
         caption: Option<u64>,
         length: ClockTime,
     ) -> Option<Range<ClockTime>> {
         let last = self.last.take()?;
-        caption.filter(|_| caption != self.shown)?;
+        caption.filter(|_| caption != self.last_caption)?;
         Some(last.end..last.end.saturating_add(length))
     }
 }
 
-/// How long a cue lasts that no frame is left for.
-pub(crate) fn late_cue(interval: ClockTime) -> ClockTime {
-    interval.min(SLICE).max(UNKNOWN)
+/// Length of the cue of a caption that came too late for any frame.
+pub(crate) fn final_cue_length(interval: ClockTime) -> ClockTime {
+    interval.min(MAX_LIVE_CUE).max(DEFAULT_FRAME_DURATION)
 }
 
-/// Where a frame ends, as far as one can tell.
+/// End of a frame.
 pub(crate) fn frame_end(position: ClockTime, duration: Option<ClockTime>) -> ClockTime {
-    position.saturating_add(duration.unwrap_or(UNKNOWN))
+    position.saturating_add(duration.unwrap_or(DEFAULT_FRAME_DURATION))
 }
 
 #[cfg(test)]
@@ -119,28 +120,33 @@ mod tests {
         Some(ms(range.start)..ms(range.end))
     }
 
-    fn at(timeline: &mut Timeline, position: u64, caption: Option<u64>, cue: Cue) -> Items {
+    fn at(
+        timeline: &mut Timeline,
+        position: u64,
+        caption: Option<u64>,
+        cue: CueLength,
+    ) -> TimelineItems {
         timeline.frame(ms(position), Some(ms(PERIOD)), caption, cue)
     }
 
-    fn gap(range: Range<u64>) -> Items {
-        Items {
+    fn gap(range: Range<u64>) -> TimelineItems {
+        TimelineItems {
             gap: span(range),
-            text: None,
+            cue: None,
         }
     }
 
-    fn text(range: Range<u64>) -> Items {
-        Items {
+    fn cue_items(range: Range<u64>) -> TimelineItems {
+        TimelineItems {
             gap: None,
-            text: span(range),
+            cue: span(range),
         }
     }
 
     #[test]
     fn gaps_follow_the_frames() {
         let mut t = Timeline::default();
-        let cue = Cue::Slice(ms(1000));
+        let cue = CueLength::Slice(ms(1000));
         assert_eq!(at(&mut t, 80, None, cue), gap(80..120));
         assert_eq!(at(&mut t, 120, None, cue), gap(120..160));
         // A lost frame leaves no hole, an early one no overlap.
@@ -151,58 +157,73 @@ mod tests {
     #[test]
     fn recorded_cues_last_until_the_next_due_frame() {
         let mut t = Timeline::default();
-        let until = |ms_| Cue::Until(ms(ms_));
-        assert_eq!(at(&mut t, 0, Some(0), until(1000)), text(0..1000));
-        assert_eq!(at(&mut t, 40, Some(0), until(1000)), Items::default());
-        assert_eq!(at(&mut t, 960, Some(0), until(1000)), Items::default());
+        let until = |ms_| CueLength::Until(ms(ms_));
+        assert_eq!(at(&mut t, 0, Some(0), until(1000)), cue_items(0..1000));
+        assert_eq!(
+            at(&mut t, 40, Some(0), until(1000)),
+            TimelineItems::default()
+        );
+        assert_eq!(
+            at(&mut t, 960, Some(0), until(1000)),
+            TimelineItems::default()
+        );
         let items = at(&mut t, 1001, Some(1), until(2000));
         assert_eq!(
             items,
-            Items {
+            TimelineItems {
                 gap: span(1000..1001),
-                text: span(1001..2000)
+                cue: span(1001..2000)
             }
         );
         // No new caption (the picture did not change): the old one goes on.
-        assert_eq!(at(&mut t, 2000, Some(1), until(3000)), text(2000..3000));
+        assert_eq!(
+            at(&mut t, 2000, Some(1), until(3000)),
+            cue_items(2000..3000)
+        );
         // A frame that comes before its predecessor's time is up still gets its place.
-        assert_eq!(at(&mut t, 2990, Some(2), until(4000)), text(3000..4000));
+        assert_eq!(
+            at(&mut t, 2990, Some(2), until(4000)),
+            cue_items(3000..4000)
+        );
     }
 
     #[test]
     fn live_cues_are_repeated_and_wait_for_their_turn() {
         let mut t = Timeline::default();
-        let cue = Cue::Slice(ms(200));
+        let cue = CueLength::Slice(ms(200));
         assert_eq!(at(&mut t, 0, None, cue), gap(0..40));
-        assert_eq!(at(&mut t, 40, Some(0), cue), text(40..240));
-        assert_eq!(at(&mut t, 80, Some(1), cue), Items::default());
-        assert_eq!(at(&mut t, 200, Some(1), cue), Items::default());
-        assert_eq!(at(&mut t, 240, Some(1), cue), text(240..440));
-        assert_eq!(at(&mut t, 440, Some(1), cue), text(440..640));
+        assert_eq!(at(&mut t, 40, Some(0), cue), cue_items(40..240));
+        assert_eq!(at(&mut t, 80, Some(1), cue), TimelineItems::default());
+        assert_eq!(at(&mut t, 200, Some(1), cue), TimelineItems::default());
+        assert_eq!(at(&mut t, 240, Some(1), cue), cue_items(240..440));
+        assert_eq!(at(&mut t, 440, Some(1), cue), cue_items(440..640));
         // At least a frame, at most half a second.
-        assert_eq!(at(&mut t, 640, Some(1), Cue::Slice(ms(0))), text(640..680));
         assert_eq!(
-            at(&mut t, 680, Some(1), Cue::Slice(ms(60_000))),
-            text(680..1180)
+            at(&mut t, 640, Some(1), CueLength::Slice(ms(0))),
+            cue_items(640..680)
+        );
+        assert_eq!(
+            at(&mut t, 680, Some(1), CueLength::Slice(ms(60_000))),
+            cue_items(680..1180)
         );
     }
 
     #[test]
     fn a_jump_back_starts_over() {
         let mut t = Timeline::default();
-        let cue = Cue::Slice(ms(1000));
-        assert_eq!(at(&mut t, 5000, Some(0), cue), text(5000..5500));
-        assert_eq!(at(&mut t, 0, Some(0), cue), text(0..500));
+        let cue = CueLength::Slice(ms(1000));
+        assert_eq!(at(&mut t, 5000, Some(0), cue), cue_items(5000..5500));
+        assert_eq!(at(&mut t, 0, Some(0), cue), cue_items(0..500));
     }
 
     #[test]
     fn the_last_caption_gets_its_cue() {
         let mut t = Timeline::default();
         assert_eq!(t.end(Some(0), ms(1000)), None);
-        at(&mut t, 0, Some(0), Cue::Slice(ms(1000)));
+        at(&mut t, 0, Some(0), CueLength::Slice(ms(1000)));
         assert_eq!(t.end(Some(0), ms(1000)), None);
         let mut t = Timeline::default();
-        at(&mut t, 0, None, Cue::Slice(ms(1000)));
+        at(&mut t, 0, None, CueLength::Slice(ms(1000)));
         assert_eq!(t.end(Some(0), ms(500)), span(40..540));
     }
 }

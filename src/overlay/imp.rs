@@ -1,4 +1,4 @@
-//! The virtual functions of the bin, and what it does to each frame between its two elements.
+//! The virtual functions of the bin, and the pad probe between its two elements.
 
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
@@ -11,7 +11,7 @@ use crate::{
     output::text_pad::NAME as TEXT_PAD,
     overlay::{
         layout::{self, Layout},
-        look::{Look, PROPERTIES},
+        style::{PROPERTIES, StyleSettings},
     },
     properties::Property,
 };
@@ -24,26 +24,28 @@ static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     )
 });
 
-/// Text reaches textoverlay as its property, between one frame and the next: its text pad would
-/// show a caption no earlier than the last has ended, and needs a thread of its own.
+/// A bin of the narrator and a `textoverlay`.
+///
+/// Captions reach `textoverlay` as its property `text`, set between two frames. Its text pad would show a caption no
+/// earlier than the end of the one before, and needs a thread of its own.
 pub struct VlmNarrateOverlay {
     pub(crate) narrator: VlmNarrate,
-    /// `None` where GStreamer's Pango plugin is not installed.
+    /// `None` if GStreamer's Pango plugin is not installed.
     textoverlay: Option<gst::Element>,
-    /// Of `textoverlay`, which goes on pointing to it.
+    /// The text pad that was removed from `textoverlay`, which keeps a pointer to it.
     text_sink: Mutex<Option<gst::Pad>>,
     drawing: Mutex<Drawing>,
 }
 
-/// Never locked while anything is pushed or posted.
+/// State of the drawing. Not locked while anything is pushed or posted.
 #[derive(Default)]
 struct Drawing {
-    look: Look,
+    style: StyleSettings,
     /// Width and height of the video.
     picture: Option<(u32, u32)>,
-    /// Made of the two above; `None` when one has changed.
+    /// Made of the two above; `None` after one of them has changed.
     layout: Option<Layout>,
-    /// What textoverlay shows now.
+    /// The caption that textoverlay shows.
     drawn: Option<Arc<Caption>>,
 }
 
@@ -73,8 +75,8 @@ impl ObjectSubclass for VlmNarrateOverlay {
 impl ObjectImpl for VlmNarrateOverlay {
     fn properties() -> &'static [glib::ParamSpec] {
         static SPECS: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
-            let look = PROPERTIES.iter().map(|property| property.spec.clone());
-            element::specs().into_iter().chain(look).collect()
+            let style = PROPERTIES.iter().map(|property| property.spec.clone());
+            element::specs().into_iter().chain(style).collect()
         });
         &SPECS
     }
@@ -84,31 +86,31 @@ impl ObjectImpl for VlmNarrateOverlay {
             self.narrator.set_property_from_value(spec.name(), value);
             return;
         };
-        let mut look = self.drawing().look.clone();
-        if let Err(error) = property.set(&mut look, value) {
+        let mut style = self.drawing().style.clone();
+        if let Err(error) = property.set(&mut style, value) {
             gst::element_imp_warning!(
                 self,
                 gst::LibraryError::Settings,
-                ("{}: {error}; it stays as it was", spec.name())
+                ("{}: {error}; the property keeps its value", spec.name())
             );
             return;
         }
-        // Until READY anything goes: fonts may still be installed.
+        // In NULL any font is accepted: fonts may still be installed.
         if spec.name() == "font-desc"
             && self.obj().current_state() > gst::State::Null
-            && let Err(error) = layout::check_font(&look)
+            && let Err(error) = layout::check_font(&style)
         {
             gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{error}"));
             return;
         }
         let mut drawing = self.drawing();
-        drawing.look = look;
+        drawing.style = style;
         drawing.layout = None;
     }
 
     fn property(&self, _id: usize, spec: &glib::ParamSpec) -> glib::Value {
         match Property::find(&PROPERTIES, spec.name()) {
-            Some(property) => property.get(&mut self.drawing().look),
+            Some(property) => property.get(&mut self.drawing().style),
             None => self.narrator.property_value(spec.name()),
         }
     }
@@ -126,7 +128,7 @@ impl ObjectImpl for VlmNarrateOverlay {
     fn constructed(&self) {
         self.parent_constructed();
         if let Err(error) = self.build() {
-            gst::error!(CAT, imp = self, "Can't be put together: {error}");
+            gst::error!(CAT, imp = self, "Can't build the bin: {error}");
         }
         self.narrator.set_bin(&*self.obj());
         let bin = self.obj().downgrade();
@@ -168,7 +170,7 @@ impl ElementImpl for VlmNarrateOverlay {
         }
         let success = self.parent_change_state(transition)?;
         if transition == gst::StateChange::PausedToReady {
-            self.forget();
+            self.reset();
         }
         Ok(success)
     }
@@ -180,14 +182,14 @@ impl ElementImpl for VlmNarrateOverlay {
         _caps: Option<&gst::Caps>,
     ) -> Option<gst::Pad> {
         if self.narrator.static_pad(TEXT_PAD).is_some() {
-            gst::warning!(CAT, imp = self, "There is a text pad already");
+            gst::warning!(CAT, imp = self, "There is already a text pad");
             return None;
         }
         let text = self.narrator.request_pad_simple(TEXT_PAD)?;
         match self.add_ghost(template, &text) {
             Ok(pad) => Some(pad),
             Err(error) => {
-                gst::warning!(CAT, imp = self, "No text pad: {error}");
+                gst::warning!(CAT, imp = self, "Can't add a text pad: {error}");
                 self.narrator.release_request_pad(&text);
                 None
             }
@@ -228,8 +230,7 @@ impl VlmNarrateOverlay {
         let last = match &self.textoverlay {
             Some(textoverlay) => {
                 bin.add(textoverlay)?;
-                // Text comes as a property. Whoever looks for pads of ours that are not linked, as parsers of
-                // launch lines do to make an effect of us, must not find this one.
+                // Without this pad the bin has no unlinked pad, which parsers of launch lines would ghost.
                 if let Some(pad) = textoverlay.static_pad("text_sink") {
                     textoverlay.remove_pad(&pad)?;
                     *self.text_sink.lock().unwrap() = Some(pad);
@@ -248,7 +249,7 @@ impl VlmNarrateOverlay {
             let ghost = gst::GhostPad::builder_from_template_with_target(&template, &pad)?.build();
             bin.add_pad(&ghost)?;
         }
-        // Before the frame is described.
+        // Controlled properties change before the frame is described.
         if let Some(pad) = self.narrator.static_pad("sink") {
             let bin = bin.downgrade();
             pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
@@ -267,33 +268,33 @@ impl VlmNarrateOverlay {
             let bin = bin.downgrade();
             let mask = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
             pad.add_probe(mask, move |_, info| match bin.upgrade() {
-                Some(bin) => bin.imp().between(info),
+                Some(bin) => bin.imp().on_probe(info),
                 None => gst::PadProbeReturn::Ok,
             });
         }
         Ok(())
     }
 
-    /// What would otherwise show as missing or other text only when hours have been narrated.
+    /// Checks what `textoverlay` needs, which would otherwise fail silently with the first caption.
     fn check(&self) -> Result<(), gst::StateChangeError> {
         if self.textoverlay.is_none() {
             gst::element_imp_error!(
                 self,
                 gst::CoreError::MissingPlugin,
-                ("There is no element textoverlay: install GStreamer's Pango plugin, on Debian the \
-                  package gstreamer1.0-x")
+                ("The element textoverlay is missing. Install GStreamer's Pango plugin; on Debian, that is \
+                  the package gstreamer1.0-x")
             );
             return Err(gst::StateChangeError);
         }
-        let look = self.drawing().look.clone();
-        layout::check_font(&look).map_err(|error| {
+        let style = self.drawing().style.clone();
+        layout::check_font(&style).map_err(|error| {
             gst::element_imp_error!(self, gst::ResourceError::Settings, ("{error}"));
             gst::StateChangeError
         })
     }
 
-    /// On the streaming thread, between narrator and textoverlay.
-    fn between(&self, info: &mut gst::PadProbeInfo) -> gst::PadProbeReturn {
+    /// Handles caps and frames between narrator and textoverlay, on the streaming thread.
+    fn on_probe(&self, info: &mut gst::PadProbeInfo) -> gst::PadProbeReturn {
         match &info.data {
             Some(gst::PadProbeData::Event(event)) => {
                 if let gst::EventView::Caps(caps) = event.view()
@@ -309,15 +310,15 @@ impl VlmNarrateOverlay {
                 self.draw();
                 match buffer.pts() {
                     Some(_) => gst::PadProbeReturn::Ok,
-                    None => self.go_past(info),
+                    None => self.bypass_textoverlay(info),
                 }
             }
             _ => gst::PadProbeReturn::Ok,
         }
     }
 
-    /// textoverlay throws away what has no time: such a frame goes past it, without text.
-    fn go_past(&self, info: &mut gst::PadProbeInfo) -> gst::PadProbeReturn {
+    /// Pushes a frame without a timestamp past textoverlay, which would drop it.
+    fn bypass_textoverlay(&self, info: &mut gst::PadProbeInfo) -> gst::PadProbeReturn {
         let pad = self
             .textoverlay
             .as_ref()
@@ -334,12 +335,12 @@ impl VlmNarrateOverlay {
         }
     }
 
-    /// Gives textoverlay the caption of the frame that comes, if it has another.
+    /// Updates the text of textoverlay for the frame that comes.
     fn draw(&self) {
         let Some(textoverlay) = &self.textoverlay else {
             return;
         };
-        let caption = self.narrator.on_screen();
+        let caption = self.narrator.caption_to_draw();
         let mut drawing = self.drawing();
         let is_drawn = match (&drawing.drawn, &caption) {
             (Some(drawn), Some(caption)) => Arc::ptr_eq(drawn, caption),
@@ -352,33 +353,33 @@ impl VlmNarrateOverlay {
         let Some((width, height)) = drawing.picture else {
             return;
         };
-        let Drawing { look, layout, .. } = &mut *drawing;
-        let new_look = layout.is_none().then(|| look.clone());
-        let layout = layout.get_or_insert_with(|| Layout::new(look, width, height));
+        let Drawing { style, layout, .. } = &mut *drawing;
+        let new_style = layout.is_none().then(|| style.clone());
+        let layout = layout.get_or_insert_with(|| Layout::new(style, width, height));
         let text = caption.as_ref().map(|caption| layout.markup(&caption.text));
-        let new_look = new_look.map(|look| (look, layout.font_desc()));
+        let new_style = new_style.map(|style| (style, layout.font_desc()));
         drawing.drawn = caption;
         drop(drawing);
 
-        if let Some((look, font_desc)) = new_look {
+        if let Some((style, font_desc)) = new_style {
             let nick = |value: glib::Value| {
                 let value =
                     glib::EnumValue::from_value(&value).map(|(_, value)| value.nick().to_owned());
                 value.unwrap_or_default()
             };
             textoverlay.set_property("font-desc", font_desc);
-            textoverlay.set_property("color", look.color);
-            textoverlay.set_property("silent", look.silent);
-            textoverlay.set_property_from_str("valignment", &nick(look.valignment.to_value()));
-            textoverlay.set_property_from_str("halignment", &nick(look.halignment.to_value()));
+            textoverlay.set_property("color", style.color);
+            textoverlay.set_property("silent", style.silent);
+            textoverlay.set_property_from_str("valignment", &nick(style.valignment.to_value()));
+            textoverlay.set_property_from_str("halignment", &nick(style.halignment.to_value()));
             textoverlay.set_property("xpad", (width / 20) as i32);
             textoverlay.set_property("ypad", (height / 20) as i32);
         }
         textoverlay.set_property("text", text.unwrap_or_default());
     }
 
-    /// The next stream starts with a clean picture.
-    fn forget(&self) {
+    /// Forgets the stream.
+    fn reset(&self) {
         let mut drawing = self.drawing();
         drawing.layout = None;
         drawing.picture = None;

@@ -1,34 +1,33 @@
-//! Breaks a caption into lines that fit the picture, as textoverlay will draw them: it wraps, but
-//! knows no most number of lines.
+//! Breaks a caption into lines that fit the picture, because textoverlay wraps text but can't limit the lines.
 
 use pango::prelude::*;
 use unicode_segmentation::UnicodeSegmentation;
 
 use crate::{
     output::encoding,
-    overlay::look::{FONT, Look, WrapMode},
+    overlay::style::{FONT, StyleSettings, WrapMode},
 };
 
-/// Of the picture's width, what text may take.
+/// Share of the picture's width that text may take.
 const WIDTH: f64 = 0.9;
 
-/// Letters a line can't exceed: whatever a model says, laying it out takes bounded time.
-const LONGEST_LINE: usize = 400;
+/// Letters that are laid out per line, which bounds the time that a long caption takes.
+const MAX_LINE: usize = 400;
 
-/// Why text can't be drawn.
+/// Why a font can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FontError {
     #[error(
-        "font-desc: there is no font family {0} here; `fc-list : family` lists those there are"
+        "font-desc: the font family {0} is not installed. `fc-list : family` lists the installed ones"
     )]
     NoFamily(String),
-    #[error("there is no font here at all; install one, on Debian for instance fonts-dejavu-core")]
+    #[error("no font is installed. Install one; on Debian, for example, fonts-dejavu-core")]
     NoFonts,
 }
 
-/// The font of a description. Without a family it is Sans.
-fn font(look: &Look) -> pango::FontDescription {
-    let description = look.font_desc.as_deref().unwrap_or(FONT);
+/// The font of the style; Sans without a family.
+fn font(style: &StyleSettings) -> pango::FontDescription {
+    let description = style.font_desc.as_deref().unwrap_or(FONT);
     let mut font = pango::FontDescription::from_string(description);
     if font.family().is_none() {
         font.set_family(FONT);
@@ -36,10 +35,10 @@ fn font(look: &Look) -> pango::FontDescription {
     font
 }
 
-/// Whether a font of that family is there: Pango would silently take another.
+/// Checks that the font family is installed: Pango would silently take another.
 ///
-/// The first call in a process reads the configuration of the fonts, which takes a while.
-pub fn check_font(look: &Look) -> Result<(), FontError> {
+/// The first call in a process reads the font configuration, which takes a while.
+pub fn check_font(style: &StyleSettings) -> Result<(), FontError> {
     let families = pangocairo::FontMap::default().list_families();
     if families.is_empty() {
         return Err(FontError::NoFonts);
@@ -51,21 +50,21 @@ pub fn check_font(look: &Look) -> Result<(), FontError> {
             .any(same)
             || families.iter().any(|family| same(&family.name()))
     };
-    let font = font(look);
+    let font = font(style);
     let wanted = font.family();
     let wanted = wanted.as_deref().unwrap_or(FONT);
-    // Of a list of families the first that is there is taken.
+    // Pango takes the first installed family of a list.
     match wanted.split(',').map(str::trim).any(is_there) {
         true => Ok(()),
         false => Err(FontError::NoFamily(wanted.to_owned())),
     }
 }
 
-/// What a picture's size and the look make of a caption.
+/// Layout of captions for one size of the video and one style.
 #[derive(Clone, Debug)]
 pub struct Layout {
     font: pango::FontDescription,
-    /// Pixels that a line may take.
+    /// Width of a line, in pixels.
     width: i32,
     lines: usize,
     wrap_mode: WrapMode,
@@ -73,22 +72,22 @@ pub struct Layout {
 }
 
 impl Layout {
-    pub fn new(look: &Look, width: u32, height: u32) -> Self {
-        let mut font = font(look);
+    pub fn new(style: &StyleSettings, width: u32, height: u32) -> Self {
+        let mut font = font(style);
         if !font.set_fields().contains(pango::FontMask::SIZE) {
-            // Some 40 letters a line, 17 lines a picture; never too small to read.
+            // About 40 letters a line and 17 lines a picture, but never too small to read.
             let size = f64::from(height / 17).min(f64::from(width / 24)).max(12.0);
             font.set_absolute_size(size * f64::from(pango::SCALE));
         }
         Self {
             font,
             width: (f64::from(width) * WIDTH) as i32,
-            lines: match look.wrap_mode {
+            lines: match style.wrap_mode {
                 WrapMode::None => 1,
-                _ => look.lines as usize,
+                _ => style.lines as usize,
             },
-            wrap_mode: look.wrap_mode,
-            shaded: look.shaded_background,
+            wrap_mode: style.wrap_mode,
+            shaded: style.shaded_background,
         }
     }
 
@@ -97,21 +96,21 @@ impl Layout {
         self.font.to_str().to_string()
     }
 
-    /// A caption as Pango markup with its lines broken. Empty if there is nothing to show.
+    /// Pango markup of a caption with its lines broken. Empty if there is nothing to draw.
     pub fn markup(&self, text: &str) -> String {
         let text = encoding::markup(&self.lines(text).join("\n"));
         match self.shaded && !text.is_empty() {
-            // Pango's ground, not textoverlay's: that one is for some formats only and lost where
-            // the text is attached as a meta.
+            // Pango's background: textoverlay's works in some formats only, and not where the text is attached as a
+            // meta.
             true => format!("<span background=\"black\" bgalpha=\"70%\">{text}</span>"),
             false => text,
         }
     }
 
-    /// At most so many lines as the look has; an ellipsis ends what is cut off.
+    /// Lines of a caption, at most as many as the style allows; an ellipsis marks the cut.
     pub fn lines(&self, text: &str) -> Vec<String> {
         let text = encoding::lines(text).collect::<Vec<_>>().join(" ");
-        let most = text.char_indices().nth(LONGEST_LINE * self.lines);
+        let most = text.char_indices().nth(MAX_LINE * self.lines);
         let text = &text[..most.map_or(text.len(), |(end, _)| end)];
         let layout = self.layout(text);
         if layout.line_count() <= self.lines as i32 && most.is_none() {
@@ -124,7 +123,7 @@ impl Layout {
         let last = last.map_or(0, |line| line.start_index() as usize);
         let cuts = text[last..end].grapheme_indices(true);
         let cuts = Vec::from_iter(cuts.map(|(index, letter)| last + index + letter.len()));
-        // Behind a word if one of the last few letters ends one.
+        // After a word, if one ends within the last few letters.
         let is_word_end = |cut: &&usize| text[**cut..].starts_with(' ');
         let words = cuts.iter().rev().take(16).filter(is_word_end);
         words
@@ -135,7 +134,7 @@ impl Layout {
     }
 
     fn layout(&self, text: &str) -> pango::Layout {
-        // Of this thread, as cheap as any once a thread has one.
+        // The font map is cached per thread.
         let context = pangocairo::FontMap::default().create_context();
         let layout = pango::Layout::new(&context);
         layout.set_font_description(Some(&self.font));
@@ -151,7 +150,7 @@ impl Layout {
     }
 }
 
-/// The lines, no more than they are but of about the same length: no last word stands alone.
+/// The same number of lines, of about equal length.
 fn balanced(layout: &pango::Layout) -> Vec<String> {
     const STEPS: i32 = 16;
     let (lines, width) = (layout.line_count(), layout.width());
@@ -166,8 +165,7 @@ fn balanced(layout: &pango::Layout) -> Vec<String> {
     broken(layout)
 }
 
-/// The lines as they were broken. Each will be a paragraph of its own and keeps the direction it
-/// has here.
+/// The lines of a layout. Each becomes a paragraph of its own, so a mark keeps its direction.
 fn broken(layout: &pango::Layout) -> Vec<String> {
     let text = layout.text();
     let direction = pango::find_base_dir(&text);
@@ -189,12 +187,12 @@ mod tests {
     use super::*;
 
     /// 20 letters a line, or so.
-    fn narrow(look: &Look) -> Layout {
-        Layout::new(look, 144, 200)
+    fn narrow(style: &StyleSettings) -> Layout {
+        Layout::new(style, 144, 200)
     }
 
     fn lines(text: &str) -> Vec<String> {
-        narrow(&Look::default()).lines(text)
+        narrow(&StyleSettings::default()).lines(text)
     }
 
     #[test]
@@ -231,11 +229,11 @@ mod tests {
         ] {
             for wrap_mode in [WrapMode::None, WrapMode::Char, WrapMode::WordChar] {
                 for (width, height) in [(1, 1), (16, 2), (200, 180), (320, 240), (3840, 2160)] {
-                    let look = Look {
+                    let style = StyleSettings {
                         wrap_mode,
-                        ..Look::default()
+                        ..StyleSettings::default()
                     };
-                    let layout = Layout::new(&look, width, height);
+                    let layout = Layout::new(&style, width, height);
                     let lines = layout.lines(&text);
                     let most = if wrap_mode == WrapMode::None { 1 } else { 2 };
                     assert!((1..=most).contains(&lines.len()), "{lines:?}");
@@ -275,21 +273,24 @@ mod tests {
 
     #[test]
     fn markup_is_what_we_say_not_what_the_model_says() {
-        let markup = Layout::new(&Look::default(), 640, 360).markup("<b>1 & 2</b>");
+        let markup = Layout::new(&StyleSettings::default(), 640, 360).markup("<b>1 & 2</b>");
         assert!(markup.contains("&lt;b&gt;1 &amp; 2&lt;/b&gt;"), "{markup}");
         let (_, text, _) = pango::parse_markup(&markup, '\0').unwrap();
         assert_eq!(text, "<b>1 & 2</b>");
-        assert_eq!(Layout::new(&Look::default(), 640, 360).markup(""), "");
+        assert_eq!(
+            Layout::new(&StyleSettings::default(), 640, 360).markup(""),
+            ""
+        );
     }
 
     #[test]
     fn the_font_follows_the_picture_unless_it_is_given() {
         let sized = |font_desc: Option<&str>, width, height| {
-            let look = Look {
+            let style = StyleSettings {
                 font_desc: font_desc.map(str::to_owned),
-                ..Look::default()
+                ..StyleSettings::default()
             };
-            Layout::new(&look, width, height).font_desc()
+            Layout::new(&style, width, height).font_desc()
         };
         assert_eq!(sized(None, 320, 240), "Sans 13px");
         assert_eq!(sized(Some("Sans"), 1920, 1080), "Sans 63px");
@@ -302,9 +303,9 @@ mod tests {
     #[test]
     fn a_font_that_is_not_there_is_named() {
         let check = |font_desc: &str| {
-            check_font(&Look {
+            check_font(&StyleSettings {
                 font_desc: Some(font_desc.into()),
-                ..Look::default()
+                ..StyleSettings::default()
             })
         };
         for font in [

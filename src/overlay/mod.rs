@@ -4,10 +4,10 @@ use gst::{glib, prelude::*, subclass::prelude::*};
 
 mod imp;
 mod layout;
-mod look;
+mod style;
 
 use crate::VlmNarrate;
-pub use look::{HAlign, VAlign, WrapMode};
+pub use style::{HAlign, VAlign, WrapMode};
 
 glib::wrapper! {
     /// SECTION:element-vlmnarrateoverlay

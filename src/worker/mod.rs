@@ -1,14 +1,20 @@
-//! The worker: one thread that loads a model and describes one frame at a time.
+//! The worker: one thread that loads a model and describes one frame or clip at a time.
 //!
-//! Frames come in through a mailbox with one slot: the newest due frame replaces an older one that
-//! still waits, so a slow model falls behind by one frame at most and never by a queue. A frame
-//! that somebody asked about has a slot of its own and is not replaced. A caller that must not
-//! lose a frame submits it and waits.
+//! Frames come in through a mailbox with one slot: the newest frame that is due replaces an older one that still
+//! waits, so that a slow model is never more than one frame behind. A frame for `describe-now` has a slot of its own
+//! and is never replaced. A caller that must not lose a frame submits it and waits.
 //!
-//! A flush moves the *epoch* on: work of an older epoch is cancelled at the model's next layer or
-//! token and what it says is no longer heard. The loaded model outlives flushes.
+//! A flush moves the *epoch* on: work of an older epoch is cancelled at the model's next layer or token, and its
+//! callbacks are suppressed. The loaded model survives flushes.
 //!
-//! Nothing in here knows of GStreamer but its clock times.
+//! Of GStreamer, the worker uses clock times only.
 
-pub(crate) mod progress;
-pub(crate) mod worker;
+mod callbacks;
+mod progress;
+mod thread;
+
+pub(crate) use callbacks::{
+    CaptionUpdate, DownloadProgress, LoadProgress, WorkerCallbacks, WorkerFailure,
+};
+pub(crate) use progress::percent;
+pub(crate) use thread::{Job, Worker};

@@ -1,20 +1,20 @@
-//! How often somebody hears of progress.
+//! Throttles for progress messages.
 
 use std::time::{Duration, Instant};
 
 use vlmnarrate_engine::Transfer;
 
-/// `None` of nothing.
-pub fn percent(done: u64, total: u64) -> Option<u8> {
+/// `None` if the total is 0.
+pub(crate) fn percent(done: u64, total: u64) -> Option<u8> {
     let percent = (u128::from(done) * 100).checked_div(u128::from(total))?;
     Some(percent.min(100) as u8)
 }
 
-/// Lets a percentage through when it is new and the last is 100 ms old.
+/// Passes a percentage on if it is new and the last one is at least 100 ms old.
 #[derive(Default)]
-pub(crate) struct Throttle(Option<(u8, Instant)>);
+pub(crate) struct LoadThrottle(Option<(u8, Instant)>);
 
-impl Throttle {
+impl LoadThrottle {
     const PERIOD: Duration = Duration::from_millis(100);
 
     pub(crate) fn pass(&mut self, done: u64, total: u64) -> Option<u8> {
@@ -29,12 +29,12 @@ impl Throttle {
     }
 }
 
-/// Lets a download's progress through once a second if the percentage is new, else every ten, with
-/// the speed since the last time.
+/// Passes the progress of a download on once a second if the percentage is new, else every ten seconds.
 #[derive(Default)]
-pub(crate) struct Pace(Option<(Transfer, Instant)>);
+pub(crate) struct DownloadThrottle(Option<(Transfer, Instant)>);
 
-impl Pace {
+impl DownloadThrottle {
+    /// Bytes per second since the last time, if the progress is to be passed on.
     pub(crate) fn pass(&mut self, transfer: Transfer) -> Option<u64> {
         let Some((last, at)) = self.0 else {
             self.0 = Some((transfer, Instant::now()));

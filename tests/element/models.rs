@@ -10,7 +10,7 @@ use std::{
 use crate::common::{Fake, Heard, Pipeline};
 use gst::prelude::*;
 use gstvlmnarrate::SmolVlmLoader;
-use gstvlmnarrate::engine::{DType, DeviceKind, Event, Picture, Quantization, Request, Sampling};
+use gstvlmnarrate::engine::{DType, DeviceKind, Event, Picture, Quantization, Request};
 use vlmnarrate_smolvlm::{Checkpoint, LoadOptions, Model, Source, check_device, resize};
 
 const LINE: &str = "videotestsrc num-buffers=3 ! video/x-raw,width=64,height=48,framerate=1/1

@@ -1,4 +1,5 @@
-//! Threads that this library starts, told from the application's by a mark and not by their names.
+//! Threads that this library starts, marked by a thread-local flag so that a panic hook can tell them from the
+//! application's.
 
 use std::{
     cell::Cell,
@@ -13,29 +14,37 @@ thread_local! {
     static OWN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether code of this library runs in this thread, which it started itself.
+/// Whether the calling thread was started by this library and isn't running a callback of the application.
 pub fn is_own() -> bool {
     OWN.try_with(Cell::get).unwrap_or(false)
 }
 
-/// Marks the calling thread, which somebody else started for this library.
+/// Marks the calling thread as this library's, for threads that another library started for it.
 pub fn mark_own() {
     let _ = OWN.try_with(|own| own.set(true));
 }
 
-/// Runs a callback of the application: until it returns, the thread is the application's.
-pub fn lend<T>(callback: impl FnOnce() -> T) -> T {
-    struct Lent(bool);
-    impl Drop for Lent {
+/// Runs a callback of the application, during which the calling thread counts as the application's.
+pub fn run_callback<T>(callback: impl FnOnce() -> T) -> T {
+    struct CallbackGuard {
+        was_own: bool,
+    }
+    impl Drop for CallbackGuard {
         fn drop(&mut self) {
-            let _ = OWN.try_with(|own| own.set(self.0));
+            let _ = OWN.try_with(|own| own.set(self.was_own));
         }
     }
-    let _lent = Lent(OWN.try_with(|own| own.replace(false)).unwrap_or(false));
+    let _guard = CallbackGuard {
+        was_own: OWN.try_with(|own| own.replace(false)).unwrap_or(false),
+    };
     callback()
 }
 
 /// Starts a thread of this library.
+///
+/// # Errors
+///
+/// The system refuses another thread.
 pub fn spawn<T: Send + 'static>(
     name: impl Into<String>,
     work: impl FnOnce() -> T + Send + 'static,
@@ -46,15 +55,19 @@ pub fn spawn<T: Send + 'static>(
     })
 }
 
-/// A thread that can be waited for with a limit, which [`JoinHandle`] has none of.
-pub struct Joinable {
+/// A thread that can be joined with a timeout, which [`JoinHandle`] lacks.
+pub struct TimedJoinHandle {
     thread: JoinHandle<()>,
-    /// Nothing comes: the other end goes with the thread.
+    /// Disconnected when the thread ends; nothing is ever sent.
     ended: Receiver<Infallible>,
 }
 
-impl Joinable {
-    /// As [`spawn`].
+impl TimedJoinHandle {
+    /// Starts a thread of this library, as the function [`spawn`] does.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses another thread.
     pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let (running, ended) = mpsc::channel();
         let thread = spawn(name, move || {
@@ -64,14 +77,18 @@ impl Joinable {
         Ok(Self { thread, ended })
     }
 
-    /// Waits until the thread has ended; gives itself back if it has not. A thread doesn't wait for itself.
+    /// Waits until the thread has ended.
+    ///
+    /// # Errors
+    ///
+    /// The handle itself, if the thread has not ended in time or is the calling thread.
     pub fn join(self, timeout: Duration) -> Result<(), Self> {
         if self.thread.thread().id() == thread::current().id() {
             return Err(self);
         }
         match self.ended.recv_timeout(timeout) {
             Err(RecvTimeoutError::Timeout) => Err(self),
-            // A panic has been told of by its hook.
+            // The panic hook has reported a panic.
             _ => {
                 let _ = self.thread.join();
                 Ok(())
@@ -88,14 +105,14 @@ mod tests {
     fn a_thread_is_ours_by_its_mark_and_not_by_its_name() {
         let named = thread::Builder::new().name("vlmnarrate-cpu0".into());
         assert!(!named.spawn(is_own).unwrap().join().unwrap());
-        let own = spawn("anything", || (is_own(), lend(is_own), is_own()));
+        let own = spawn("anything", || (is_own(), run_callback(is_own), is_own()));
         assert_eq!(own.unwrap().join().unwrap(), (true, false, true));
     }
 
     #[test]
-    fn a_wait_for_a_thread_ends_with_it_or_with_patience() {
+    fn a_join_ends_with_the_thread_or_the_timeout() {
         let (go, may_go) = mpsc::channel::<()>();
-        let thread = Joinable::spawn("test", move || {
+        let thread = TimedJoinHandle::spawn("test", move || {
             let _ = may_go.recv();
         });
         let thread = thread.unwrap();

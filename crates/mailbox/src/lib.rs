@@ -1,4 +1,7 @@
-//! Where jobs wait for the worker, and callers for the jobs.
+//! Two job slots between callers and one worker thread: the newest job wins, a requested job stays.
+//!
+//! A flush moves the [`Epoch`] on. Jobs and callbacks belong to the epoch in which their job was put, so nothing of an
+//! old epoch reaches the application after the flush has returned.
 
 use std::{
     sync::atomic::{self, Ordering},
@@ -16,33 +19,34 @@ use loom::{
     thread::{self, ThreadId},
 };
 
-/// Moves on with each flush.
+/// Number of the period between two flushes, unique in the process.
 pub type Epoch = u64;
 
-/// The newest epoch that somebody has heard of. Those who begin an epoch may tell of it in any order.
+/// The newest epoch that a listener knows of. Threads that begin epochs may report them in any order.
 #[derive(Debug, Default)]
 pub struct NewestEpoch(Epoch);
 
 impl NewestEpoch {
-    /// Whether it is not older than what was heard of before.
-    pub fn reach(&mut self, epoch: Epoch) -> bool {
+    /// Records an epoch. Returns whether the epoch is at least as new as all recorded before.
+    pub fn advance_to(&mut self, epoch: Epoch) -> bool {
         let is_newest = epoch >= self.0;
         self.0 = self.0.max(epoch);
         is_newest
     }
 
-    pub fn is(&self, epoch: Epoch) -> bool {
+    /// Whether this epoch is the newest recorded.
+    pub fn is_current(&self, epoch: Epoch) -> bool {
         self.0 == epoch
     }
 }
 
-/// No job can be taken.
+/// Why a job is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// Flushing, or on the way down.
+    /// Flushing, stopped or closed.
     Flushing,
-    /// The worker has failed and said so.
-    Dead,
+    /// The worker has failed and reported the failure.
+    WorkerFailed,
 }
 
 /// How a wait for the worker ended.
@@ -50,27 +54,29 @@ pub enum Refused {
 pub enum Wait {
     /// Nothing waits and nothing is under way.
     Idle,
+    /// The deadline passed first.
     TimedOut,
+    /// No job is taken any more.
     Refused(Refused),
 }
 
-/// Two slots and one worker. `J` is a job.
+/// Two slots of jobs `J`, and the state of the one worker that takes them.
 pub struct Mailbox<J> {
     slots: Mutex<Slots<J>>,
     changed: Condvar,
-    /// Same as `slots.epoch`, to be looked at without the lock: at each layer, at each token.
+    /// Copy of `slots.epoch` that is read without the lock, at each layer and each token.
     epoch: AtomicU64,
 }
 
 struct Slots<J> {
     epoch: Epoch,
-    /// The newest frame whose turn had come.
+    /// Replaced by a newer job.
     newest: Option<J>,
-    /// A frame that somebody asked about.
-    asked: Option<J>,
-    worker: Worker,
-    /// Where a word of the worker is listened to.
-    speaker: Option<ThreadId>,
+    /// Never replaced.
+    requested: Option<J>,
+    worker: WorkerState,
+    /// The thread that runs a callback of the worker.
+    callback_thread: Option<ThreadId>,
     /// Between the two flush events.
     flushing: bool,
     /// Below PAUSED, whatever flush events say.
@@ -79,35 +85,40 @@ struct Slots<J> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Worker {
+enum WorkerState {
     Loading,
     Idle,
     Busy,
-    Dead,
+    Exited,
 }
 
 impl<J> Slots<J> {
     fn is_empty(&self) -> bool {
-        self.newest.is_none() && self.asked.is_none()
+        self.newest.is_none() && self.requested.is_none()
     }
 
     fn check(&self) -> Result<(), Refused> {
         if self.flushing || self.stopped {
             return Err(Refused::Flushing);
         }
-        if self.worker == Worker::Dead {
-            return Err(Refused::Dead);
+        if self.worker == WorkerState::Exited {
+            return Err(Refused::WorkerFailed);
         }
         Ok(())
     }
 }
 
-/// Unique in the process: what a worker that was let go still says can't be taken for its
-/// successor's word.
+/// Unique in the process: a late callback of a closed worker can't be taken for one of its successor.
 fn new_epoch() -> Epoch {
     // 0 is older than any.
     static NEXT: atomic::AtomicU64 = atomic::AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl<J> Default for Mailbox<J> {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl<J> Mailbox<J> {
@@ -118,9 +129,9 @@ impl<J> Mailbox<J> {
             slots: Mutex::new(Slots {
                 epoch,
                 newest: None,
-                asked: None,
-                worker: Worker::Loading,
-                speaker: None,
+                requested: None,
+                worker: WorkerState::Loading,
+                callback_thread: None,
                 flushing: false,
                 stopped: true,
                 closed: false,
@@ -134,6 +145,7 @@ impl<J> Mailbox<J> {
         self.slots.lock().unwrap()
     }
 
+    /// The current epoch.
     pub fn epoch(&self) -> Epoch {
         self.epoch.load(Ordering::Acquire)
     }
@@ -145,53 +157,55 @@ impl<J> Mailbox<J> {
         slots.flushing = false;
     }
 
-    /// Drops everything and refuses jobs until [started](Self::start) again. Returns the epoch
-    /// that begins.
+    /// Drops all jobs and refuses new ones until [started](Self::start) again. Returns the epoch that begins.
     ///
-    /// A word of the worker that is under way is waited for, so that none of the old epoch comes after this.
-    /// Not in that very word, and not for long: it may itself wait for us.
+    /// Waits for a callback that is running, so that none of the old epoch comes afterwards; at most 100 ms, because
+    /// the callback may wait for the caller, and not when called from that callback.
     pub fn stop(&self) -> Epoch {
         self.begin_epoch(|slots| slots.stopped = true)
     }
 
-    /// As [`stop`](Self::stop), until [`flush_stop`](Self::flush_stop).
+    /// The same as [`stop`](Self::stop), until [`flush_stop`](Self::flush_stop).
     pub fn flush_start(&self) -> Epoch {
         self.begin_epoch(|slots| slots.flushing = true)
     }
 
-    /// As [`stop`](Self::stop), and takes jobs at once.
+    /// Drops all jobs as [`stop`](Self::stop) does, but takes new ones at once.
     pub fn cancel(&self) -> Epoch {
         self.begin_epoch(|_| ())
     }
 
+    /// Takes jobs again after [`flush_start`](Self::flush_start), unless stopped.
     pub fn flush_stop(&self) {
         self.lock().flushing = false;
     }
 
-    /// [Stops](Self::stop) for good. From here on the worker isn't heard any more. Says whether no word is
-    /// under way any more.
+    /// [Stops](Self::stop) for good: no callback begins any more. Returns whether none is still running.
     pub fn close(&self) -> bool {
         self.begin_epoch(|slots| {
             slots.stopped = true;
             slots.closed = true;
         });
-        self.lock().speaker.is_none()
+        self.lock().callback_thread.is_none()
     }
 
     /// Empties the slots, disowns the job under way and wakes all who wait.
     fn begin_epoch(&self, change: impl FnOnce(&mut Slots<J>)) -> Epoch {
-        const PATIENCE: Duration = Duration::from_millis(100);
-        let deadline = Instant::now() + PATIENCE;
+        const TIMEOUT: Duration = Duration::from_millis(100);
+        let deadline = Instant::now() + TIMEOUT;
         let mut slots = self.lock();
         change(&mut slots);
         let epoch = new_epoch();
         slots.epoch = epoch;
         slots.newest = None;
-        slots.asked = None;
+        slots.requested = None;
         self.epoch.store(epoch, Ordering::Release);
         self.changed.notify_all();
         let here = thread::current().id();
-        while slots.speaker.is_some_and(|speaker| speaker != here) {
+        while slots
+            .callback_thread
+            .is_some_and(|callback_thread| callback_thread != here)
+        {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -201,34 +215,38 @@ impl<J> Mailbox<J> {
         epoch
     }
 
-    /// For the worker: asks to be heard for as long as it keeps what it gets. `None` once closed.
-    pub fn speak(&self) -> Option<Speech<'_, J>> {
-        self.speak_if(|_| true)
+    /// Begins a callback of the worker, which ends when the guard is dropped. `None` once closed.
+    pub fn begin_callback(&self) -> Option<CallbackGuard<'_, J>> {
+        self.begin_callback_if(|_| true)
     }
 
-    /// For the worker: the same of a job, which nobody wants to hear of in another epoch than its own.
-    pub fn speak_in(&self, epoch: Epoch) -> Option<Speech<'_, J>> {
-        self.speak_if(|slots| slots.epoch == epoch)
+    /// Begins a callback about a job of this epoch. `None` once closed or in another epoch.
+    pub fn begin_callback_in(&self, epoch: Epoch) -> Option<CallbackGuard<'_, J>> {
+        self.begin_callback_if(|slots| slots.epoch == epoch)
     }
 
-    fn speak_if(&self, heard: impl FnOnce(&Slots<J>) -> bool) -> Option<Speech<'_, J>> {
+    fn begin_callback_if(
+        &self,
+        may_begin: impl FnOnce(&Slots<J>) -> bool,
+    ) -> Option<CallbackGuard<'_, J>> {
         let mut slots = self.lock();
-        debug_assert!(slots.speaker.is_none());
-        let heard = !slots.closed && heard(&slots);
-        slots.speaker = heard.then(|| thread::current().id());
-        slots.speaker.map(|_| Speech(self))
+        debug_assert!(slots.callback_thread.is_none());
+        let begins = !slots.closed && may_begin(&slots);
+        slots.callback_thread = begins.then(|| thread::current().id());
+        slots.callback_thread.map(|_| CallbackGuard(self))
     }
 
+    /// Whether the mailbox was [closed](Self::close).
     pub fn is_closed(&self) -> bool {
         self.lock().closed
     }
 
-    /// Whether a job would be taken.
+    /// Checks whether a job would be taken.
     pub fn check(&self) -> Result<(), Refused> {
         self.lock().check()
     }
 
-    /// Puts a frame in the slot where the newest wins; returns the one it replaced.
+    /// Puts a job in the slot where the newest wins; returns the job that it replaced.
     pub fn put_newest(&self, job: J) -> Result<Option<J>, Refused> {
         let mut slots = self.lock();
         slots.check()?;
@@ -237,25 +255,25 @@ impl<J> Mailbox<J> {
         Ok(replaced)
     }
 
-    /// Puts a frame in the slot of those that were asked for, which must [be free](Self::has_room).
-    pub fn put_asked(&self, job: J) -> Result<(), Refused> {
+    /// Puts a job in the slot of requested ones, which must [be free](Self::has_room_for_request).
+    pub fn put_requested(&self, job: J) -> Result<(), Refused> {
         let mut slots = self.lock();
         slots.check()?;
-        debug_assert!(slots.asked.is_none());
-        slots.asked = Some(job);
+        debug_assert!(slots.requested.is_none());
+        slots.requested = Some(job);
         self.changed.notify_all();
         Ok(())
     }
 
-    /// Whether the slot of frames that were asked for is free.
-    pub fn has_room(&self) -> bool {
-        self.lock().asked.is_none()
+    /// Whether the slot of requested jobs is free.
+    pub fn has_room_for_request(&self) -> bool {
+        self.lock().requested.is_none()
     }
 
-    /// Whether the worker is loaded and has nothing to do.
+    /// Whether the worker is loaded and has no job.
     pub fn is_idle(&self) -> bool {
         let slots = self.lock();
-        slots.worker == Worker::Idle && slots.is_empty()
+        slots.worker == WorkerState::Idle && slots.is_empty()
     }
 
     /// Waits until the worker is loaded.
@@ -267,26 +285,26 @@ impl<J> Mailbox<J> {
                 return Err(Refused::Flushing);
             }
             slots.check()?;
-            if slots.worker != Worker::Loading {
+            if slots.worker != WorkerState::Loading {
                 return Ok(());
             }
             slots = self.changed.wait(slots).unwrap();
         }
     }
 
-    /// Waits until nothing is under way and nothing waits.
+    /// Waits until no job is waiting or in progress.
     pub fn wait_idle(&self, deadline: Option<Instant>) -> Wait {
         let mut slots = self.lock();
         let epoch = slots.epoch;
         loop {
-            // A flush that came and went meanwhile has taken our job with it.
+            // A flush that has already ended dropped the job too.
             if slots.epoch != epoch {
                 return Wait::Refused(Refused::Flushing);
             }
             if let Err(refused) = slots.check() {
                 return Wait::Refused(refused);
             }
-            if slots.is_empty() && slots.worker != Worker::Busy {
+            if slots.is_empty() && slots.worker != WorkerState::Busy {
                 return Wait::Idle;
             }
             slots = match deadline {
@@ -302,17 +320,18 @@ impl<J> Mailbox<J> {
         }
     }
 
-    /// For the worker: says that the last job is done and waits for the next, a frame that was
-    /// asked for first. `None` once closed.
+    /// Marks the worker's last job as done and waits for the next one, a requested one first. `None` once closed.
+    ///
+    /// Called by the worker.
     pub fn take(&self) -> Option<(Epoch, J)> {
         let mut slots = self.lock();
-        slots.worker = Worker::Idle;
+        slots.worker = WorkerState::Idle;
         loop {
             if slots.closed {
                 return None;
             }
-            if let Some(job) = slots.asked.take().or_else(|| slots.newest.take()) {
-                slots.worker = Worker::Busy;
+            if let Some(job) = slots.requested.take().or_else(|| slots.newest.take()) {
+                slots.worker = WorkerState::Busy;
                 return Some((slots.epoch, job));
             }
             self.changed.notify_all();
@@ -320,22 +339,24 @@ impl<J> Mailbox<J> {
         }
     }
 
-    /// For the worker: there won't be another word.
-    pub fn die(&self) {
+    /// Marks the worker as exited: it takes no job and runs no callback any more.
+    ///
+    /// Called by the worker.
+    pub fn worker_exited(&self) {
         let mut slots = self.lock();
-        slots.worker = Worker::Dead;
+        slots.worker = WorkerState::Exited;
         slots.newest = None;
-        slots.asked = None;
+        slots.requested = None;
         self.changed.notify_all();
     }
 }
 
-/// A word of the worker.
-pub struct Speech<'a, J>(&'a Mailbox<J>);
+/// A running callback of the worker; ends when dropped.
+pub struct CallbackGuard<'a, J>(&'a Mailbox<J>);
 
-impl<J> Drop for Speech<'_, J> {
+impl<J> Drop for CallbackGuard<'_, J> {
     fn drop(&mut self) {
-        self.0.lock().speaker = None;
+        self.0.lock().callback_thread = None;
         self.0.changed.notify_all();
     }
 }
@@ -353,14 +374,14 @@ mod tests {
     }
 
     #[test]
-    fn newest_wins_and_asked_stays() {
+    fn the_newest_job_wins_and_a_requested_one_stays() {
         let mailbox = started();
         assert_eq!(mailbox.put_newest(1), Ok(None));
-        assert_eq!(mailbox.put_asked(10), Ok(()));
+        assert_eq!(mailbox.put_requested(10), Ok(()));
         assert_eq!(mailbox.put_newest(2), Ok(Some(1)));
-        assert!(!mailbox.has_room());
+        assert!(!mailbox.has_room_for_request());
         assert_eq!(mailbox.take().map(|(_, job)| job), Some(10));
-        assert!(mailbox.has_room());
+        assert!(mailbox.has_room_for_request());
         assert_eq!(mailbox.take().map(|(_, job)| job), Some(2));
     }
 
@@ -389,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_wait_ends_with_the_job_the_flush_or_the_worker() {
-        for end in ["job", "flush", "flush and on", "death", "time"] {
+        for end in ["job", "flush", "flush and on", "failure", "time"] {
             let mailbox = started();
             assert_eq!(mailbox.put_newest(1), Ok(None));
             assert!(mailbox.take().is_some());
@@ -412,9 +433,9 @@ mod tests {
                         mailbox.flush_stop();
                         Wait::Refused(Refused::Flushing)
                     }
-                    "death" => {
-                        mailbox.die();
-                        Wait::Refused(Refused::Dead)
+                    "failure" => {
+                        mailbox.worker_exited();
+                        Wait::Refused(Refused::WorkerFailed)
                     }
                     _ => Wait::TimedOut,
                 };
@@ -449,33 +470,33 @@ mod tests {
         mailbox.start();
         assert_eq!(mailbox.put_newest(1), Err(Refused::Flushing));
         assert_eq!(mailbox.take(), None);
-        assert!(mailbox.speak().is_none());
+        assert!(mailbox.begin_callback().is_none());
     }
 
     #[test]
-    fn a_word_is_of_its_own_epoch() {
+    fn a_callback_belongs_to_its_epoch() {
         let mailbox = started();
         let epoch = mailbox.epoch();
-        assert!(mailbox.speak_in(epoch).is_some());
+        assert!(mailbox.begin_callback_in(epoch).is_some());
         let next = mailbox.cancel();
-        assert!(mailbox.speak_in(epoch).is_none());
-        assert!(mailbox.speak_in(next).is_some());
+        assert!(mailbox.begin_callback_in(epoch).is_none());
+        assert!(mailbox.begin_callback_in(next).is_some());
         assert_eq!(mailbox.check(), Ok(()));
     }
 
     #[test]
     fn the_newest_epoch_stays_the_newest() {
         let mut newest = NewestEpoch::default();
-        assert!(newest.reach(2) && newest.reach(2));
-        assert!(!newest.reach(1));
-        assert!(newest.is(2) && !newest.is(1));
+        assert!(newest.advance_to(2) && newest.advance_to(2));
+        assert!(!newest.advance_to(1));
+        assert!(newest.is_current(2) && !newest.is_current(1));
     }
 
     #[test]
-    fn a_word_is_waited_for_but_not_forever_and_not_in_itself() {
+    fn closing_waits_for_a_callback_but_not_forever_and_not_in_itself() {
         let mailbox = &started();
-        let speech = mailbox.speak();
-        assert!(speech.is_some());
+        let callback = mailbox.begin_callback();
+        assert!(callback.is_some());
         assert!(!mailbox.close());
         let start = Instant::now();
         thread::scope(|scope| assert!(!scope.spawn(|| mailbox.close()).join().unwrap()));
@@ -484,7 +505,7 @@ mod tests {
         let mailbox = &started();
         let is_closed = &atomic::AtomicBool::new(false);
         thread::scope(|scope| {
-            let speech = mailbox.speak();
+            let callback = mailbox.begin_callback();
             let close = scope.spawn(move || {
                 assert!(mailbox.close());
                 is_closed.store(true, Ordering::SeqCst);
@@ -493,7 +514,7 @@ mod tests {
                 thread::yield_now();
             }
             assert!(!is_closed.load(Ordering::SeqCst));
-            drop(speech);
+            drop(callback);
             close.join().unwrap();
         });
     }

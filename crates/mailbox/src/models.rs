@@ -1,11 +1,11 @@
-//! Every order in which the threads can get in each other's way: `tools/sanitize.sh loom`. A wake-up that is
-//! lost is a deadlock, which loom reports.
+//! loom models of the mailbox, run by `tools/sanitize.sh loom`: every interleaving of the threads. A lost wake-up is a
+//! deadlock, which loom reports.
 
 use loom::{sync::Arc, thread};
 
 use super::*;
 
-/// Checks one with the worker's thread, which hands all that it takes to `narrate`.
+/// Runs a model with a worker thread that hands each job it takes to `describe`.
 fn model<N>(worker: fn() -> N, rest: fn(&Arc<Mailbox<u32>>))
 where
     N: FnMut(&Mailbox<u32>, Epoch, u32) + 'static,
@@ -13,14 +13,14 @@ where
     loom::model(move || {
         let mailbox = Arc::new(Mailbox::new());
         mailbox.start();
-        let mut narrate = worker();
+        let mut describe = worker();
         let worker = thread::spawn({
             let mailbox = mailbox.clone();
             move || {
                 while let Some((epoch, job)) = mailbox.take() {
-                    narrate(&mailbox, epoch, job);
+                    describe(&mailbox, epoch, job);
                 }
-                mailbox.die();
+                mailbox.worker_exited();
             }
         });
         rest(&mailbox);
@@ -39,7 +39,7 @@ fn a_wait_ends_when_the_job_is_done() {
         assert_eq!(mailbox.put_newest(1), Ok(None));
         assert_eq!(mailbox.wait_idle(None), Wait::Idle);
         assert!(mailbox.is_idle());
-        assert_eq!(mailbox.put_asked(2), Ok(()));
+        assert_eq!(mailbox.put_requested(2), Ok(()));
         assert_eq!(mailbox.wait_idle(None), Wait::Idle);
     });
 }
@@ -82,11 +82,11 @@ fn a_job_is_of_the_epoch_in_which_it_was_put() {
 }
 
 #[test]
-fn a_close_ends_with_the_word_it_waits_for() {
-    fn spoken() -> impl FnMut(&Mailbox<u32>, Epoch, u32) {
-        |mailbox, _, _| drop(mailbox.speak())
+fn a_close_ends_with_the_callback_that_it_waits_for() {
+    fn callback() -> impl FnMut(&Mailbox<u32>, Epoch, u32) {
+        |mailbox, _, _| drop(mailbox.begin_callback())
     }
-    model(spoken, |mailbox| {
+    model(callback, |mailbox| {
         assert_eq!(mailbox.put_newest(1), Ok(None));
     });
 }
@@ -123,7 +123,7 @@ fn a_wait_ends_when_it_is_flushed() {
 }
 
 #[test]
-fn a_wait_ends_when_the_worker_dies() {
+fn a_wait_ends_when_the_worker_fails() {
     loom::model(|| {
         let mailbox = Arc::new(Mailbox::new());
         mailbox.start();
@@ -131,13 +131,13 @@ fn a_wait_ends_when_the_worker_dies() {
             let mailbox = mailbox.clone();
             move || {
                 assert!(mailbox.take().is_some());
-                mailbox.die();
+                mailbox.worker_exited();
             }
         });
         assert_eq!(mailbox.put_newest(1), Ok(None));
-        let dead = Wait::Refused(Refused::Dead);
-        assert_eq!(mailbox.wait_idle(None), dead);
-        assert_eq!(mailbox.put_newest(2), Err(Refused::Dead));
+        let failed = Wait::Refused(Refused::WorkerFailed);
+        assert_eq!(mailbox.wait_idle(None), failed);
+        assert_eq!(mailbox.put_newest(2), Err(Refused::WorkerFailed));
         worker.join().unwrap();
     });
 }
@@ -158,29 +158,29 @@ fn a_wait_for_the_load_ends_with_it_or_with_the_stop() {
     });
 }
 
-/// Whoever cancels tells the element which epoch has begun, without a lock around both.
+/// Threads that cancel report the epoch that began to the element, without a lock around both steps.
 #[test]
-fn the_element_knows_the_newest_epoch_whoever_tells_it_last() {
+fn the_element_knows_the_newest_epoch_whoever_reports_last() {
     loom::model(|| {
         let mailbox = Arc::new(Mailbox::<u32>::new());
-        let heard = Arc::new(Mutex::new(NewestEpoch::default()));
+        let known = Arc::new(Mutex::new(NewestEpoch::default()));
         mailbox.start();
         let flush = thread::spawn({
-            let (mailbox, heard) = (mailbox.clone(), heard.clone());
+            let (mailbox, known) = (mailbox.clone(), known.clone());
             move || {
                 let epoch = mailbox.flush_start();
-                heard.lock().unwrap().reach(epoch);
+                known.lock().unwrap().advance_to(epoch);
             }
         });
         let epoch = mailbox.cancel();
-        heard.lock().unwrap().reach(epoch);
+        known.lock().unwrap().advance_to(epoch);
         flush.join().unwrap();
-        assert!(heard.lock().unwrap().is(mailbox.epoch()));
+        assert!(known.lock().unwrap().is_current(mailbox.epoch()));
     });
 }
 
 #[test]
-fn once_an_epoch_is_over_nothing_is_said_of_it() {
+fn no_callback_begins_in_an_epoch_that_is_over() {
     use loom::sync::atomic::AtomicBool;
     loom::model(|| {
         let mailbox = Arc::new(Mailbox::new());
@@ -190,7 +190,7 @@ fn once_an_epoch_is_over_nothing_is_said_of_it() {
             let (mailbox, is_over) = (mailbox.clone(), is_over.clone());
             move || {
                 if let Some((epoch, _)) = mailbox.take()
-                    && let Some(_speech) = mailbox.speak_in(epoch)
+                    && let Some(_callback) = mailbox.begin_callback_in(epoch)
                 {
                     assert!(!is_over.load(Ordering::SeqCst));
                 }

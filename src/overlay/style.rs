@@ -1,4 +1,4 @@
-//! How captions look: settings and the properties that show them.
+//! Style of the drawn captions: the settings and their properties.
 
 use std::sync::LazyLock;
 
@@ -6,7 +6,7 @@ use gst::glib;
 
 use crate::properties::{Choice, Mutable::Playing, Property, row};
 
-/// Where captions stand, from top to bottom.
+/// Vertical position of captions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVlmNarrateOverlayVAlign")]
 pub enum VAlign {
@@ -19,7 +19,7 @@ pub enum VAlign {
     Bottom,
 }
 
-/// Where captions stand, from left to right.
+/// Horizontal position of captions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVlmNarrateOverlayHAlign")]
 pub enum HAlign {
@@ -32,7 +32,7 @@ pub enum HAlign {
     Right,
 }
 
-/// Where a line may be broken.
+/// Where lines may be broken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVlmNarrateOverlayWrapMode")]
 pub enum WrapMode {
@@ -57,8 +57,9 @@ impl Choice for WrapMode {}
 /// The default font, without a size.
 pub const FONT: &str = "Sans";
 
+/// Settings of the overlay's own properties.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Look {
+pub(crate) struct StyleSettings {
     pub font_desc: Option<String>,
     pub color: u32,
     pub valignment: VAlign,
@@ -69,7 +70,7 @@ pub struct Look {
     pub silent: bool,
 }
 
-impl Default for Look {
+impl Default for StyleSettings {
     fn default() -> Self {
         Self {
             font_desc: Some(FONT.into()),
@@ -85,25 +86,25 @@ impl Default for Look {
 }
 
 #[rustfmt::skip]
-pub static PROPERTIES: LazyLock<Vec<Property<Look>>> = LazyLock::new(|| {
+pub static PROPERTIES: LazyLock<Vec<Property<StyleSettings>>> = LazyLock::new(|| {
     vec![
-        row(Playing, ("font-desc", "Font description"), (), |l| &mut l.font_desc,
+        row(Playing, ("font-desc", "Font description"), (), |s| &mut s.font_desc,
             "Pango description of the font, as in Sans Bold 24. Without a size it follows the \
              picture's (null = Sans)"),
-        row(Playing, ("color", "Color"), 0..=u32::MAX, |l| &mut l.color,
+        row(Playing, ("color", "Color"), 0..=u32::MAX, |s| &mut s.color,
             "Colour of the text, big-endian ARGB"),
-        row(Playing, ("valignment", "Vertical alignment"), (), |l| &mut l.valignment,
+        row(Playing, ("valignment", "Vertical alignment"), (), |s| &mut s.valignment,
             "Where captions stand, from top to bottom"),
-        row(Playing, ("halignment", "Horizontal alignment"), (), |l| &mut l.halignment,
+        row(Playing, ("halignment", "Horizontal alignment"), (), |s| &mut s.halignment,
             "Where captions stand, from left to right"),
-        row(Playing, ("wrap-mode", "Wrap mode"), (), |l| &mut l.wrap_mode,
+        row(Playing, ("wrap-mode", "Wrap mode"), (), |s| &mut s.wrap_mode,
             "Where a line may be broken"),
-        row(Playing, ("lines", "Lines"), 1..=20, |l| &mut l.lines,
+        row(Playing, ("lines", "Lines"), 1..=20, |s| &mut s.lines,
             "Lines of text at most; what doesn't fit is cut off with an ellipsis"),
         row(Playing, ("shaded-background", "Shaded background"), (),
-            |l| &mut l.shaded_background,
+            |s| &mut s.shaded_background,
             "Put the text on a dark ground"),
-        row(Playing, ("silent", "Silent"), (), |l| &mut l.silent,
+        row(Playing, ("silent", "Silent"), (), |s| &mut s.silent,
             "Draw nothing"),
     ]
 });

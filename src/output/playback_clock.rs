@@ -1,57 +1,57 @@
-//! How much of the stream has been played, whatever its timestamps do.
+//! Playback time of frames: how much of the stream has been played, whatever its timestamps do.
 
 use gst::ClockTime;
 
-use crate::output::timeline::UNKNOWN;
+use crate::output::timeline::DEFAULT_FRAME_DURATION;
 
-/// Frames whose timestamps don't advance before their number counts instead: decoders give some out of order.
-const PATIENCE: u32 = 2;
+/// Frames in a row whose timestamps may fail to advance, because decoders may give some out of order, before frames are
+/// counted instead.
+const MAX_STALLED: u32 = 2;
 
-/// A step back of more than so many frames is a jump.
-const REORDERED: u64 = 5;
+/// Frames by which a timestamp may step back; more is a jump.
+const MAX_REORDERED: u64 = 5;
 
-/// Longest hole that counts as played. Timestamps that leap by centuries must not use up the clock.
-const HOLE: ClockTime = ClockTime::from_seconds(3600);
+/// Longest gap that counts as played. Timestamps that jump by centuries must not use up the clock's range.
+const MAX_GAP: ClockTime = ClockTime::from_seconds(3600);
 
-/// A clock that runs with the frames and never back.
+/// A clock that advances with the frames and never runs backwards.
 ///
-/// It follows the timestamps where they advance in the direction of playback, through holes too. A missing
-/// timestamp is taken to continue from the last. Where timestamps jump back or stand still, each frame counts
-/// for its duration.
+/// The clock follows timestamps that advance in the direction of playback, over gaps too. A missing timestamp continues
+/// from the last one. Where timestamps jump back or stand still, each frame counts for its duration.
 #[derive(Debug, Default)]
-pub(crate) struct Playhead {
+pub(crate) struct PlaybackClock {
     reverse: bool,
-    /// Where a segment begins whose first frame has no timestamp.
+    /// Position of the first frame of the segment, if the frame has no timestamp.
     origin: ClockTime,
-    /// What had been played when the last frame began.
+    /// Playback time of the last frame.
     elapsed: ClockTime,
-    /// A position in the stream, and what had been played there; none until the segment's first frame.
+    /// A position in the stream and its playback time; `None` before the first frame of the segment.
     anchor: Option<(ClockTime, ClockTime)>,
     /// Position of the last frame.
     last: ClockTime,
-    /// How long the last frame lasts; `None` before the very first.
+    /// Duration of the last frame; `None` before the first frame of the stream.
     step: Option<ClockTime>,
-    /// A frame of this segment had a timestamp.
+    /// Whether a frame of this segment had a timestamp.
     is_timed: bool,
     /// Frames since the timestamps last advanced.
-    behind: u32,
+    stalled: u32,
 }
 
-/// Where a frame stands.
+/// Time of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Moment {
-    /// In the stream: the timestamp, or where it would be.
+pub(crate) struct FrameTime {
+    /// Position in the stream: the timestamp, or the one that the frame would have.
     pub(crate) position: ClockTime,
-    /// What had been played when the frame began. Never less than for the frame before.
+    /// Playback time at which the frame begins; never less than that of the frame before.
     pub(crate) elapsed: ClockTime,
-    /// The timestamps have jumped back or by more than an hour, or a segment has begun.
+    /// Whether the timestamps have jumped back or by more than an hour, or a segment has begun.
     pub(crate) jumped: bool,
-    /// How far they have jumped within the segment.
-    pub(crate) leap: ClockTime,
+    /// How far the timestamps have jumped within the segment.
+    pub(crate) jump_size: ClockTime,
 }
 
-impl Playhead {
-    /// What comes is in another segment; what had been played counts on.
+impl PlaybackClock {
+    /// Begins a segment; the playback time goes on.
     pub(crate) fn segment(&mut self, segment: &gst::FormattedSegment<ClockTime>) {
         self.reverse = segment.rate() < 0.0;
         let origin = match self.reverse {
@@ -63,12 +63,12 @@ impl Playhead {
         self.is_timed = false;
     }
 
-    /// A frame begins. `None` where it has neither a timestamp nor a duration, and none before had one.
+    /// Advances to a frame. `None` if neither this frame nor any before has had a timestamp or a duration.
     pub(crate) fn advance(
         &mut self,
         pts: Option<ClockTime>,
         duration: Option<ClockTime>,
-    ) -> Option<Moment> {
+    ) -> Option<FrameTime> {
         if pts.is_none() && duration.is_none() && self.step.is_none() {
             return None;
         }
@@ -83,30 +83,30 @@ impl Playhead {
         let position = pts.unwrap_or(guess);
         // Until a frame has a timestamp, positions are guesses from the segment's start.
         let anchor = self.anchor.filter(|_| self.is_timed || pts.is_none());
-        let (mut seen, mut jumped, mut leap) = (None, false, ClockTime::ZERO);
+        let (mut seen, mut jumped, mut jump_size) = (None, false, ClockTime::ZERO);
         match anchor {
             Some((start, since)) => {
                 let by_time = i128::from(since.nseconds()) + self.ahead(start, position);
                 let by_time = u64::try_from(by_time.max(0)).unwrap_or(u64::MAX);
                 let by_time = ClockTime::try_from(by_time).unwrap_or(ClockTime::MAX);
-                let reordered = i128::from(step.nseconds()) * i128::from(REORDERED);
-                if by_time > self.elapsed.saturating_add(HOLE) {
+                let reordered = i128::from(step.nseconds()) * i128::from(MAX_REORDERED);
+                if by_time > self.elapsed.saturating_add(MAX_GAP) {
                     jumped = true;
-                    leap = by_time - self.elapsed;
-                    self.elapsed = self.elapsed.saturating_add(HOLE);
+                    jump_size = by_time - self.elapsed;
+                    self.elapsed = self.elapsed.saturating_add(MAX_GAP);
                 } else if by_time > self.elapsed {
-                    // A hole is no frame.
+                    // A gap is not the duration of a frame.
                     seen = Some((by_time - self.elapsed).min(ClockTime::SECOND));
                     self.elapsed = by_time;
-                    self.behind = 0;
+                    self.stalled = 0;
                 } else if -self.ahead(self.last, position) > reordered {
                     jumped = true;
-                    leap = position.absdiff(self.last);
+                    jump_size = position.absdiff(self.last);
                 } else {
-                    self.behind = self.behind.saturating_add(1);
-                    let frames = match self.behind {
-                        0..=PATIENCE => 0,
-                        behind if behind == PATIENCE + 1 => u64::from(behind),
+                    self.stalled = self.stalled.saturating_add(1);
+                    let frames = match self.stalled {
+                        0..=MAX_STALLED => 0,
+                        stalled if stalled == MAX_STALLED + 1 => u64::from(stalled),
                         _ => 1,
                     };
                     self.elapsed = self.elapsed.saturating_add(step.saturating_mul(frames));
@@ -117,25 +117,28 @@ impl Playhead {
         if jumped {
             self.elapsed = self.elapsed.saturating_add(step);
             self.anchor = Some((position, self.elapsed));
-            self.behind = 0;
+            self.stalled = 0;
         }
-        // Where nobody says how long it lasts: as long as the one before did.
-        self.step = duration.or(seen).or(last_step).or(Some(UNKNOWN));
+        // A frame of unknown duration lasts as long as the one before.
+        self.step = duration
+            .or(seen)
+            .or(last_step)
+            .or(Some(DEFAULT_FRAME_DURATION));
         self.last = position;
         self.is_timed |= pts.is_some();
-        Some(Moment {
-            position: match (self.behind, self.anchor) {
-                // Where the timestamps would be if they were in order.
-                (1..=PATIENCE, Some((start, since))) => self.moved(start, self.elapsed - since),
+        Some(FrameTime {
+            position: match (self.stalled, self.anchor) {
+                // The position that the frame would have if the timestamps were in order.
+                (1..=MAX_STALLED, Some((start, since))) => self.moved(start, self.elapsed - since),
                 _ => position,
             },
             elapsed: self.elapsed,
             jumped,
-            leap,
+            jump_size,
         })
     }
 
-    /// How far the second position is ahead of the first, in the direction of playback.
+    /// How far `to` is ahead of `from` in the direction of playback, in nanoseconds.
     fn ahead(&self, from: ClockTime, to: ClockTime) -> i128 {
         let forward = i128::from(to.nseconds()) - i128::from(from.nseconds());
         if self.reverse { -forward } else { forward }
@@ -157,31 +160,31 @@ mod tests {
         ClockTime::from_mseconds(ms)
     }
 
-    fn playhead(rate: f64) -> Playhead {
+    fn clock(rate: f64) -> PlaybackClock {
         gst::init().unwrap();
         let mut segment = gst::FormattedSegment::new();
         segment.set_rate(rate);
         segment.set_stop(ms(60_000));
-        let mut playhead = Playhead::default();
-        playhead.segment(&segment);
-        playhead
+        let mut clock = PlaybackClock::default();
+        clock.segment(&segment);
+        clock
     }
 
     /// Milliseconds played at each of these timestamps, of frames of 40 ms.
     fn elapsed(rate: f64, pts: impl IntoIterator<Item = u64>) -> Vec<u64> {
-        let mut playhead = playhead(rate);
-        let moments = pts.into_iter().map(|pts| {
-            let moment = playhead.advance(Some(ms(pts)), Some(ms(40)));
-            moment.unwrap().elapsed.mseconds()
+        let mut clock = clock(rate);
+        let times = pts.into_iter().map(|pts| {
+            let time = clock.advance(Some(ms(pts)), Some(ms(40)));
+            time.unwrap().elapsed.mseconds()
         });
-        moments.collect()
+        times.collect()
     }
 
     #[test]
     fn it_follows_the_timestamps_in_either_direction() {
         assert_eq!(elapsed(1.0, [500, 540, 580]), [0, 40, 80]);
         assert_eq!(elapsed(-1.0, [500, 460, 420]), [0, 40, 80]);
-        // Over a hole.
+        // Over a gap.
         assert_eq!(elapsed(1.0, [0, 40, 9000, 9040]), [0, 40, 9000, 9040]);
     }
 
@@ -216,10 +219,10 @@ mod tests {
 
     #[test]
     fn a_missing_timestamp_continues_from_the_last() {
-        let mut playhead = playhead(1.0);
+        let mut clock = clock(1.0);
         let mut at = |pts: Option<u64>| {
-            let moment = playhead.advance(pts.map(ms), Some(ms(40))).unwrap();
-            (moment.position.mseconds(), moment.elapsed.mseconds())
+            let time = clock.advance(pts.map(ms), Some(ms(40))).unwrap();
+            (time.position.mseconds(), time.elapsed.mseconds())
         };
         // Before the first that is known, from the segment's start on.
         assert_eq!(at(None), (0, 0));
@@ -232,11 +235,11 @@ mod tests {
 
     #[test]
     fn without_a_duration_a_frame_lasts_as_long_as_the_one_before() {
-        let mut playhead = playhead(1.0);
-        assert_eq!(playhead.advance(None, None), None);
+        let mut clock = clock(1.0);
+        assert_eq!(clock.advance(None, None), None);
         let mut at = |pts: Option<u64>| {
-            let moment = playhead.advance(pts.map(ms), None).unwrap();
-            (moment.position.mseconds(), moment.elapsed.mseconds())
+            let time = clock.advance(pts.map(ms), None).unwrap();
+            (time.position.mseconds(), time.elapsed.mseconds())
         };
         assert_eq!(at(Some(1000)), (1000, 0));
         assert_eq!(at(Some(1100)), (1100, 100));
@@ -246,20 +249,20 @@ mod tests {
 
     #[test]
     fn a_new_segment_goes_on_from_what_was_played() {
-        let mut playhead = playhead(1.0);
+        let mut clock = clock(1.0);
         for pts in [0, 40] {
-            playhead.advance(Some(ms(pts)), Some(ms(40)));
+            clock.advance(Some(ms(pts)), Some(ms(40)));
         }
         let mut segment = gst::FormattedSegment::new();
         segment.set_rate(-2.0);
         segment.set_stop(ms(9000));
-        playhead.segment(&segment);
-        let mut at = |pts: Option<u64>| playhead.advance(pts.map(ms), Some(ms(40))).unwrap();
-        let expected = Moment {
+        clock.segment(&segment);
+        let mut at = |pts: Option<u64>| clock.advance(pts.map(ms), Some(ms(40))).unwrap();
+        let expected = FrameTime {
             position: ms(8960),
             elapsed: ms(80),
             jumped: true,
-            leap: ClockTime::ZERO,
+            jump_size: ClockTime::ZERO,
         };
         assert_eq!(at(None), expected);
         assert_eq!(at(Some(8920)).elapsed, ms(120));
@@ -270,17 +273,17 @@ mod tests {
     fn no_timestamp_is_too_much_for_it() {
         let most = ClockTime::MAX.mseconds();
         for rate in [1.0, -1.0] {
-            let mut playhead = playhead(rate);
+            let mut clock = clock(rate);
             for pts in [most, 0, most, most, 1, 0].repeat(1000) {
-                playhead.advance(Some(ms(pts)), Some(ms(40)));
-                playhead.advance(None, None);
+                clock.advance(Some(ms(pts)), Some(ms(40)));
+                clock.advance(None, None);
             }
             // And goes on.
-            let before = playhead.advance(Some(ms(0)), Some(ms(40))).unwrap();
-            let after = playhead.advance(Some(ms(30_000)), Some(ms(40))).unwrap();
+            let before = clock.advance(Some(ms(0)), Some(ms(40))).unwrap();
+            let after = clock.advance(Some(ms(30_000)), Some(ms(40))).unwrap();
             assert!(after.elapsed > before.elapsed || rate < 0.0);
-            playhead.advance(Some(ms(0)), Some(ClockTime::MAX));
-            playhead.advance(None, None);
+            clock.advance(Some(ms(0)), Some(ClockTime::MAX));
+            clock.advance(None, None);
         }
     }
 }

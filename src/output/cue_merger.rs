@@ -1,5 +1,4 @@
-//! Cues for files (`merge-captions`): identical captions in a row are one cue, and a cue ends where
-//! the next caption starts, which is known only then.
+//! Cues for files (`merge-captions`): identical captions in a row are one cue, which ends where the next caption starts.
 
 use std::{ops::Range, sync::Arc};
 
@@ -7,61 +6,61 @@ use gst::ClockTime;
 
 use crate::{caption::Caption, output::timeline::frame_end};
 
-/// Longest cue: whoever muxes it keeps the video of that time in memory until it has ended.
-const LONGEST: ClockTime = ClockTime::from_seconds(300);
+/// Longest cue: a muxer keeps the video of that time in memory until the cue has ended.
+const MAX_CUE: ClockTime = ClockTime::from_seconds(300);
 
-/// What to push next. Each starts where the one before ended.
+/// A gap or cue to push on the text pad. Each starts where the one before ended.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Piece {
+pub(crate) enum TextItem {
     Gap(Range<ClockTime>),
-    Text(Range<ClockTime>, Arc<Caption>),
+    Cue(Range<ClockTime>, Arc<Caption>),
 }
 
-/// Holds one cue back.
+/// Merges captions into cues. Holds one cue back, because its end is unknown.
 #[derive(Debug, Default)]
-pub(crate) struct Merged {
-    cue: Option<Cue>,
-    /// Where the pieces given so far end.
+pub(crate) struct CueMerger {
+    cue: Option<OpenCue>,
+    /// End of the items returned so far.
     cursor: Option<ClockTime>,
 }
 
 #[derive(Debug)]
-struct Cue {
+struct OpenCue {
     caption: Arc<Caption>,
     start: ClockTime,
     /// End of the last frame on which the caption was current.
     end: ClockTime,
-    /// When its time is up, whatever comes.
-    until: ClockTime,
+    /// Latest end of the cue.
+    expires_at: ClockTime,
 }
 
-impl Merged {
-    /// A frame comes on which `caption` is current, until a time that bounds its cue, and with the time at
-    /// which that begins which it is about.
+impl CueMerger {
+    /// Advances to a frame. A caption that is current on the frame comes with the time at which it expires and the time
+    /// at which the frames that it describes begin.
     pub(crate) fn frame(
         &mut self,
         position: ClockTime,
         duration: Option<ClockTime>,
         caption: Option<(&Arc<Caption>, ClockTime, ClockTime)>,
-    ) -> Vec<Piece> {
+    ) -> Vec<TextItem> {
         let end = frame_end(position, duration);
-        let mut pieces = Vec::new();
+        let mut items = Vec::new();
         let start = self.cue.as_ref().map(|cue| cue.start).or(self.cursor);
         if start.is_some_and(|start| position < start) {
-            // The stream jumped back, and so do we.
-            pieces.extend(self.finish());
+            // The stream has jumped back.
+            items.extend(self.finish());
             self.cursor = None;
         }
-        if let (Some(cue), Some((caption, until, _))) = (&mut self.cue, caption)
+        if let (Some(cue), Some((caption, expires_at, _))) = (&mut self.cue, caption)
             && cue.caption.text == caption.text
-            && position.saturating_sub(cue.start) < LONGEST
+            && position.saturating_sub(cue.start) < MAX_CUE
         {
             cue.end = cue.end.max(end);
-            cue.until = until;
-            return pieces;
+            cue.expires_at = expires_at;
+            return items;
         }
-        // Live, a caption is ready some frames after the one it is about; that of a clip is about
-        // all its frames.
+        // In live mode a caption is ready some frames after the one that it describes; that of a clip describes all
+        // frames of the clip.
         let begin = match caption {
             Some((caption, _, about)) if self.is_new(caption) => {
                 about.clamp(start.unwrap_or(position).min(position), position)
@@ -69,50 +68,54 @@ impl Merged {
             _ => position,
         };
         if let Some(cue) = &mut self.cue {
-            cue.end = begin.min(cue.until.max(cue.end));
+            cue.end = begin.min(cue.expires_at.max(cue.end));
         }
-        pieces.extend(self.finish());
+        items.extend(self.finish());
         let begin = begin.max(self.cursor.unwrap_or(begin));
         match caption {
-            Some((caption, until, _)) => {
-                // Nothing was sent so far: a sink that waits for the first of it would hold up the
-                // video, and the cue with it. A gap of no length is enough for it.
+            Some((caption, expires_at, _)) => {
+                // Nothing was sent so far. A sink that waits for its first item would block the video, and with it the
+                // end of this cue; an empty gap lets it go on.
                 if self.cursor.is_none() {
-                    pieces.push(Piece::Gap(begin..begin));
+                    items.push(TextItem::Gap(begin..begin));
                 }
-                pieces.extend(self.gap(begin));
-                self.cue = Some(Cue {
+                items.extend(self.gap(begin));
+                self.cue = Some(OpenCue {
                     caption: caption.clone(),
                     start: begin,
                     end: end.max(begin),
-                    until,
+                    expires_at,
                 });
             }
             None => {
                 self.cursor.get_or_insert(position);
-                pieces.extend(self.gap(end));
+                items.extend(self.gap(end));
             }
         }
-        pieces
+        items
     }
 
-    /// The cue that is held ends here.
-    pub(crate) fn finish(&mut self) -> Option<Piece> {
+    /// Ends the cue in progress.
+    pub(crate) fn finish(&mut self) -> Option<TextItem> {
         let cue = self.cue.take()?;
         self.cursor = Some(cue.end);
-        (cue.start < cue.end).then_some(Piece::Text(cue.start..cue.end, cue.caption))
+        (cue.start < cue.end).then_some(TextItem::Cue(cue.start..cue.end, cue.caption))
     }
 
-    /// The stream ends; a caption that came too late for any frame gets a cue of this length.
-    pub(crate) fn end(&mut self, caption: Option<&Arc<Caption>>, length: ClockTime) -> Vec<Piece> {
+    /// Ends the stream. A caption that came too late for any frame gets a cue of this length.
+    pub(crate) fn end(
+        &mut self,
+        caption: Option<&Arc<Caption>>,
+        length: ClockTime,
+    ) -> Vec<TextItem> {
         let late = caption.filter(|caption| self.is_new(caption));
-        let mut pieces = Vec::from_iter(self.finish());
+        let mut items = Vec::from_iter(self.finish());
         if let Some((caption, start)) = late.zip(self.cursor) {
             let end = start.saturating_add(length);
-            pieces.push(Piece::Text(start..end, caption.clone()));
+            items.push(TextItem::Cue(start..end, caption.clone()));
         }
         *self = Self::default();
-        pieces
+        items
     }
 
     fn is_new(&self, caption: &Caption) -> bool {
@@ -120,13 +123,13 @@ impl Merged {
         held.is_none_or(|cue| cue.caption.text != caption.text)
     }
 
-    /// From what was given so far up to `end`.
-    fn gap(&mut self, end: ClockTime) -> Option<Piece> {
+    /// A gap from the end of the items so far to `end`.
+    fn gap(&mut self, end: ClockTime) -> Option<TextItem> {
         let start = self.cursor.replace(end)?;
         if start > end {
             self.cursor = Some(start);
         }
-        (start < end).then_some(Piece::Gap(start..end))
+        (start < end).then_some(TextItem::Gap(start..end))
     }
 }
 
@@ -173,28 +176,28 @@ mod tests {
 
     /// A timeline fed with frames of 40 ms; what comes out, as text.
     #[derive(Default)]
-    struct Fed(Merged, Vec<String>);
+    struct Fed(CueMerger, Vec<String>);
 
     impl Fed {
-        fn note(&mut self, pieces: impl IntoIterator<Item = Piece>) {
+        fn note(&mut self, items: impl IntoIterator<Item = TextItem>) {
             let ms = |span: &Range<ClockTime>| (span.start.mseconds(), span.end.mseconds());
-            self.1.extend(pieces.into_iter().map(|piece| match piece {
-                Piece::Gap(span) => format!("{:?}", ms(&span)),
-                Piece::Text(span, caption) => format!("{:?} {}", ms(&span), caption.text),
+            self.1.extend(items.into_iter().map(|piece| match piece {
+                TextItem::Gap(span) => format!("{:?}", ms(&span)),
+                TextItem::Cue(span, caption) => format!("{:?} {}", ms(&span), caption.text),
             }));
         }
 
         fn at(&mut self, position: u64, caption: Option<&Arc<Caption>>) -> &mut Self {
             let about = |caption: &Arc<Caption>| caption.stamp.first_timestamp.unwrap();
             let caption = caption.map(|caption| (caption, ms(1_000_000), about(caption)));
-            let pieces = self.0.frame(ms(position), Some(ms(40)), caption);
-            self.note(pieces);
+            let items = self.0.frame(ms(position), Some(ms(40)), caption);
+            self.note(items);
             self
         }
 
         fn end(&mut self, caption: Option<&Arc<Caption>>) -> &[String] {
-            let pieces = self.0.end(caption, ms(500));
-            self.note(pieces);
+            let items = self.0.end(caption, ms(500));
+            self.note(items);
             &self.1
         }
     }
@@ -206,8 +209,8 @@ mod tests {
         fed.at(0, Some(&a)).at(960, Some(&a)).at(1000, Some(&again));
         // A frame was lost in between: its time is the caption's, too.
         fed.at(2010, Some(&b)).at(2050, Some(&b));
-        let pieces = fed.end(Some(&b));
-        assert_eq!(pieces, ["(0, 0)", "(0, 2010) a", "(2010, 2090) b"]);
+        let items = fed.end(Some(&b));
+        assert_eq!(items, ["(0, 0)", "(0, 2010) a", "(2010, 2090) b"]);
     }
 
     #[test]
@@ -215,9 +218,9 @@ mod tests {
         let mut fed = Fed::default();
         fed.at(0, None).at(40, None);
         fed.at(80, Some(&said("a", 80))).at(120, None).at(200, None);
-        let pieces = fed.end(None);
+        let items = fed.end(None);
         assert_eq!(
-            pieces,
+            items,
             [
                 "(0, 40)",
                 "(40, 80)",
@@ -243,19 +246,19 @@ mod tests {
 
     #[test]
     fn a_cue_does_not_outlast_its_caption() {
-        let mut merged = Merged::default();
+        let mut merger = CueMerger::default();
         let a = said("a", 0);
-        let until = Some((&a, ms(100), ms(0)));
-        let nothing = Piece::Gap(ms(0)..ms(0));
-        assert_eq!(merged.frame(ms(0), Some(ms(40)), until), [nothing]);
+        let expires_at = Some((&a, ms(100), ms(0)));
+        let nothing = TextItem::Gap(ms(0)..ms(0));
+        assert_eq!(merger.frame(ms(0), Some(ms(40)), expires_at), [nothing]);
         // The next frame is late.
-        let pieces = merged.frame(
+        let items = merger.frame(
             ms(5000),
             Some(ms(40)),
             Some((&said("b", 5000), ms(9000), ms(5000))),
         );
-        let text = Piece::Text(ms(0)..ms(100), a);
-        assert_eq!(pieces, [text, Piece::Gap(ms(100)..ms(5000))]);
+        let text = TextItem::Cue(ms(0)..ms(100), a);
+        assert_eq!(items, [text, TextItem::Gap(ms(100)..ms(5000))]);
     }
 
     #[test]
@@ -264,8 +267,8 @@ mod tests {
         let a = said("a", 0);
         fed.at(0, Some(&a)).at(299_960, Some(&a));
         fed.at(300_000, Some(&a)).at(300_040, Some(&a));
-        let pieces = fed.end(None);
-        assert_eq!(pieces[1..], ["(0, 300000) a", "(300000, 300080) a"]);
+        let items = fed.end(None);
+        assert_eq!(items[1..], ["(0, 300000) a", "(300000, 300080) a"]);
     }
 
     #[test]
@@ -273,9 +276,9 @@ mod tests {
         let mut fed = Fed::default();
         fed.at(5000, Some(&said("a", 5000)));
         fed.at(0, Some(&said("a", 0)));
-        let pieces = fed.end(None);
+        let items = fed.end(None);
         let expected = ["(5000, 5000)", "(5000, 5040) a", "(0, 0)", "(0, 40) a"];
-        assert_eq!(pieces, expected);
+        assert_eq!(items, expected);
     }
 
     #[test]
