@@ -1,8 +1,14 @@
-//! GStreamer element that watches video and says what it sees.
+//! GStreamer elements that describe video in words with a vision language model.
 //!
-//! The element is [`VlmNarrate`]; its page says how to use it in a pipeline. Rust applications find
-//! here what they need to read its captions ([`Caption`]), to ask about a frame and to bring their
-//! own model ([`VlmNarrate::set_engine_loader`], [`engine`]).
+//! [`VlmNarrate`] is the element `vlmnarrate`, and its page says how to use it in a pipeline.
+#![cfg_attr(
+    feature = "overlay",
+    doc = "[`VlmNarrateOverlay`] is the element `vlmnarrateoverlay`, which also draws the captions on the video."
+)]
+//!
+//! A Rust application registers the elements with [`plugin_register_static`], reads captions as [`Caption`], requests
+//! one with [`VlmNarrate::describe_now`], and brings its own model with [`VlmNarrate::set_engine_loader`] and the traits
+//! of [`engine`].
 
 pub mod caption;
 mod element;
@@ -25,7 +31,13 @@ pub use output::encoding::TextCue;
 pub use output::encoding::{META_NAME, NotACaption};
 #[cfg(feature = "overlay")]
 pub use overlay::{HAlign, VAlign, VlmNarrateOverlay, WrapMode};
-/// The contract of an engine, for applications that bring their own.
+/// Registers the elements in this process, for applications that are linked with this crate.
+///
+/// # Errors
+///
+/// GStreamer refuses the plugin or one of its elements.
+pub use plugin::plugin_register_static;
+/// The traits and types of engines, for applications that bring their own.
 pub use vlmnarrate_engine as engine;
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), gst::glib::BoolError> {
@@ -34,17 +46,22 @@ fn plugin_init(plugin: &gst::Plugin) -> Result<(), gst::glib::BoolError> {
     element::register(plugin)
 }
 
-gst::plugin_define!(
-    vlmnarrate,
-    env!("CARGO_PKG_DESCRIPTION"),
-    plugin_init,
-    concat!(env!("CARGO_PKG_VERSION"), "-", env!("COMMIT_ID")),
-    "MIT/X11",
-    env!("CARGO_PKG_NAME"),
-    env!("CARGO_PKG_NAME"),
-    env!("CARGO_PKG_REPOSITORY"),
-    env!("BUILD_REL_DATE")
-);
+#[expect(missing_docs, reason = "items of the macro")]
+mod plugin {
+    use super::plugin_init;
+
+    gst::plugin_define!(
+        vlmnarrate,
+        env!("CARGO_PKG_DESCRIPTION"),
+        plugin_init,
+        concat!(env!("CARGO_PKG_VERSION"), "-", env!("COMMIT_ID")),
+        "MIT/X11",
+        env!("CARGO_PKG_NAME"),
+        env!("CARGO_PKG_NAME"),
+        env!("CARGO_PKG_REPOSITORY"),
+        env!("BUILD_REL_DATE")
+    );
+}
 
 /// The README's Rust program, compiled and run as a doc test.
 #[cfg(doctest)]

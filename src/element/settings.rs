@@ -16,23 +16,23 @@ use crate::{
 };
 use vlmnarrate_engine::{ModelSettings, Sampling};
 
-/// Whether a frame waits for its caption.
+/// Whether frames wait for their captions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVlmNarrateMode")]
 pub enum Mode {
-    /// live if upstream's answer to a LATENCY query says so, else recorded
+    /// Live if upstream answers the LATENCY query so, else recorded.
     #[default]
     #[enum_value(name = "Auto: live if upstream is live, else recorded", nick = "auto")]
     Auto,
-    /// never holds a buffer; captions come when they are ready and the newest frame wins
+    /// Never holds a buffer. Captions come when they are ready, and the newest frame is described.
     #[enum_value(
         name = "Live: never hold a buffer, describe the newest frame",
         nick = "live"
     )]
     Live,
-    /// a frame whose turn it is waits for its caption; the same input gives the same captions
+    /// Each frame that is due waits for its caption. The same input gives the same captions.
     #[enum_value(
-        name = "Recorded: a frame waits for its caption, none is lost",
+        name = "Recorded: each frame that is due waits for its caption",
         nick = "recorded"
     )]
     Recorded,
@@ -42,47 +42,65 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVlmNarrateDevice")]
 pub enum Device {
+    /// The first of CUDA, Metal and the CPU that the build supports and the machine has.
     #[default]
-    #[enum_value(name = "Auto: the fastest that build and machine have", nick = "auto")]
+    #[enum_value(
+        name = "Auto: the fastest device that the build supports and the machine has",
+        nick = "auto"
+    )]
     Auto,
+    /// The CPU.
     #[enum_value(name = "CPU", nick = "cpu")]
     Cpu,
-    #[enum_value(name = "CUDA: a GPU of NVIDIA", nick = "cuda")]
+    /// An NVIDIA GPU.
+    #[enum_value(name = "CUDA: an NVIDIA GPU", nick = "cuda")]
     Cuda,
-    #[enum_value(name = "Metal: the GPU of a Mac", nick = "metal")]
+    /// An Apple GPU.
+    #[enum_value(name = "Metal: an Apple GPU", nick = "metal")]
     Metal,
 }
 
-/// Number format of the weights.
+/// Data type of weights that are not quantized, and of the computation with them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVlmNarrateDType")]
 pub enum DType {
+    /// The fastest data type on the device.
     #[default]
     #[enum_value(name = "Auto: the fastest on the device", nick = "auto")]
     Auto,
-    #[enum_value(name = "32-bit float", nick = "f32")]
+    /// 32-bit float.
+    #[enum_value(name = "F32: 32-bit float", nick = "f32")]
     F32,
-    #[enum_value(name = "16-bit brain float", nick = "bf16")]
+    /// 16-bit brain float, with the range of a 32-bit float.
+    #[enum_value(name = "BF16: 16-bit brain float", nick = "bf16")]
     Bf16,
-    #[enum_value(name = "16-bit float", nick = "f16")]
+    /// 16-bit float.
+    #[enum_value(name = "F16: 16-bit float", nick = "f16")]
     F16,
 }
 
-/// Number format of quantized weights.
+/// Quantization of the weights when they are loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVlmNarrateQuantization")]
 pub enum Quantization {
+    /// `q8-0` on a CPU unless `dtype` is set, else none.
     #[default]
     #[enum_value(
         name = "Auto: q8-0 on a CPU unless dtype is set, else none",
         nick = "auto"
     )]
     Auto,
-    #[enum_value(name = "None: as dtype says", nick = "none")]
+    /// The weights have the data type of `dtype`.
+    #[enum_value(name = "None: weights in the data type of dtype", nick = "none")]
     None,
-    #[enum_value(name = "8 bits a weight, in blocks of 32", nick = "q8-0")]
+    /// 8 bits per weight, in blocks of 32.
+    #[enum_value(name = "Q8_0: 8 bits per weight, in blocks of 32", nick = "q8-0")]
     Q8_0,
-    #[enum_value(name = "4 bits a weight in the decoder, else 8", nick = "q4-0")]
+    /// 4 bits per weight in the decoder, 8 elsewhere.
+    #[enum_value(
+        name = "Q4_0: 4 bits per weight in the decoder, 8 elsewhere",
+        nick = "q4-0"
+    )]
     Q4_0,
 }
 

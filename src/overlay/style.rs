@@ -10,11 +10,14 @@ use crate::properties::{Choice, Mutable::Playing, Property, row};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVlmNarrateOverlayVAlign")]
 pub enum VAlign {
+    /// At the top of the picture.
     #[enum_value(name = "Top", nick = "top")]
     Top,
+    /// In the middle of the picture.
     #[enum_value(name = "Center", nick = "center")]
     Center,
     #[default]
+    /// At the bottom of the picture.
     #[enum_value(name = "Bottom", nick = "bottom")]
     Bottom,
 }
@@ -23,11 +26,14 @@ pub enum VAlign {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVlmNarrateOverlayHAlign")]
 pub enum HAlign {
+    /// At the left of the picture.
     #[enum_value(name = "Left", nick = "left")]
     Left,
     #[default]
+    /// In the middle of the picture.
     #[enum_value(name = "Center", nick = "center")]
     Center,
+    /// At the right of the picture.
     #[enum_value(name = "Right", nick = "right")]
     Right,
 }
@@ -36,15 +42,19 @@ pub enum HAlign {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVlmNarrateOverlayWrapMode")]
 pub enum WrapMode {
-    #[enum_value(name = "None: a caption is one line", nick = "none")]
+    /// Nowhere: each caption is one line.
+    #[enum_value(name = "None: each caption is one line", nick = "none")]
     None,
+    /// Between words.
     #[enum_value(name = "Word: between words", nick = "word")]
     Word,
+    /// Between characters.
     #[enum_value(name = "Char: between characters", nick = "char")]
     Char,
+    /// Between words, or between characters if a word is too long for a line.
     #[default]
     #[enum_value(
-        name = "WordChar: between characters where a word is too long",
+        name = "WordChar: between words, or characters if a word is too long",
         nick = "wordchar"
     )]
     WordChar,

@@ -1,4 +1,4 @@
-//! The caption record and its faces.
+//! The caption record as message, meta and text.
 
 use std::time::Duration;
 
@@ -10,41 +10,41 @@ use gstvlmnarrate::{
 };
 
 fn caption() -> Caption {
-    Caption {
-        stamp: FrameStamp {
-            timestamp: Some(ms(1)),
-            stream_time: Some(ms(2)),
-            running_time: Some(ms(3)),
-            duration: Some(ms(4)),
-            first_timestamp: Some(ms(0)),
-            frames: 2,
-            frame: 5,
-            trigger: Trigger::Scene,
-            request_id: 6,
-        },
-        arrival_time: Some(ms(7)),
-        element: "n".into(),
-        text: "Ein Wörtchen, \"zitiert\"".into(),
-        prompt: "What?".into(),
-        model: "a model".into(),
-        revision: "8".into(),
-        device: "cuda".into(),
-        device_name: "NVIDIA H100, \"80GB\"".into(),
-        device_memory: 80 << 30,
-        sequence: u64::MAX,
-        tokens: 9,
-        probability: Some(0.75),
-        truncated: true,
-        repeated: true,
-        partial: true,
-        cost: Cost {
-            latency: Duration::from_nanos(1_234_567_891),
-            preprocess: Duration::from_nanos(1),
-            vision: Duration::from_micros(333_333),
-            prefill: Duration::ZERO,
-            decode: Duration::from_secs(3600),
-        },
-    }
+    let mut stamp = FrameStamp::default();
+    stamp.timestamp = Some(ms(1));
+    stamp.stream_time = Some(ms(2));
+    stamp.running_time = Some(ms(3));
+    stamp.duration = Some(ms(4));
+    stamp.first_timestamp = Some(ms(0));
+    stamp.frames = 2;
+    stamp.frame = 5;
+    stamp.trigger = Trigger::Scene;
+    stamp.request_id = 6;
+    let mut cost = Cost::default();
+    cost.latency = Duration::from_nanos(1_234_567_891);
+    cost.preprocess = Duration::from_nanos(1);
+    cost.vision = Duration::from_micros(333_333);
+    cost.prefill = Duration::ZERO;
+    cost.decode = Duration::from_secs(3600);
+    let mut caption = Caption::default();
+    caption.stamp = stamp;
+    caption.arrival_time = Some(ms(7));
+    caption.element = "n".into();
+    caption.text = "Ein Wörtchen, \"zitiert\"".into();
+    caption.prompt = "What?".into();
+    caption.model = "a model".into();
+    caption.revision = "8".into();
+    caption.device = "cuda".into();
+    caption.device_name = "NVIDIA H100, \"80GB\"".into();
+    caption.device_memory = 80 << 30;
+    caption.sequence = u64::MAX;
+    caption.tokens = 9;
+    caption.probability = Some(0.75);
+    caption.truncated = true;
+    caption.repeated = true;
+    caption.partial = true;
+    caption.cost = cost;
+    caption
 }
 
 /// The contract: name and type of each field.
