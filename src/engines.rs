@@ -1,4 +1,4 @@
-//! From settings to an engine: the only file that names one.
+//! The default engine. No other file names an engine.
 
 use vlmnarrate_engine::EngineLoader;
 #[cfg(not(feature = "smolvlm"))]
@@ -6,13 +6,13 @@ use vlmnarrate_engine::{Error, ErrorKind, Found, ModelSettings, Result};
 #[cfg(feature = "smolvlm")]
 pub use vlmnarrate_smolvlm::SmolVlmLoader;
 
-/// The engine of an element that was given no other.
+/// The loader of an element without a loader of its own.
 #[cfg(feature = "smolvlm")]
 pub(crate) fn default_loader() -> impl EngineLoader {
     SmolVlmLoader
 }
 
-/// The engine of an element that was given no other.
+/// The loader of an element without a loader of its own.
 #[cfg(not(feature = "smolvlm"))]
 pub(crate) fn default_loader() -> impl EngineLoader {
     struct NoEngine;
@@ -21,7 +21,7 @@ pub(crate) fn default_loader() -> impl EngineLoader {
         fn open(&self, _: &ModelSettings) -> Result<Found> {
             Err(Error::new(
                 ErrorKind::Settings,
-                "this build has no engine; build it with `cargo build --release --features smolvlm`",
+                "this build has no engine. Build the plugin with `cargo build --release --features smolvlm`",
             ))
         }
     }

@@ -341,7 +341,7 @@ impl VlmNarrate {
             gst::element_imp_warning!(
                 self,
                 gst::StreamError::Failed,
-                ("describe-now request {id} was not answered: the stream has ended"),
+                ("describe-now {id} was not answered: the stream has ended"),
                 details: gst::Structure::builder("vlmnarrate-describe-now").field("request-id", id).build()
             );
         }

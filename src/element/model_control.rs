@@ -170,7 +170,11 @@ impl VlmNarrate {
             ErrorKind::Unavailable => gst::ResourceError::Busy,
             _ => gst::ResourceError::Failed,
         };
-        gst::element_imp_error!(self, class, ("{error}"));
+        let remedy = match error.kind {
+            ErrorKind::Unavailable => ". Set the element to NULL and try again later",
+            _ => "",
+        };
+        gst::element_imp_error!(self, class, ("{error}{remedy}"));
     }
 }
 

@@ -335,109 +335,108 @@ pub(crate) static PROPERTIES: LazyLock<Vec<Property<Settings>>> = LazyLock::new(
 pub(crate) fn properties() -> Vec<Property<Settings>> {
     vec![
         row(Ready, ("model", "Model"), (), |s| &mut s.model,
-            "SmolVLM or SmolVLM2 checkpoint: a folder, a GGUF file with its mmproj file beside it, or an id \
-             on the Hugging Face hub as in HuggingFaceTB/SmolVLM2-500M-Video-Instruct or \
-             ggml-org/SmolVLM-500M-Instruct-GGUF:Q8_0, which is downloaded unless the hub's cache \
-             has it (null = the embedded demo model, which knows videotestsrc pictures only)"),
+            "SmolVLM or SmolVLM2 checkpoint: a folder, a GGUF file with its mmproj file beside it, or the id \
+             of a model on the Hugging Face hub, for example HuggingFaceTB/SmolVLM2-500M-Video-Instruct or \
+             ggml-org/SmolVLM-500M-Instruct-GGUF:Q8_0. A model that is not in the hub's cache is downloaded \
+             (null = the embedded demo model, which only knows videotestsrc patterns)"),
         row(Ready, ("mmproj", "Multimodal projector"), (), |s| &mut s.mmproj,
-            "Path of the mmproj file, the GGUF file with the vision encoder, of a model that is a GGUF file \
-             (null or empty = the one beside the model that is named after it, or the only one there)"),
+            "Path of the mmproj file, the GGUF file with the vision encoder (only used when model is a GGUF \
+             file; null or empty = the file beside the model that is named after it, or the only one)"),
         row(Ready, ("revision", "Revision"), (), |s| &mut s.revision,
-            "Branch, tag or commit of a model on the hub. If the cache has it, it is used as it is \
-             there, and the hub is not asked whether a branch has moved on"),
+            "Branch, tag or commit of a model on the hub. A revision in the cache is used as it is: the hub \
+             is not asked whether a branch has moved on"),
         row(Ready, ("device", "Device"), (), |s| &mut s.device,
-            "Where the model runs: cuda and metal are there in builds with the feature of that name \
-             (auto = the first of cuda, metal and cpu that build and machine have)"),
+            "Device that the model runs on. cuda and metal need a build with the feature of the same name \
+             (auto = the first of cuda, metal and cpu that the build supports and the machine has)"),
         row(Ready, ("dtype", "Data type"), (), |s| &mut s.dtype,
-            "Number format of weights that are not quantized, and of what is computed with them"),
+            "Data type of weights that are not quantized, and of the computation with them"),
         row(Ready, ("quantization", "Quantization"), (), |s| &mut s.quantization,
-            "Number format to which the weights are quantized when they are loaded; those that a GGUF \
-             file has quantized stay as they are \
-             (auto = q8-0 on a CPU, none on a GPU or if dtype says otherwise)"),
+            "Quantization of the weights when they are loaded. Weights that a GGUF file has quantized stay \
+             as they are (auto = q8-0 on a CPU, none on a GPU or if dtype is set)"),
         row(Ready, ("threads", "Threads"), 0..=1024, |s| &mut s.threads,
-            "CPU threads for the model (0 = all cores)"),
+            "CPU threads for the model (0 = one per core)"),
         row(Ready, ("nice", "Nice value"), 0..=19, |s| &mut s.nice,
-            "How far the model's threads give way to all others, so that a decoder beside them keeps \
-             its rate (0 = not at all; on Linux)"),
+            "Nice value of the model's threads, so that decoders beside them keep their frame rate \
+             (0 = normal priority; only used on Linux)"),
         row(Playing, ("prompt", "Prompt"), (), |s| &mut s.interval_prompt.prompt,
-            "Question asked about each frame (null or empty = the picture alone); of clips the \
-             default asks to describe this video"),
+            "Prompt for each frame (null or empty = the picture alone). The default prompt for clips asks \
+             for a description of the video"),
         row(Playing, ("system-prompt", "System prompt"), (), |s| &mut s.system_prompt,
-            "Instruction that goes before every question (null or empty = none)"),
+            "Instruction in front of every prompt (null or empty = none)"),
         row(Playing, ("image-size", "Image size"), 0..=4096, |s| &mut s.image_size,
-            "Side in pixels of the square to which a frame is scaled before the vision encoder; \
-             smaller is faster and sees less (0 = as the model was trained)"),
-        row(Playing, ("image-splitting", "Image splitting"), (), |s| &mut s.interval_prompt.image_splitting,
-            "Describe the whole frame in the reference's way, cut into tiles of the size the model was \
-             trained on, up to 17 of them: sees more detail and takes many times as long. \
-             image-size doesn't count then"),
+            "Side in pixels of the square to which frames are scaled for the vision encoder. Smaller is \
+             faster and shows less detail (0 = the size that the model was trained with)"),
+        row(Playing, ("image-splitting", "Image splitting"), (),
+            |s| &mut s.interval_prompt.image_splitting,
+            "Describe the whole frame, split into up to 17 tiles of the size that the model was trained \
+             with, as the reference implementation does. Shows more detail, and takes many times as long. \
+             image-size is ignored"),
         row(Playing, ("max-tokens", "Maximum tokens"), 1..=4096, |s| &mut s.interval_prompt.max_tokens,
-            "Length in tokens at which a caption is cut off"),
+            "Maximum length of a caption in tokens"),
         row(Playing, ("temperature", "Temperature"), 0.0..=10.0, |s| &mut s.temperature,
-            "Randomness of the choice of tokens (0 = always the likeliest)"),
+            "Randomness of the choice of tokens (0 = always the likeliest token)"),
         row(Playing, ("top-p", "Top p"), 0.0..=1.0, |s| &mut s.top_p,
-            "Choose among the likeliest tokens that together have this probability \
-             (1 = all; heeded when temperature is above 0)"),
+            "Sample from the likeliest tokens whose probabilities add up to this value \
+             (1 = all; only used when temperature > 0)"),
         row(Playing, ("top-k", "Top k"), 0..=u32::MAX, |s| &mut s.top_k,
-            "Choose among this many of the likeliest tokens \
-             (0 = all; heeded when temperature is above 0)"),
+            "Sample from this many of the likeliest tokens \
+             (0 = all; only used when temperature > 0)"),
         row(Playing, ("min-p", "Min p"), 0.0..=1.0, |s| &mut s.min_p,
-            "Choose among tokens at least so likely as this share of the likeliest \
-             (0 = all; heeded when temperature is above 0)"),
+            "Sample from tokens whose probability is at least this fraction of the likeliest token's \
+             (0 = all; only used when temperature > 0)"),
         row(Playing, ("repetition-penalty", "Repetition penalty"), 0.1..=10.0,
             |s| &mut s.repetition_penalty,
-            "Divides the score of tokens that were used before (1 = off)"),
+            "Divisor for the scores of tokens that were already used (1 = off)"),
         row(Playing, ("seed", "Seed"), 0..=u64::MAX, |s| &mut s.seed,
-            "Start of the random choices of each caption (heeded when temperature is above 0)"),
+            "Seed of the random choices in each caption (only used when temperature > 0)"),
         row(Playing, ("stop-strings", "Stop strings"), (), |s| &mut s.stop_strings,
-            "Strings, separated by |, each of which ends a caption where it comes up, and is no \
-             part of it (null = none)"),
+            "Strings, separated by |, that end a caption. The caption does not contain them (null = none)"),
         row(Playing, ("choices", "Choices"), (), |s| &mut s.interval_prompt.choices,
-            "What a caption is one of, separated by |, as in yes|no; with its probability in the \
-             caption's fields. describe-now is not limited to it (null = anything)"),
+            "Allowed captions, separated by |, for example yes|no. The caption has the probability of the \
+             choice in its fields. Not used for describe-now (null = any caption)"),
         row(Ready, ("mode", "Mode"), (), |s| &mut s.mode,
-            "Whether a frame waits for its caption (recorded) or captions come when they are \
-             ready (live)"),
+            "Whether frames wait for their captions (recorded), or captions come when they are ready (live)"),
         row(Playing, ("interval", "Interval"), (), |s| &mut s.sampler.interval,
-            "Stream time in nanoseconds from one described frame to the next \
-             (0 = every frame if recorded, whenever the model is idle if live)"),
+            "Stream time in nanoseconds between described frames \
+             (0 = every frame in recorded mode, whenever the model is idle in live mode)"),
         row(Playing, ("frames", "Frames"), 1..=64, |s| &mut s.sampler.frames,
-            "Describe so many frames together, as a clip, in the way of SmolVLM2's video prompt: \
-             spread evenly over interval, or with interval 0 in a row. The caption comes with the \
-             last of them. Takes as many times as long as one; a clip is not cut into tiles"),
+            "Number of frames that are described together, as a clip, with SmolVLM2's prompt for video. \
+             They are spread evenly over interval, or consecutive if interval is 0. The caption comes with \
+             the last frame. A clip of n frames takes about n times as long as one frame; its frames are \
+             never split into tiles"),
         row(Playing, ("every-nth", "Every nth"), 1..=u32::MAX, |s| &mut s.sampler.every_nth,
-            "Of the frames or clips that interval chooses, describe every nth"),
+            "Describe only every nth of the frames or clips that interval selects"),
         row(Playing, ("scene-threshold", "Scene threshold"), 0.0..=1.0,
             |s| &mut s.sampler.scene_threshold,
-            "Do not describe a frame whose picture differs less than this from the last one \
-             described: mean absolute difference of 16x16 grey cells, 1 = black to white; \
-             about 0.02 tells a cut from noise. After 30 s a frame is described anyway (0 = off)"),
+            "Skip frames that differ less than this from the last described one: mean absolute difference \
+             of 16x16 grey cells, 1 = black to white. 0.02 separates cuts from noise. After 30 s a frame is \
+             described anyway (0 = off)"),
         row(Playing, ("expire", "Expire"), (), |s| &mut s.expire,
-            "Stream time in nanoseconds for which a caption stays current if no other comes and \
-             the picture is not seen to be unchanged (0 = 30 s, or two intervals where that is more)"),
+            "Stream time in nanoseconds for which a caption stays current if no other replaces it and the \
+             picture is not found unchanged (0 = 30 s, or two intervals if that is longer)"),
         row(Ready, ("merge-captions", "Merge captions"), (), |s| &mut s.merge_captions,
-            "On the text pad, identical captions in a row become one cue, which ends where the next \
-             caption starts, after 5 minutes at the latest. It is pushed when it has ended, behind the \
-             video: for files"),
+            "Merge identical captions in a row into one cue on the text pad, which ends where the next \
+             caption starts, or after 5 minutes. A cue is pushed when it has ended, later than its video: \
+             use this for files"),
         row(Playing, ("detail-prompt", "Detail prompt"), (), |s| &mut s.detail.prompt,
-            "Question that describe-now asks when it is given none"),
+            "Prompt for describe-now requests without a prompt of their own"),
         row(Playing, ("detail-max-tokens", "Detail maximum tokens"), 1..=4096,
             |s| &mut s.detail.max_tokens,
-            "Length in tokens at which a caption of describe-now is cut off"),
+            "Maximum length in tokens of captions that describe-now requests"),
         row(Playing, ("detail-image-splitting", "Detail image splitting"), (),
             |s| &mut s.detail.image_splitting,
-            "Whether the frame that describe-now asks about is cut into tiles, as with image-splitting"),
+            "Split the frames of describe-now requests into tiles, as image-splitting does"),
         row(Playing, ("drain-timeout", "Drain timeout"), (), |s| &mut s.drain_timeout,
-            "Nanoseconds that EOS waits for captions under way (0 = not at all)"),
+            "Nanoseconds that EOS waits for captions in progress (0 = EOS does not wait)"),
         row(Playing, ("post-messages", "Post messages"), (), |s| &mut s.post_messages,
             "Post each caption on the bus, as an element message named vlmnarrate"),
         row(Playing, ("post-repeated", "Post repeated captions"), (), |s| &mut s.post_repeated,
-            "Post a message for a caption that says what the current one says, too; it has repeated \
-             set. An answer to describe-now is posted in any case"),
+            "Post captions that repeat the current one too, with the field repeated set. Captions that \
+             describe-now requests are always posted"),
         row(Playing, ("attach-meta", "Attach meta"), (), |s| &mut s.attach_meta,
-            "Attach the current caption to every buffer, as a custom meta VlmNarrateMeta"),
+            "Attach the current caption to every buffer, as a custom meta named VlmNarrateMeta"),
         row(Playing, ("partial-captions", "Partial captions"), (), |s| &mut s.partial_captions,
-            "Post a message at each token too, with the text so far and partial set"),
+            "Post a message for each token too, with the text so far and the field partial set"),
     ]
 }
 
@@ -446,19 +445,18 @@ pub(crate) fn specs() -> Vec<glib::ParamSpec> {
     let caption = glib::ParamSpecString::builder("caption")
         .nick("Caption")
         .blurb(
-            "The current caption (null = none yet, or the last has expired); \
-                 notifies of each change",
+            "Current caption (null = none yet, or the last one has expired). Notifies of each change",
         )
         .read_only()
         .build();
     let stats = glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
         .nick("Statistics")
         .blurb(
-            "The device that the model runs on, its device-name and its device-memory in bytes \
-             (empty and 0 while none is loaded); counts since the element started: frames, \
-             sampled, unchanged, dropped, captions, errors; of the last 256 captions, the 50th and 95th percentile in \
-             nanoseconds of each stage, as in queue-p50, for queue, preprocess, vision, \
-             prefill, decode and total; tokens-per-second while decoding",
+            "Statistics since the element started: the counters frames, sampled, unchanged, dropped, captions \
+             and errors; the 50th and 95th percentile in nanoseconds of each stage of the last 256 captions, \
+             for example queue-p50, for queue, preprocess, vision, prefill, decode and total; \
+             tokens-per-second while decoding. Also the device that the model runs on, its device-name and \
+             its device-memory in bytes (empty and 0 while no model is loaded)",
         )
         .read_only()
         .build();

@@ -12,40 +12,40 @@ pub use style::{HAlign, VAlign, WrapMode};
 glib::wrapper! {
     /// SECTION:element-vlmnarrateoverlay
     ///
-    /// Watches raw video, says in words what it sees and draws the words on it: #vlmnarrate and
-    /// #textoverlay in one. All properties of #vlmnarrate are here too, as are its messages, its
-    /// metas, its `text_src` pad and its `describe-now` signal.
+    /// Describes raw video in words and draws the captions on it: #vlmnarrate and #textoverlay in one
+    /// bin. It has all properties of #vlmnarrate, its messages, its metas, its `text_src` pad and its
+    /// `describe-now` signal.
     ///
-    /// If the source is live, no frame waits: the picture goes on with the caption it has, or none,
-    /// until there is another; with `partial-captions` the words appear as the model finds them.
-    /// Otherwise a caption is drawn from the very frame on that it describes. A caption that has
-    /// expired (`expire`) is drawn no more.
+    /// If upstream is live, no frame waits: each is drawn with the current caption, or without one.
+    /// With `partial-captions` the words appear as the model generates them. If upstream is not live,
+    /// a caption is drawn from the frame on that it describes. A caption that has expired (`expire`) is
+    /// not drawn any more.
     ///
-    /// Text is white on a dark ground, two lines at most, of a size that follows the picture's.
-    /// What does not fit is cut off with an ellipsis; messages and the text pad have the whole of
-    /// it. Where downstream takes #GstVideoOverlayCompositionMeta the text is attached to the frames
-    /// and their pixels stay as they are.
+    /// Text is white on a dark background, of at most two lines, in a size that follows that of the
+    /// video. An ellipsis marks text that is cut off; messages and the text pad have all of it. If
+    /// downstream takes #GstVideoOverlayCompositionMeta, the text is attached to the frames and their
+    /// pixels stay unchanged.
     ///
     /// ## Example launch lines
     ///
     /// ```bash
     /// gst-launch-1.0 videotestsrc pattern=ball is-live=true ! vlmnarrateoverlay ! videoconvert ! autovideosink
     /// ```
-    /// Shows a ball and says so.
+    /// Shows a bouncing ball and its captions.
     ///
     /// ```bash
     /// gst-launch-1.0 uridecodebin uri=file:///tmp/in.mp4 ! videoconvert \
     ///     ! vlmnarrateoverlay model=/models/SmolVLM-256M-Instruct font-desc="Serif Bold" \
     ///     ! videoconvert ! x264enc ! mp4mux ! filesink location=/tmp/out.mp4
     /// ```
-    /// Burns captions into a video.
+    /// Burns captions into a file.
     pub struct VlmNarrateOverlay(ObjectSubclass<imp::VlmNarrateOverlay>)
         @extends gst::Bin, gst::Element, gst::Object,
         @implements gst::ChildProxy;
 }
 
 impl VlmNarrateOverlay {
-    /// The narrator inside.
+    /// The `vlmnarrate` element inside the bin.
     pub fn narrator(&self) -> &VlmNarrate {
         &self.imp().narrator
     }

@@ -99,22 +99,22 @@ impl Default for StyleSettings {
 pub static PROPERTIES: LazyLock<Vec<Property<StyleSettings>>> = LazyLock::new(|| {
     vec![
         row(Playing, ("font-desc", "Font description"), (), |s| &mut s.font_desc,
-            "Pango description of the font, as in Sans Bold 24. Without a size it follows the \
-             picture's (null = Sans)"),
+            "Pango description of the font, for example Sans Bold 24. Without a size, the size follows that \
+             of the video (null = Sans)"),
         row(Playing, ("color", "Color"), 0..=u32::MAX, |s| &mut s.color,
-            "Colour of the text, big-endian ARGB"),
+            "Color of the text, big-endian ARGB"),
         row(Playing, ("valignment", "Vertical alignment"), (), |s| &mut s.valignment,
-            "Where captions stand, from top to bottom"),
+            "Vertical position of the text"),
         row(Playing, ("halignment", "Horizontal alignment"), (), |s| &mut s.halignment,
-            "Where captions stand, from left to right"),
+            "Horizontal position of the text"),
         row(Playing, ("wrap-mode", "Wrap mode"), (), |s| &mut s.wrap_mode,
-            "Where a line may be broken"),
+            "Where lines may be broken"),
         row(Playing, ("lines", "Lines"), 1..=20, |s| &mut s.lines,
-            "Lines of text at most; what doesn't fit is cut off with an ellipsis"),
+            "Maximum number of lines. An ellipsis marks text that is cut off"),
         row(Playing, ("shaded-background", "Shaded background"), (),
             |s| &mut s.shaded_background,
-            "Put the text on a dark ground"),
+            "Shade the background of the text"),
         row(Playing, ("silent", "Silent"), (), |s| &mut s.silent,
-            "Draw nothing"),
+            "Do not draw captions"),
     ]
 });

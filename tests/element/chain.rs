@@ -92,7 +92,7 @@ fn a_buffer_that_comes_again_has_one_caption_of_each() {
         }
         // What has expired is on no buffer, even if it was before.
         for (left, (narrator, fake)) in narrators.iter().enumerate().rev() {
-            fake.plan().broken = true;
+            fake.plan().broken = Some(gstvlmnarrate::engine::ErrorKind::Failed);
             narrator.set_property("expire", ms(1));
             let later = 100_000 * (names.len() - left) as u64;
             buffer.make_mut().set_pts(ms(later));

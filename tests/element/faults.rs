@@ -103,9 +103,15 @@ fn a_worker_that_fails_before_its_first_frame_is_not_tried_again_at_once() {
 
 #[test]
 fn each_caption_that_fails_is_one_warning() {
-    for live in [true, false] {
+    let cases = [
+        (ErrorKind::Failed, true),
+        (ErrorKind::Failed, false),
+        (ErrorKind::Unavailable, true),
+        (ErrorKind::Unavailable, false),
+    ];
+    for (kind, live) in cases {
         let fake = Fake::new();
-        fake.plan().broken = true;
+        fake.plan().broken = Some(kind);
         let pipeline = Pipeline::new(
             &format!(
                 "videotestsrc is-live={live} num-buffers=20
@@ -128,9 +134,43 @@ fn each_caption_that_fails_is_one_warning() {
         warnings.dedup();
         assert_eq!(warnings.len(), asked, "each names its frame");
 
-        fake.plan().broken = false;
+        fake.plan().broken = None;
         let heard = pipeline.run_to_eos();
         assert!(!heard.captions.is_empty() && heard.warnings.is_empty());
+    }
+}
+
+#[test]
+fn a_model_that_is_unavailable_for_now_is_a_busy_resource() {
+    type Break = fn(&Fake, Option<Error>);
+    let open: Break = |fake, error| fake.plan().open = error;
+    let download: Break = |fake, error| fake.plan().download = error;
+    let load: Break = |fake, error| fake.plan().load = error;
+    for break_it in [open, download, load] {
+        let fake = Fake::new();
+        let error = Error::new(ErrorKind::Unavailable, "the server is overloaded");
+        break_it(&fake, Some(error));
+        let element = crate::common::narrator(&fake);
+        let log = Log::of(&element);
+        let _ = element.set_state(gst::State::Ready);
+        let heard = log.wait(|heard| !heard.errors.is_empty());
+        let (error, _) = &heard.errors[0];
+        assert!(error.matches(gst::ResourceError::Busy), "{error:?}");
+        let text = error.message();
+        assert!(
+            text.contains("overloaded") && text.contains("later"),
+            "{text}"
+        );
+        // Later it is there.
+        element.set_state(gst::State::Null).unwrap();
+        break_it(&fake, None);
+        element.set_state(gst::State::Ready).unwrap();
+        let heard = log.wait(|heard| {
+            let last = heard.progress.last();
+            last.is_some_and(|(type_, _)| *type_ == gst::ProgressType::Complete)
+        });
+        assert_eq!(heard.errors.len(), 0);
+        element.set_state(gst::State::Null).unwrap();
     }
 }
 
@@ -790,7 +830,7 @@ fn all_goes_wrong() {
             let error = || Some(Error::new(ErrorKind::Failed, "as was to be expected"));
             match plan {
                 "panic" => fake.plan().panic = Some(1),
-                "fail" => fake.plan().broken = true,
+                "fail" => fake.plan().broken = Some(ErrorKind::Failed),
                 "load" => fake.plan().load = error(),
                 _ => fake.plan().open = error(),
             }

@@ -11,8 +11,8 @@ use std::{
 };
 
 use gstvlmnarrate::engine::{
-    Answer, Checkpoint, Clip, Engine, EngineInfo, EngineLoader, Error, ErrorKind, Event, Found,
-    LoadObserver, ModelSettings, Observer, Request, Sampling, Timings,
+    Answer, Checkpoint, Clip, Download, DownloadObserver, Engine, EngineInfo, EngineLoader, Error,
+    ErrorKind, Event, Found, LoadObserver, ModelSettings, Observer, Request, Sampling, Timings,
 };
 
 /// What the engine does; can be changed while it runs.
@@ -30,8 +30,10 @@ pub struct Plan {
     pub deaf: bool,
     /// Number of the caption, counted from 0, that fails.
     pub fail: Option<usize>,
-    /// Each caption fails.
-    pub broken: bool,
+    /// Each caption fails, with this kind of error.
+    pub broken: Option<ErrorKind>,
+    /// The model must be downloaded, which fails.
+    pub download: Option<Error>,
     /// Number of the caption at which the device fails.
     pub dead: Option<usize>,
     /// Number of the caption that panics.
@@ -87,7 +89,8 @@ impl Fake {
                 word: Duration::ZERO,
                 deaf: false,
                 fail: None,
-                broken: false,
+                broken: None,
+                download: None,
                 dead: None,
                 panic: None,
                 leaving: Duration::ZERO,
@@ -152,9 +155,24 @@ pub fn wait_for(condition: impl Fn() -> bool) {
 impl EngineLoader for Fake {
     fn open(&self, settings: &ModelSettings) -> Result<Found, Error> {
         self.0.loads.lock().unwrap().push(settings.clone());
-        match self.plan().open.clone() {
+        let plan = self.plan().clone();
+        match plan.open {
             Some(error) => Err(error),
+            None if plan.download.is_some() => Ok(Found::ToDownload(Arc::new(self.clone()))),
             None => Ok(Found::Ready(Arc::new(self.clone()))),
+        }
+    }
+}
+
+impl Download for Fake {
+    fn name(&self) -> &str {
+        "fake"
+    }
+
+    fn download(&self, _: &mut DownloadObserver<'_>) -> Result<Arc<dyn Checkpoint>, Error> {
+        match self.plan().download.clone() {
+            Some(error) => Err(error),
+            None => Ok(Arc::new(self.clone())),
         }
     }
 }
@@ -269,8 +287,9 @@ impl Engine for FakeEngine {
                 "the device failed as planned",
             ));
         }
-        if plan.broken || plan.fail == Some(number) {
-            return Err(Error::new(ErrorKind::Failed, "failed as planned"));
+        let fails = (plan.fail == Some(number)).then_some(ErrorKind::Failed);
+        if let Some(kind) = plan.broken.or(fails) {
+            return Err(Error::new(kind, "failed as planned"));
         }
         let text = plan.say.unwrap_or_else(|| {
             // The average colour tells the test pictures apart.
