@@ -7,29 +7,29 @@ use gst_video::{VideoFormat, VideoFormatInfo, VideoFrameRef, VideoInfo};
 
 use crate::input::layout::Window;
 
-/// A frame with all components of a pixel side by side, alpha first, and the colours multiplied by
-/// it: what is transparent then has no weight when the frame is scaled.
+/// Unpacks frames to packed pixels, alpha first, and premultiplies their colours, so that transparent pixels have no
+/// weight when the frame is scaled.
 #[derive(Debug)]
-pub(crate) struct Unpacked {
+pub(crate) struct UnpackedFrame {
     pub(crate) info: VideoInfo,
     converter: gst_video::VideoConverter,
     buffer: gst::Buffer,
-    /// What black is, of all components.
+    /// The values of black.
     black: [u32; 4],
-    /// Colours have to be multiplied.
+    /// Whether the colours must be premultiplied.
     is_straight: bool,
     alpha_bits: u32,
 }
 
-impl Unpacked {
+impl UnpackedFrame {
     pub(crate) fn new(
         input: &VideoInfo,
         window: &Window,
         is_straight: bool,
     ) -> Result<Self, glib::BoolError> {
-        let (_, top, _, height) = window.seen;
+        let (_, top, _, height) = window.crop;
         let format = unpacked(input);
-        // Whole rows: the converter can't read a part of them in each format.
+        // Whole rows: the converter can't read parts of rows in every format.
         let info = VideoInfo::builder(format, input.width(), height)
             .colorimetry(&input.colorimetry())
             .fps(input.fps())
@@ -37,17 +37,17 @@ impl Unpacked {
         let mut config = gst_video::VideoConverterConfig::new();
         config.set_threads(1);
         if is_straight {
-            // Chroma of transparent pixels stays theirs.
+            // Chroma of transparent pixels must not spread.
             config.set_chroma_resampler_method(gst_video::VideoResamplerMethod::Nearest);
         }
-        // No picture is larger than i32: VideoInfo would have refused it.
+        // VideoInfo refuses sizes above i32.
         config.set_src_y(top as i32);
         config.set_src_height(Some(height as i32));
         let (black, _) = info.range_offsets(info.colorimetry().range());
         Ok(Self {
             converter: gst_video::VideoConverter::new(input, &info, Some(config))?,
             buffer: gst::Buffer::with_size(info.size())?,
-            // They count from Y or red on.
+            // The offsets start with Y or red.
             black: [0, black[0], black[1], black[2]].map(|level| level as u32),
             is_straight,
             alpha_bits: alpha_bits(&input.format_info()),
@@ -55,7 +55,7 @@ impl Unpacked {
         })
     }
 
-    /// The same frame, unpacked and multiplied.
+    /// Unpacks and premultiplies a frame.
     pub(crate) fn fill(
         &mut self,
         frame: &VideoFrameRef<&gst::BufferRef>,
@@ -76,11 +76,11 @@ impl Unpacked {
     }
 }
 
-/// Which component alpha is, of all formats that have it but palettes.
+/// Index of the alpha component, in all formats that have one but palettes.
 pub(crate) const ALPHA: usize = 3;
 
 pub(crate) fn has_alpha(format: &VideoFormatInfo) -> bool {
-    // GStreamer 1.22 says no.
+    // GStreamer 1.22 denies it.
     format.has_alpha() || format.format() == VideoFormat::Av12
 }
 
@@ -93,7 +93,7 @@ pub(crate) fn is_deep(format: &VideoFormatInfo) -> bool {
     format.depth()[0] > 8
 }
 
-/// How long a pixel is, and where its alpha is in it, in bytes.
+/// Size of a pixel and the range of its alpha, in bytes.
 fn pixel(format: VideoFormat) -> (usize, Range<usize>) {
     match format {
         VideoFormat::Rgba => (4, 3..4),
@@ -120,7 +120,7 @@ pub(crate) fn set_alpha(pixels: &mut [u8], format: VideoFormat, values: &[u8]) {
     }
 }
 
-/// Makes the largest alpha of few bits opaque: GStreamer says 0xc030 of two that are set.
+/// Scales alpha of few bits to the full range: GStreamer makes 0xc030 of two bits that are set.
 pub(crate) fn widen_alpha(pixels: &mut [u8], format: VideoFormat, bits: u32) {
     if bits >= 8 {
         return;
@@ -132,9 +132,9 @@ pub(crate) fn widen_alpha(pixels: &mut [u8], format: VideoFormat, bits: u32) {
     }
 }
 
-/// As deep as the input.
+/// The packed format with the depth of the input.
 fn unpacked(input: &VideoInfo) -> VideoFormat {
-    // Words are scaled where they are little-endian.
+    // Only little-endian words can be scaled.
     let is_deep = is_deep(&input.format_info()) && cfg!(target_endian = "little");
     match (is_deep, input.is_rgb()) {
         (false, false) => VideoFormat::Ayuv,
@@ -164,16 +164,16 @@ fn premultiply_words(bytes: &mut [u8], black: [u32; 4]) {
     }
 }
 
-/// What alpha says of the colours beside it.
+/// Relation of colours to alpha.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AlphaMode {
-    /// Nothing: all is seen.
+    /// All pixels are opaque.
     Opaque,
     Straight,
     Premultiplied,
 }
 
-/// Puts a colour on white.
+/// Composes a colour on white.
 pub(crate) fn compose(colour: u8, alpha: u8, mode: AlphaMode) -> u8 {
     match mode {
         AlphaMode::Opaque => colour,
@@ -185,14 +185,14 @@ pub(crate) fn compose(colour: u8, alpha: u8, mode: AlphaMode) -> u8 {
     }
 }
 
-/// Appends RGBA pixels as RGB.
+/// Appends RGBA pixels as RGB, composed on white.
 pub(crate) fn append_composed(rgba: &[u8], mode: AlphaMode, rgb: &mut Vec<u8>) {
     let start = rgb.len();
     rgb.resize(start + rgba.len() / 4 * 3, 0);
     let pairs = rgb[start..].as_chunks_mut::<3>().0.iter_mut();
     let pairs = pairs.zip(rgba.as_chunks::<4>().0);
     use AlphaMode::{Opaque, Premultiplied, Straight};
-    // One loop each, which the compiler makes more of.
+    // One loop for each mode, so that the compiler vectorizes it.
     match mode {
         Opaque => pairs.for_each(|(to, [colour @ .., _])| *to = *colour),
         Straight => pairs.for_each(|(to, [colour @ .., alpha])| {
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(compose(40, 51, Premultiplied), 244);
     }
 
-    /// What alpha is at a pixel: seen, unseen or a third of it, which two bits know too.
+    /// Alpha of a pixel: opaque, transparent or a third, which two bits can express too.
     fn alpha(x: usize, y: usize, some: u8) -> u8 {
         match (x / 24 + y / 16) % 4 {
             0 => 0,
@@ -300,7 +300,7 @@ mod tests {
             }
             formats += 1;
             let has_palette = format_info.has_palette();
-            // Its one colour for that is wholly transparent.
+            // Its only transparent colour is fully transparent.
             let some = if has_palette { 0 } else { 85 };
             for (from, to) in SIZES {
                 let [(rgba, transparent), (rgb, composed)] = pictures(from, some);

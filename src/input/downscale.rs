@@ -1,4 +1,4 @@
-//! From a video buffer to the small RGB picture that the model looks at.
+//! From video buffers to the RGB pictures that the model sees.
 
 use gst::glib;
 use gst_video::{
@@ -7,58 +7,57 @@ use gst_video::{
 
 use crate::input::{
     alpha::{
-        AlphaMode, Unpacked, alpha_bits, append_composed, has_alpha, is_deep, is_opaque, set_alpha,
-        widen_alpha,
+        AlphaMode, UnpackedFrame, alpha_bits, append_composed, has_alpha, is_deep, is_opaque,
+        set_alpha, widen_alpha,
     },
-    layout::{Layout, Window},
-    small::{Small, planar},
+    layout::{BufferLayout, Window},
+    planar::{PlanarScaler, planar},
     tone_map::ToneMap,
     unpack::Unpacker,
 };
 use vlmnarrate_engine::Picture;
 
-/// Scales frames of one format to RGB of one size. Small squares don't keep the aspect ratio, as the
-/// models were trained.
+/// Scales frames of one format to RGB pictures of one size. Squares don't keep the aspect ratio: the models were trained
+/// so.
 ///
-/// Linear with as many taps as the ratio needs, which is what `videoconvertscale
-/// method=bilinear2 add-borders=false` does: shrinking to a tenth with two taps would alias.
+/// The filter is linear with as many taps as the ratio needs, like that of `videoconvertscale method=bilinear2
+/// add-borders=false`: two taps would alias.
 #[derive(Debug)]
 pub(crate) struct Downscaler {
-    /// What the caps say.
+    /// The format of the caps.
     info: VideoInfo,
     window: Window,
-    /// How incoming buffers are read.
+    /// The format in which incoming buffers are mapped.
     packed: VideoInfo,
-    /// Goes before the rest, where that can't read the window.
+    /// Unpacks buffers whose window the other steps can't read.
     unpacker: Option<Unpacker>,
-    /// What the rest reads: the same, or what the unpacker makes of it.
+    /// The format of the input of the other steps: `packed` or that of the unpacker's output.
     input: VideoInfo,
-    /// Where odd rows are copied to.
-    upright: Option<gst::Buffer>,
-    /// Components are scaled first, each where it is, and what is left is converted. `None` where
-    /// the converter does all.
-    small: Option<Small>,
+    /// The copy of irregular rows.
+    row_copy: Option<gst::Buffer>,
+    /// Scales components before the conversion. `None` if the converter scales too.
+    scaler: Option<PlanarScaler>,
     converter: gst_video::VideoConverter,
-    /// For frames that are transparent somewhere.
-    detour: Option<Detour>,
-    /// All have to go that way.
-    is_detoured: bool,
-    /// RGB, with alpha if the input has it, and in 16 bits where tones are mapped.
+    /// For frames with transparent pixels.
+    unpacked: Option<UnpackedPath>,
+    /// Whether all frames need that path.
+    always_unpacks: bool,
+    /// RGB, with alpha if the input has it, and 16 bits per component if tones are mapped.
     output: VideoInfo,
     tones: Option<ToneMap>,
-    /// Where the converter writes, each time the same.
+    /// The converter's output buffer, which is reused.
     scratch: Option<gst::Buffer>,
 }
 
-/// A longer way: a frame is unpacked, then scaled.
+/// Unpacks frames before scaling, and premultiplies those with alpha.
 #[derive(Debug)]
-struct Detour {
-    frame: Unpacked,
-    small: Small,
+struct UnpackedPath {
+    frame: UnpackedFrame,
+    scaler: PlanarScaler,
     converter: gst_video::VideoConverter,
 }
 
-impl Detour {
+impl UnpackedPath {
     fn new(
         info: &VideoInfo,
         input: &VideoInfo,
@@ -66,25 +65,26 @@ impl Detour {
         output: &VideoInfo,
     ) -> Result<Self, glib::BoolError> {
         let is_straight = has_alpha(&info.format_info()) && !is_premultiplied(info);
-        let frame = Unpacked::new(input, window, is_straight)?;
-        let (left, _, width, height) = window.seen;
+        let frame = UnpackedFrame::new(input, window, is_straight)?;
+        let (left, _, width, height) = window.crop;
         let window = Window {
-            full: (frame.info.width(), height),
-            seen: (left, 0, width, height),
+            size: (frame.info.width(), height),
+            crop: (left, 0, width, height),
         };
         let size = (output.width(), output.height());
         let is_deep = output.format() == VideoFormat::Argb64;
-        let small = Small::new(&frame.info, &window, size, is_deep)?;
-        let small = small.ok_or_else(|| glib::bool_error!("{} can't be scaled", info.format()))?;
+        let scaler = PlanarScaler::new(&frame.info, &window, size, is_deep)?;
+        let scaler =
+            scaler.ok_or_else(|| glib::bool_error!("{} can't be scaled", info.format()))?;
         Ok(Self {
-            converter: gst_video::VideoConverter::new(&small.info, output, Some(one_thread()))?,
+            converter: gst_video::VideoConverter::new(&scaler.info, output, Some(one_thread()))?,
             frame,
-            small,
+            scaler,
         })
     }
 }
 
-/// The other cores are the model's.
+/// One thread: the other cores are for the model.
 fn one_thread() -> gst_video::VideoConverterConfig {
     let mut config = gst_video::VideoConverterConfig::new();
     config.set_threads(1);
@@ -101,15 +101,15 @@ impl Downscaler {
         window: Window,
         size: (u32, u32),
     ) -> Result<Self, glib::BoolError> {
-        // The fields of an interlaced frame are scaled as one picture: the converter would keep
-        // them apart, in a picture that is too small to show a comb.
-        let packed = VideoInfo::builder(info.format(), window.full.0, window.full.1)
+        // Both fields of an interlaced frame are scaled as one picture. The converter would keep them apart, and the
+        // picture is too small to show combing.
+        let packed = VideoInfo::builder(info.format(), window.size.0, window.size.1)
             .interlace_mode(gst_video::VideoInterlaceMode::Progressive)
             .colorimetry(&info.colorimetry())
             .chroma_site(info.chroma_site())
             .fps(info.fps())
             .build()?;
-        let (left, top, width, height) = window.seen;
+        let (left, top, width, height) = window.crop;
         let is_scaled = (width, height) != size;
         let is_scaled_as_it_is = is_scaled && planar(packed.format()).is_some();
         let unpacker = match is_scaled_as_it_is {
@@ -130,35 +130,35 @@ impl Downscaler {
         let output = VideoInfo::builder(format, size.0, size.1)
             .fps(info.fps())
             .build()?;
-        let small = match is_planar {
-            true => Small::new(&input, &window, size, tones.is_some())?,
+        let scaler = match is_planar {
+            true => PlanarScaler::new(&input, &window, size, tones.is_some())?,
             false => None,
         };
-        // GStreamer 1.22 leaves part of the picture out where words grow on one axis and shrink on
-        // the other, and does too little for bytes whose tones are mapped.
+        // GStreamer 1.22 leaves out part of a picture of words that grows on one axis and shrinks on the other, and is
+        // too coarse for bytes whose tones are mapped.
         let is_wrong = match is_deep(&input.format_info()) {
             true => (width < size.0) != (height < size.1),
             false => tones.is_some(),
         };
-        let is_detoured = is_scaled && small.is_none() && is_wrong;
+        let always_unpacks = is_scaled && scaler.is_none() && is_wrong;
         let mut config = one_thread();
-        if small.is_none() {
+        if scaler.is_none() {
             config.set_resampler_method(gst_video::VideoResamplerMethod::Linear);
-            // No picture is larger than i32: VideoInfo would have refused it.
+            // VideoInfo refuses sizes above i32.
             config.set_src_x(left as i32);
             config.set_src_y(top as i32);
             config.set_src_width(Some(width as i32));
             config.set_src_height(Some(height as i32));
         }
-        let converted = small.as_ref().map_or(&input, |small| &small.info);
+        let converted = scaler.as_ref().map_or(&input, |scaler| &scaler.info);
         Ok(Self {
             converter: gst_video::VideoConverter::new(converted, &output, Some(config))?,
             info: info.clone(),
             window,
-            upright: None,
-            small,
-            detour: None,
-            is_detoured,
+            row_copy: None,
+            scaler,
+            unpacked: None,
+            always_unpacks,
             tones,
             scratch: None,
             packed,
@@ -172,34 +172,34 @@ impl Downscaler {
         (self.output.width(), self.output.height())
     }
 
-    /// Scales one frame into `rgb`'s memory.
+    /// Scales a frame. Reuses the memory of `rgb`.
     pub(crate) fn picture(
         &mut self,
         buffer: &gst::BufferRef,
         rgb: Vec<u8>,
     ) -> Result<Picture, glib::BoolError> {
-        let layout = Layout::of(buffer, &self.info)?;
+        let layout = BufferLayout::of(buffer, &self.info)?;
         if layout.window != self.window {
             *self = Self::with_window(&self.info, layout.window, self.size())?;
         }
-        if !layout.is_odd() {
+        if !layout.is_irregular() {
             return self.picture_of_packed(buffer, rgb);
         }
-        let mut upright = match self.upright.take() {
-            Some(upright) => upright,
+        let mut row_copy = match self.row_copy.take() {
+            Some(row_copy) => row_copy,
             None => {
-                let mut upright = gst::Buffer::with_size(self.packed.size())?;
-                upright.make_mut().memset(.., 0)?;
-                upright
+                let mut row_copy = gst::Buffer::with_size(self.packed.size())?;
+                row_copy.make_mut().memset(.., 0)?;
+                row_copy
             }
         };
-        layout.copy(buffer, &self.packed, upright.make_mut())?;
-        let picture = self.picture_of_packed(&upright, rgb);
-        self.upright = Some(upright);
+        layout.copy(buffer, &self.packed, row_copy.make_mut())?;
+        let picture = self.picture_of_packed(&row_copy, rgb);
+        self.row_copy = Some(row_copy);
         picture
     }
 
-    /// Of a buffer whose rows are as GStreamer expects them.
+    /// Scales a buffer with regular rows.
     fn picture_of_packed(
         &mut self,
         buffer: &gst::BufferRef,
@@ -214,7 +214,7 @@ impl Downscaler {
         picture
     }
 
-    /// Of a buffer that is read as `input` says.
+    /// Scales a buffer in the format `input`.
     fn picture_of(
         &mut self,
         buffer: &gst::BufferRef,
@@ -228,13 +228,13 @@ impl Downscaler {
         };
         let target = scratch.make_mut();
         let mut scaled = VideoFrameRef::from_buffer_ref_writable(target, &self.output)?;
-        let mode = match self.is_detoured {
+        let mode = match self.always_unpacks {
             true => None,
             false => self.scale(&frame, &mut scaled)?,
         };
         let mode = match mode {
             Some(mode) => mode,
-            None => self.scale_by_detour(&frame, &mut scaled)?,
+            None => self.scale_unpacked(&frame, &mut scaled)?,
         };
         let stride = scaled.plane_stride()[0] as usize;
         let pixels = scaled.plane_data(0)?;
@@ -253,7 +253,7 @@ impl Downscaler {
         Ok(Picture { width, height, rgb })
     }
 
-    /// `None` where something shows through that has to be scaled with care.
+    /// `None` if the frame must be unpacked first, because it has transparent pixels.
     fn scale(
         &mut self,
         frame: &VideoFrameRef<&gst::BufferRef>,
@@ -262,17 +262,17 @@ impl Downscaler {
         let has_alpha = has_alpha(&self.info.format_info());
         let is_premultiplied = is_premultiplied(&self.info);
         let format = self.output.format();
-        if let Some(small) = &mut self.small {
-            small.fill(frame)?;
-            let is_opaque = !has_alpha || small.is_opaque();
+        if let Some(scaler) = &mut self.scaler {
+            scaler.fill(frame)?;
+            let is_opaque = !has_alpha || scaler.is_opaque();
             if !is_opaque && !is_premultiplied {
                 return Ok(None);
             }
-            small.convert(&self.converter, scaled)?;
+            scaler.convert(&self.converter, scaled)?;
             if is_opaque {
                 return Ok(Some(AlphaMode::Opaque));
             }
-            set_alpha(scaled.plane_data_mut(0)?, format, small.alpha());
+            set_alpha(scaled.plane_data_mut(0)?, format, scaler.alpha());
             return Ok(Some(AlphaMode::Premultiplied));
         }
         self.converter.frame_ref(frame, scaled);
@@ -281,7 +281,7 @@ impl Downscaler {
         }
         let pixels = scaled.plane_data_mut(0)?;
         widen_alpha(pixels, format, alpha_bits(&self.input.format_info()));
-        let (_, _, width, height) = self.window.seen;
+        let (_, _, width, height) = self.window.crop;
         Ok(match (width, height) == self.size() {
             _ if is_opaque(pixels, format) => Some(AlphaMode::Opaque),
             _ if is_premultiplied => Some(AlphaMode::Premultiplied),
@@ -290,28 +290,28 @@ impl Downscaler {
         })
     }
 
-    fn scale_by_detour(
+    fn scale_unpacked(
         &mut self,
         frame: &VideoFrameRef<&gst::BufferRef>,
         scaled: &mut VideoFrameRef<&mut gst::BufferRef>,
     ) -> Result<AlphaMode, glib::BoolError> {
-        let detour = match &mut self.detour {
-            Some(detour) => detour,
-            none => none.insert(Detour::new(
+        let unpacked = match &mut self.unpacked {
+            Some(unpacked) => unpacked,
+            none => none.insert(UnpackedPath::new(
                 &self.info,
                 &self.input,
                 &self.window,
                 &self.output,
             )?),
         };
-        let small = &mut detour.small;
-        small.fill(&detour.frame.fill(frame)?)?;
-        small.convert(&detour.converter, scaled)?;
+        let scaler = &mut unpacked.scaler;
+        scaler.fill(&unpacked.frame.fill(frame)?)?;
+        scaler.convert(&unpacked.converter, scaled)?;
         if !has_alpha(&self.info.format_info()) {
             return Ok(AlphaMode::Opaque);
         }
         let pixels = scaled.plane_data_mut(0)?;
-        set_alpha(pixels, self.output.format(), small.alpha());
+        set_alpha(pixels, self.output.format(), scaler.alpha());
         Ok(AlphaMode::Premultiplied)
     }
 }
@@ -320,8 +320,7 @@ fn is_premultiplied(info: &VideoInfo) -> bool {
     info.flags().contains(VideoFlags::PREMULTIPLIED_ALPHA)
 }
 
-/// Words of a small frame have bits behind those of the input, so that the largest code is less
-/// than one where it is not that of some range.
+/// The largest code value of full range. Words of a scaled frame have more bits than the input, so it is less than 1.
 fn largest_code(input: &VideoInfo, is_planar: bool) -> f64 {
     match (is_planar, input.colorimetry().range()) {
         (true, VideoColorRange::Range0_255) => {
@@ -434,8 +433,8 @@ pub(crate) mod tests {
                 // What ends within a group GStreamer itself doesn't show right.
                 let from = (u32::next_multiple_of(width, group), height);
                 let (info, buffer) = frame(format, from);
-                let mut scaler = Downscaler::new(&info, to).unwrap();
-                let picture = scaler.picture(&buffer, vec![]).unwrap();
+                let mut downscaler = Downscaler::new(&info, to).unwrap();
+                let picture = downscaler.picture(&buffer, vec![]).unwrap();
                 let reference = reference(&info, &buffer, to);
                 let (mean, max) = difference(&picture, &reference);
                 // GStreamer is more exact in colours of 16 bits than in those of 8, which is what
@@ -444,7 +443,7 @@ pub(crate) mod tests {
                 let limit = if is_deep { 2.7 } else { 1.3 };
                 assert!(mean < limit, "{format} {from:?} to {to:?}: {mean}");
                 assert!(max < 20.0, "{format} {from:?} to {to:?}: {max}");
-                by_planes += u32::from(scaler.small.is_some());
+                by_planes += u32::from(downscaler.scaler.is_some());
             }
         }
         assert_eq!(by_planes, 3 * 59);
@@ -475,9 +474,9 @@ pub(crate) mod tests {
             }
             let buffer = buffer.get_mut().unwrap();
             gst_video::VideoCropMeta::add(buffer, (100, 51, 56, 38));
-            let mut scaler = Downscaler::new(&info, (16, 16)).unwrap();
-            let picture = scaler.picture(buffer, vec![]).unwrap();
-            assert!(scaler.small.is_some());
+            let mut downscaler = Downscaler::new(&info, (16, 16)).unwrap();
+            let picture = downscaler.picture(buffer, vec![]).unwrap();
+            assert!(downscaler.scaler.is_some());
             let expected = picture.rgb[..3].to_vec();
             assert!(expected[0] > 100, "{format}: {expected:?}");
             assert!(picture.rgb.chunks(3).all(|rgb| rgb == expected), "{format}");
@@ -491,15 +490,15 @@ pub(crate) mod tests {
         // Whole tiles: GStreamer 1.26 packs no part of those that MT2110R has.
         for from in [(96, 40), (48, 90)] {
             let (rgb, buffer) = rgb(from);
-            let mut scaler = Downscaler::new(&rgb, (64, 64)).unwrap();
-            let expected = scaler.picture(&buffer, vec![]).unwrap();
+            let mut downscaler = Downscaler::new(&rgb, (64, 64)).unwrap();
+            let expected = downscaler.picture(&buffer, vec![]).unwrap();
             for format in VideoFormat::iter_raw() {
                 let (info, buffer) = frame(format, from);
                 if info.is_gray() || info.format_info().has_palette() {
                     continue;
                 }
-                let mut scaler = Downscaler::new(&info, (64, 64)).unwrap();
-                let picture = scaler.picture(&buffer, vec![]).unwrap();
+                let mut downscaler = Downscaler::new(&info, (64, 64)).unwrap();
+                let picture = downscaler.picture(&buffer, vec![]).unwrap();
                 let (mean, _) = difference(&picture, &expected);
                 assert!(mean < 6.0, "{format} {from:?}: {mean}");
             }

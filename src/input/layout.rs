@@ -1,23 +1,23 @@
-//! Where the rows of a picture lie in its buffer.
+//! Layout of a picture's planes and rows in its buffer.
 
 use gst::glib;
 use gst_video::{VideoFormat, VideoFormatInfo, VideoInfo, VideoMeta};
 
-/// What a buffer holds and where in it the picture is.
+/// The part of a buffer that is the picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Window {
-    /// Width and height of what the buffer holds.
-    pub(crate) full: (u32, u32),
-    /// Left, top, width and height of what is to be seen.
-    pub(crate) seen: (u32, u32, u32, u32),
+    /// Width and height of the buffer.
+    pub(crate) size: (u32, u32),
+    /// Left, top, width and height of the picture.
+    pub(crate) crop: (u32, u32, u32, u32),
 }
 
 impl Window {
     pub(crate) fn whole(info: &VideoInfo) -> Self {
-        let full = (info.width(), info.height());
+        let size = (info.width(), info.height());
         Self {
-            full,
-            seen: (0, 0, full.0, full.1),
+            size,
+            crop: (0, 0, size.0, size.1),
         }
     }
 
@@ -29,31 +29,30 @@ impl Window {
         let whole = Self::whole(info);
         let crop = buffer.meta::<gst_video::VideoCropMeta>();
         let window = Self {
-            full: meta.map_or(whole.full, |meta| (meta.width(), meta.height())),
-            seen: crop.map_or(whole.seen, |meta| meta.rect()),
+            size: meta.map_or(whole.size, |meta| (meta.width(), meta.height())),
+            crop: crop.map_or(whole.crop, |meta| meta.rect()),
         };
-        let (left, top, width, height) = window.seen;
-        let fits = |start: u32, length: u32, full| {
-            length > 0 && start.checked_add(length).is_some_and(|end| end <= full)
+        let (left, top, width, height) = window.crop;
+        let fits = |start: u32, length: u32, size| {
+            length > 0 && start.checked_add(length).is_some_and(|end| end <= size)
         };
-        if !fits(left, width, window.full.0) || !fits(top, height, window.full.1) {
+        if !fits(left, width, window.size.0) || !fits(top, height, window.size.1) {
             return Err(glib::bool_error!(
                 "the picture, {width}x{height} at {left},{top}, is not inside its buffer of {}x{}",
-                window.full.0,
-                window.full.1
+                window.size.0,
+                window.size.1
             ));
         }
         Ok(window)
     }
 }
 
-/// Where a buffer's planes are. GStreamer maps whatever a meta says and reads on, so all of it is
-/// checked here first.
+/// Checked layout of a buffer. GStreamer maps planes as a meta describes them, without checks.
 #[derive(Debug)]
-pub(crate) struct Layout {
+pub(crate) struct BufferLayout {
     pub(crate) window: Window,
-    /// Rows that have to be copied before GStreamer and slices of planes can do with them.
-    odd: Option<Vec<Rows>>,
+    /// Rows that must be copied, because GStreamer can't map them.
+    irregular: Option<Vec<Rows>>,
 }
 
 /// The rows of one plane.
@@ -63,28 +62,28 @@ struct Rows {
     stride: i128,
     /// The bytes of a row without its padding.
     bytes: i128,
-    /// The same with all of the last group of samples, as GStreamer reads it.
+    /// The bytes that GStreamer reads of a row: all of the last group of samples.
     read: i128,
     count: i128,
 }
 
-impl Layout {
-    /// Fails when a meta tells of another format than the caps, or of anything outside the buffer.
+impl BufferLayout {
+    /// The layout of a buffer. Fails if a meta contradicts the caps or describes anything outside the buffer.
     pub(crate) fn of(buffer: &gst::BufferRef, info: &VideoInfo) -> Result<Self, glib::BoolError> {
-        // GStreamer takes the one of the lowest id.
+        // GStreamer uses the meta with the lowest id.
         let metas = || buffer.iter_meta::<VideoMeta>();
         let meta = metas().min_by_key(|meta| meta.id());
         let window = Window::of(buffer, meta.as_deref(), info)?;
         let Some(meta) = meta else {
             // GStreamer checks the size.
-            let rows = (0..info.n_planes() as usize).map(|plane| Rows::as_told(info, plane));
+            let rows = (0..info.n_planes() as usize).map(|plane| Rows::from_info(info, plane));
             let rows = rows.collect::<Option<Vec<_>>>().unwrap_or_default();
-            let odd = rows.iter().any(|rows| rows.end_early()).then_some(rows);
-            return Ok(Self { window, odd });
+            let irregular = rows.iter().any(|rows| rows.end_early()).then_some(rows);
+            return Ok(Self { window, irregular });
         };
         if meta.format() != info.format() {
             return Err(glib::bool_error!(
-                "its meta says {}, its caps say {}",
+                "its meta says {}, but its caps say {}",
                 meta.format(),
                 info.format()
             ));
@@ -92,7 +91,7 @@ impl Layout {
         let planes = info.n_planes();
         if !(planes..=gst_video::VIDEO_MAX_PLANES as u32).contains(&meta.n_planes()) {
             return Err(glib::bool_error!(
-                "its meta tells of {} planes, but {} has {planes}",
+                "its meta has {} planes, but {} has {planes}",
                 meta.n_planes(),
                 info.format()
             ));
@@ -104,38 +103,41 @@ impl Layout {
         let inside = rows.filter(|rows| rows.iter().all(|rows| rows.are_inside(buffer.size())));
         let Some(rows) = inside else {
             return Err(glib::bool_error!(
-                "its rows, as its meta tells of them, are not inside its buffer"
+                "the rows that its meta describes are not inside its buffer"
             ));
         };
         let is_plain = metas().nth(1).is_none()
             && meta.n_planes() == planes
             && rows.iter().all(|rows| rows.are_plain(buffer));
         if is_plain {
-            return Ok(Self { window, odd: None });
+            return Ok(Self {
+                window,
+                irregular: None,
+            });
         }
         let room = |info: &VideoInfo| info.size() as u128;
-        // Rows on top of each other could be any number.
+        // There could be any number of overlapping rows.
         let is_too_large = room(&plain) > room(info) + 2 * buffer.size() as u128;
         // Tiles are copied as they are.
         let format = info.format_info();
         let is_other = format.is_tiled() && meta.stride() != plain.stride();
         if is_too_large || is_other {
             return Err(glib::bool_error!(
-                "its meta tells of {}x{} in {} bytes, in rows that can't be copied",
+                "its meta describes {}x{} pixels in {} bytes, in rows that can't be copied",
                 meta.width(),
                 meta.height(),
                 buffer.size()
             ));
         }
-        let odd = Some(rows);
-        Ok(Self { window, odd })
+        let irregular = Some(rows);
+        Ok(Self { window, irregular })
     }
 
-    pub(crate) fn is_odd(&self) -> bool {
-        self.odd.is_some()
+    pub(crate) fn is_irregular(&self) -> bool {
+        self.irregular.is_some()
     }
 
-    /// Copies odd rows to where `plain` has them, the top one first.
+    /// Copies irregular rows to the layout of `plain`, the top row first.
     pub(crate) fn copy(
         &self,
         buffer: &gst::BufferRef,
@@ -144,7 +146,7 @@ impl Layout {
     ) -> Result<(), glib::BoolError> {
         let from = buffer.map_readable()?;
         let mut to = copy.map_writable()?;
-        for (plane, rows) in self.odd.iter().flatten().enumerate() {
+        for (plane, rows) in self.irregular.iter().flatten().enumerate() {
             let (offset, stride) = (plain.offset()[plane], plain.stride()[plane]);
             for y in 0..rows.count {
                 let start = (rows.offset + y * rows.stride) as usize;
@@ -162,11 +164,11 @@ impl Layout {
 }
 
 impl Rows {
-    fn as_told(info: &VideoInfo, plane: usize) -> Option<Self> {
+    fn from_info(info: &VideoInfo, plane: usize) -> Option<Self> {
         Self::of((info.offset()[plane], info.stride()[plane]), plane, info)
     }
 
-    /// `None` where there are less tiles than the picture needs.
+    /// `None` if there are fewer tiles than the picture needs.
     fn of((offset, stride): (usize, i32), plane: usize, plain: &VideoInfo) -> Option<Self> {
         let format = plain.format_info();
         let offset = offset as i128;
@@ -226,12 +228,12 @@ impl Rows {
         last.min(self.offset) >= 0 && last.max(self.offset) + self.bytes <= size as i128
     }
 
-    /// Before what GStreamer reads of them does.
+    /// Whether the rows end before the bytes that GStreamer reads of them.
     fn end_early(&self) -> bool {
         self.stride < self.read
     }
 
-    /// Side by side in one piece of memory, with all their padding.
+    /// Whether the rows, with their padding, are in one piece of memory.
     fn are_plain(&self, buffer: &gst::BufferRef) -> bool {
         let end = self.offset + self.stride * self.count;
         if self.end_early() || end > buffer.size() as i128 {
@@ -245,11 +247,11 @@ impl Rows {
 /// The bytes of a palette: 256 colours.
 const PALETTE: i128 = 4 * 256;
 
-/// The bytes of a row whose samples are parts of larger groups.
+/// The bytes of a row whose samples are packed in groups.
 fn complex_bytes(format: &VideoFormatInfo, component: u8, plain: &VideoInfo, plane: usize) -> i128 {
     use VideoFormat::*;
     let width = format.scale_width(component, plain.width());
-    // Two chroma samples lie side by side.
+    // Chroma samples come in pairs.
     let samples = width << u32::from(plane == 1);
     let (of_group, bytes) = match format.format() {
         V210 => (6, 16),
@@ -257,7 +259,7 @@ fn complex_bytes(format: &VideoFormatInfo, component: u8, plain: &VideoInfo, pla
         Iyu1 => (4, 6),
         Gray10Le32 | Nv1210le32 | Nv1610le32 => (3, 4),
         Nv1210le40 => (4, 5),
-        // As GStreamer would lay them.
+        // GStreamer's default.
         _ => return plain.stride()[plane].into(),
     };
     i128::from(samples.div_ceil(of_group)) * bytes
@@ -285,7 +287,7 @@ mod tests {
         VideoMeta::add_full(buffer, flags, info.format(), width, height, offset, stride).unwrap();
     }
 
-    /// In several pieces of memory.
+    /// A buffer of several pieces of memory.
     fn in_pieces(bytes: &[u8], pieces: usize) -> gst::Buffer {
         let mut buffer = gst::Buffer::new();
         for piece in bytes.chunks(bytes.len().div_ceil(pieces).max(1)) {
@@ -299,7 +301,7 @@ mod tests {
         Downscaler::new(info, (16, 16))?.picture(buffer, vec![])
     }
 
-    /// How many rows a plane has; a palette and tiles are one.
+    /// Number of rows of a plane, 1 for a palette and for tiles.
     fn rows(info: &VideoInfo, plane: usize) -> usize {
         let format = info.format_info();
         let c = format.plane().iter().position(|p| *p == plane as u32);
@@ -307,9 +309,9 @@ mod tests {
         c.map_or(1, |c| format.scale_height(c as u8, info.height()) as usize)
     }
 
-    /// Bottom up, in pieces, with the last row cut short, and all of that.
+    /// Bottom up, in pieces, with a short last row, and all of these together.
     #[test]
-    fn every_format_is_seen_the_right_way_up() {
+    fn every_format_is_the_right_way_up() {
         gst::init().unwrap();
         for format in VideoFormat::iter_raw() {
             let (info, buffer) = tests::frame(format, (70, 38));
@@ -353,22 +355,22 @@ mod tests {
                 if rows(&info, info.n_planes() as usize - 1) > 1 {
                     bytes.truncate(bytes.len() - pad);
                 }
-                let mut odd = in_pieces(&bytes, pieces);
-                add_meta(&mut odd, &info, (70, 38), &offset, &stride);
-                let seen = picture(&info, &odd).unwrap();
-                assert!(seen.rgb == expected.rgb, "{format} {flip} {pad} {pieces}");
-                let seen = Downscaler::new(&info, (70, 38))
+                let mut irregular = in_pieces(&bytes, pieces);
+                add_meta(&mut irregular, &info, (70, 38), &offset, &stride);
+                let actual = picture(&info, &irregular).unwrap();
+                assert!(actual.rgb == expected.rgb, "{format} {flip} {pad} {pieces}");
+                let actual = Downscaler::new(&info, (70, 38))
                     .unwrap()
-                    .picture(&odd, vec![]);
+                    .picture(&irregular, vec![]);
                 assert!(
-                    seen.unwrap().rgb == whole.rgb,
+                    actual.unwrap().rgb == whole.rgb,
                     "{format} {flip} {pad} {pieces}"
                 );
             }
         }
     }
 
-    /// The same with plain rows, sample by sample; `None` when one is outside.
+    /// A copy with regular rows, sample by sample; `None` if a sample is outside the buffer.
     fn plain_copy(info: &VideoInfo, buffer: &gst::Buffer) -> Option<(VideoInfo, gst::Buffer)> {
         let meta = buffer.meta::<VideoMeta>()?;
         let plain = VideoInfo::builder(info.format(), meta.width(), meta.height());
@@ -406,7 +408,7 @@ mod tests {
         Some((plain, copy))
     }
 
-    /// Whatever a meta says.
+    /// With random metas.
     #[test]
     fn nothing_outside_the_buffer_is_read() {
         gst::init().unwrap();
@@ -458,13 +460,13 @@ mod tests {
                 stride.resize(planes, 4);
             }
             let mut buffer = in_pieces(&bytes, rng.usize(1..4));
-            let mut said = info.clone();
+            let mut meta_info = info.clone();
             if rng.u8(..20) == 0 {
                 let other = formats[rng.usize(..formats.len())];
-                said = VideoInfo::builder(other, 8, 8).build().unwrap();
+                meta_info = VideoInfo::builder(other, 8, 8).build().unwrap();
             }
             for _ in 0..1 + rng.u8(..20) / 19 {
-                add_meta(&mut buffer, &said, size, &offset, &stride);
+                add_meta(&mut buffer, &meta_info, size, &offset, &stride);
             }
             if rng.u8(..6) == 0 {
                 let crop = std::array::from_fn::<_, 4, _>(|_| rng.u32(..50));

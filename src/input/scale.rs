@@ -1,29 +1,28 @@
 //! Scales planes of pixels.
 //!
-//! A general converter first unpacks every pixel of a large frame. Here each byte is read where it
-//! is and multiplied at most a few times: first rows become fewer, bytes side by side whatever they
-//! mean, and only what is left of them is told apart as components.
+//! A general converter first unpacks every pixel of a large frame. This one reads each byte in place and multiplies it at
+//! most a few times: rows are scaled first, as bytes of any meaning, and only the rows that are left are separated into
+//! components.
 
 use std::ops::Range;
 
-/// Sums of a row's and of a column's weights. A byte times the one, and a sum of those times the
-/// other without its lower half, fit 16 bits.
+/// Sums of the weights of rows and of columns. A byte times the first fits 16 bits, and so does the upper half of such a
+/// sum times the second.
 const ROWS_ONE: u32 = 1 << 8;
 const COLUMNS_ONE: u32 = u16::MAX as u32;
 
-/// What part of an axis is scaled, and to how many samples.
+/// Part of an axis that is scaled, and the number of samples to which it is scaled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Span {
-    /// Where it starts and how long it is, in samples; between two of them too.
+    /// Start and length in samples, with fractions.
     pub start: f64,
     pub length: f64,
-    /// Samples that may be looked at: at least one. What is beyond counts as the nearest of them.
+    /// Samples that may be read, at least one. Those beyond count as the nearest of them.
     pub inside: Range<usize>,
     pub out: usize,
 }
 
-/// Which samples make each sample of a scaled axis, and how much of each: linear, with as many as
-/// the ratio needs, so that nothing aliases.
+/// The taps of each sample of a scaled axis: linear, with as many taps as the ratio needs, so that nothing aliases.
 #[derive(Clone, Debug)]
 struct Axis(Vec<Taps>);
 
@@ -42,7 +41,7 @@ impl Axis {
         Self(taps.collect())
     }
 
-    /// The samples that are looked at.
+    /// The samples that are read.
     fn inside(&self) -> Range<usize> {
         let starts = self.0.iter().map(|taps| taps.first);
         let ends = self.0.iter().map(|taps| taps.first + taps.weights.len());
@@ -60,8 +59,8 @@ impl Taps {
             let share = 1.0 - (at as f64 - centre).abs() / reach;
             shares[nearest(at as f64) - first] += share.max(0.0);
         }
-        // Their sums are rounded, not they: so they add up to one, and the error at an edge stays
-        // below half a step however many they are.
+        // The running sum is rounded, not the shares, so that they add up to one and the error at an edge stays below
+        // half a step.
         let whole = shares.iter().sum::<f64>();
         let (mut sum, mut rounded) = (0.0, 0);
         let weights = shares.iter().map(|share| {
@@ -76,27 +75,27 @@ impl Taps {
     }
 }
 
-/// What a plane is made of.
+/// Format of the samples of a plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sample {
     Byte,
-    /// A little-endian word of which so many bits are used, 8 to 16, from the lowest on.
+    /// A little-endian word of which the lowest bits, 8 to 16, are used.
     Word(u32),
 }
 
-/// One component of a plane, of several that may share its rows.
+/// One of the components that share the rows of a plane.
 #[derive(Clone, Debug)]
 pub struct Component {
-    /// Where its first sample is in a row, in bytes.
+    /// Offset of the first sample in a row, in bytes.
     pub offset: usize,
-    /// From one of its samples to the next, in bytes.
+    /// Distance of two samples, in bytes.
     pub pixel_stride: usize,
     pub columns: Span,
-    /// Which of the targets it goes to.
+    /// Index of the target.
     pub target: usize,
 }
 
-/// Where a scaled component goes, one sample after another.
+/// Output plane of a scaled component.
 pub struct Target<'a> {
     pub bytes: &'a mut [u8],
     pub stride: usize,
@@ -110,16 +109,16 @@ pub struct Plane {
     rows: Axis,
     last_row: usize,
     passes: Vec<Pass>,
-    /// The bytes of a row that are looked at.
+    /// The bytes of a row that are read.
     bytes: Range<usize>,
-    /// A row of them, each the sum of several.
+    /// Weighted sums of bytes.
     byte_sums: Vec<u16>,
-    /// The same of words, if they are.
+    /// Weighted sums of words, if the samples are words.
     word_sums: Vec<u16>,
 }
 
 impl Plane {
-    /// `None` when samples are not 1 to 4 to a pixel.
+    /// `None` if there are not 1 to 4 samples per pixel.
     pub fn new(sample: Sample, rows: &Span, components: &[Component]) -> Option<Self> {
         let size = match sample {
             Sample::Byte => 1,
@@ -153,7 +152,7 @@ impl Plane {
             pass.skip = pass.samples.start - start;
         }
         let bytes = start * size..end * size;
-        // And a few behind the last, which have no weight.
+        // With a few more for lanes of weight 0.
         let words = (size == 2).then_some(end - start + MOST_LANES);
         let rows = Axis::new(rows, ROWS_ONE);
         Some(Self {
@@ -167,7 +166,7 @@ impl Plane {
         })
     }
 
-    /// How many bytes a plane must have, if that can be told.
+    /// Minimum size of a plane in bytes; `None` on overflow.
     pub fn size(&self, stride: usize) -> Option<usize> {
         let rows = self.last_row.checked_mul(stride)?;
         rows.checked_add(self.bytes.end)
@@ -177,7 +176,7 @@ impl Plane {
     ///
     /// # Panics
     ///
-    /// When `plane` is shorter than [`size`](Self::size) says, or a target too small.
+    /// If `plane` is shorter than [`size`](Self::size), or a target is too small.
     pub fn scale(&mut self, plane: &[u8], stride: usize, targets: &mut [Target<'_>]) {
         for (y, taps) in self.rows.0.iter().enumerate() {
             let rows = &plane[taps.first * stride + self.bytes.start..];
@@ -197,11 +196,11 @@ impl Plane {
     }
 }
 
-/// Adds up rows of bytes, each times its weight, whatever they mean.
+/// Weighted sum of rows of bytes.
 fn sum_rows(rows: &[u8], stride: usize, weights: &[u16], sums: &mut [u16]) {
-    /// As many as the registers of any processor hold.
+    /// Bytes whose sums fit the registers of any processor.
     const BLOCK: usize = 64;
-    // They can't overflow, but to check that is what would take the time.
+    // The sums can't overflow, and checks would be slow.
     let add = |sum: &mut u16, byte: u8, weight: u16| {
         *sum = sum.wrapping_add(u16::from(byte).wrapping_mul(weight));
     };
@@ -226,38 +225,38 @@ fn sum_rows(rows: &[u8], stride: usize, weights: &[u16], sums: &mut [u16]) {
     }
 }
 
-/// From sums of low and high bytes to those of words, in 1/256 of what a byte would be.
+/// Sums of words from those of their low and high bytes, in units of 1/256 of the range of a byte.
 fn join(bytes: &[u16], bits: u32, words: &mut [u16]) {
     for (word, [low, high]) in words.iter_mut().zip(bytes.as_chunks::<2>().0) {
         let sum = u32::from(*low) + (u32::from(*high) << 8);
-        // The bits above may be set all the same.
+        // Unused upper bits may be set.
         *word = (sum >> (bits - 8)).min(u16::MAX.into()) as u16;
     }
 }
 
-/// Samples that are weighed at once, at most.
+/// Maximum number of samples that are weighted at once.
 const MOST_LANES: usize = 24;
 
-/// What makes one pixel of a scaled row.
+/// Taps of one pixel of a scaled row.
 #[derive(Clone, Debug)]
 struct Column {
     first: usize,
-    /// Of samples, not pixels, with zeros to fill up the lanes.
+    /// One for each sample of a pixel, with zeros to fill the lanes.
     weights: Vec<u16>,
-    /// What is lost on average by rounding each product down.
+    /// Mean loss from rounding the products down.
     lost: u16,
 }
 
-/// Weighs samples side by side, those of all components together.
+/// Scales a row of samples of all components at once.
 type Weigh = fn(&[Column], &[u16], &mut [u16]);
 
-/// Scales the rows of components that lie in the same way.
+/// Scales the components of a row that have the same step and span.
 #[derive(Clone, Debug)]
 struct Pass {
-    /// Samples from a pixel to the next.
+    /// Distance of two pixels, in samples.
     step: usize,
     span: Span,
-    /// What is looked at of a row, and how many of a plane's come before.
+    /// Samples of a row that are read, and their offset from the first that any pass reads.
     samples: Range<usize>,
     skip: usize,
     columns: Vec<Column>,
@@ -286,7 +285,7 @@ impl Pass {
         let axis = Axis::new(span, COLUMNS_ONE);
         let inside = axis.inside();
         let columns = axis.0.into_iter().map(|taps| {
-            // Not so much that white becomes black.
+            // Limited, so that white does not overflow to black.
             let lost = (taps.weights.len() / 2).min(127) as u16;
             let of_pixel = |weight| std::iter::repeat_n(weight, step);
             let mut weights = taps
@@ -336,7 +335,7 @@ impl Pass {
     }
 }
 
-/// Of pixels of one sample, in a form that the compiler makes more of.
+/// Scales pixels of one sample, in a form that the compiler vectorizes.
 fn weigh_one(columns: &[Column], sums: &[u16], pixels: &mut [u16]) {
     for (column, pixel) in columns.iter().zip(pixels) {
         let sums = &sums[column.first..];
@@ -345,7 +344,7 @@ fn weigh_one(columns: &[Column], sums: &[u16], pixels: &mut [u16]) {
     }
 }
 
-/// The upper half of their product.
+/// The upper half of the product.
 fn upper(weight: u16, sum: u16) -> u16 {
     ((u32::from(weight) * u32::from(sum)) >> 16) as u16
 }

@@ -1,48 +1,48 @@
-//! High dynamic range and wide gamut, made sRGB as the models know it.
+//! Tone mapping of high dynamic range and wide gamut to sRGB.
 //!
-//! Linear light counts in reference white, 203 cd/m² (ITU-R BT.2408). What is no brighter stays
-//! what it is; highlights are compressed by the curve of ITU-R BT.2390, from the peak that the
-//! picture has, so that a picture without any is that of its SDR twin.
+//! Linear light is in units of reference white, 203 cd/m² (ITU-R BT.2408). Light up to reference white is kept. Highlights
+//! are compressed by the curve of ITU-R BT.2390 from the picture's own peak, so that a picture without highlights is
+//! the same as its SDR version.
 
 use gst_video::{VideoColorPrimaries, VideoColorimetry, VideoTransferFunction};
 
 use crate::input::alpha::{AlphaMode, compose};
 
-/// Reference white and the brightest that PQ and the nominal HLG display know, in cd/m².
+/// Reference white and the peaks of PQ and of the nominal HLG display, in cd/m².
 const WHITE: f64 = 203.0;
 const PQ_PEAK: f64 = 10_000.0;
 const HLG_PEAK: f64 = 1_000.0;
-/// So much of a picture may be brighter than its peak: a glint is no reason to dim the rest.
-const GLINTS: f64 = 0.001;
+/// Fraction of the pixels that may be brighter than the peak, so that a glint doesn't dim the rest.
+const ABOVE_PEAK: f64 = 0.001;
 
-/// So many pixels tell what the peak is.
-const ENOUGH: usize = 1 << 16;
+/// Number of pixels that are sampled for the peak.
+const PEAK_SAMPLES: usize = 1 << 16;
 
-/// Entries of a table over code values, and over linear light on the way back.
+/// Sizes of the tables from code values to light, and from light to code values.
 const CODES: usize = 1 << 12;
 const LIGHTS: usize = 1 << 14;
 
-/// Turns pixels of one colorimetry, 16 bits a component, to sRGB.
+/// Maps pixels of one colorimetry, of 16 bits per component, to sRGB.
 #[derive(Debug)]
 pub(crate) struct ToneMap {
-    /// Of a code value: light of the display or, of HLG, of the scene.
+    /// Light of each code value: of the display or, for HLG, of the scene.
     light: Vec<f32>,
-    /// What the light of an HLG scene is multiplied by, over its luminance.
+    /// Gain of the light of an HLG scene, over its luminance.
     ootf: Option<Curve>,
     to_bt709: [[f32; 3]; 3],
     is_hdr: bool,
-    /// The code value of light from 0 to 1.
+    /// Code value of light from 0 to 1.
     codes: Vec<u8>,
 }
 
 impl ToneMap {
-    /// `None` where code values are good as they are. `white` is the largest of them, 1 as a rule.
+    /// `None` if the colorimetry needs no mapping. `white` is the largest code value, usually 1.
     pub(crate) fn new(colorimetry: &VideoColorimetry, white: f64) -> Option<Self> {
         use VideoTransferFunction::{AribStdB67, Bt202012, Smpte2084};
         let transfer = colorimetry.transfer();
         let is_hdr = matches!(transfer, Smpte2084 | AribStdB67);
         let to_bt709 = match colorimetry.primaries() {
-            // Which is also what GStreamer guesses of any large picture that says nothing.
+            // Also GStreamer's guess for large pictures without a colorimetry.
             VideoColorPrimaries::Bt2020 if transfer == Bt202012 => return None,
             VideoColorPrimaries::Bt2020 => BT2020,
             VideoColorPrimaries::Smpterp431 | VideoColorPrimaries::Smpteeg432 => P3,
@@ -67,12 +67,11 @@ impl ToneMap {
         })
     }
 
-    /// Appends the pixels of a picture, of which each is alpha, red, green and blue, composed on
-    /// white.
+    /// Appends ARGB pixels as RGB, mapped and composed on white.
     pub(crate) fn map(&self, argb: &[u8], mode: AlphaMode, rgb: &mut Vec<u8>) {
         let pixels = || argb.as_chunks::<2>().0.as_chunks::<4>().0.iter();
         let highlights = match self.is_hdr {
-            true => self.highlights(pixels().step_by(pixels().len() / ENOUGH + 1), mode),
+            true => self.highlights(pixels().step_by(pixels().len() / PEAK_SAMPLES + 1), mode),
             false => None,
         };
         let start = rgb.len();
@@ -112,39 +111,39 @@ impl ToneMap {
         (self.to_bt709.map(row), alpha)
     }
 
-    /// What light is multiplied by, over the brightest of a pixel's components. `None` where no
-    /// pixel is brighter than white.
+    /// Gain that compresses highlights, over the brightest component of a pixel. `None` if no pixel is brighter than
+    /// white.
     fn highlights<'a>(
         &self,
         pixels: impl ExactSizeIterator<Item = &'a [[u8; 2]; 4]>,
         mode: AlphaMode,
     ) -> Option<Curve> {
-        let glints = (pixels.len() as f64 * GLINTS) as u32;
+        let above_peak = (pixels.len() as f64 * ABOVE_PEAK) as u32;
         let mut counts = [0u32; Curve::STEPS];
         for pixel in pixels {
             let (light, alpha) = self.light(pixel, mode);
-            // What hardly shows is hardly known either.
+            // Colours of nearly transparent pixels are inexact.
             if alpha > 127 {
-                // Where chroma is shared, components at an edge are brighter than they were.
+                // Luminance, because subsampled chroma makes components at edges too bright.
                 counts[Curve::step(weigh(light, BT709_LUMINANCE))] += 1;
             }
         }
         let mut brighter = 0;
         let peak = counts.iter().rposition(|count| {
             brighter += count;
-            brighter > glints
+            brighter > above_peak
         });
         let peak = Curve::light(peak?);
         (peak > 1.0).then(|| {
-            let compressed = Compressed::new(peak);
-            Curve::new(|light| compressed.light(light) / light)
+            let curve = ToneCurve::new(peak);
+            Curve::new(|light| curve.light(light) / light)
         })
     }
 }
 
-/// Where light is in a table of [`LIGHTS`]; what is out of gamut is clipped.
+/// Index of light in a table of [`LIGHTS`]. Clips light that is out of gamut.
 fn light_index(light: f32) -> usize {
-    // A float that large counts in ones, which is faster than a conversion.
+    // The lower bits of a float this large count in ones, which is faster than a conversion.
     const ONES: f32 = (1 << 23) as f32;
     let index = light.clamp(0.0, 1.0) * (LIGHTS - 1) as f32 + ONES;
     index.to_bits() as usize % LIGHTS
@@ -158,13 +157,13 @@ fn brightest(light: [f32; 3]) -> f32 {
     light.into_iter().fold(0.0, f32::max)
 }
 
-/// A function of light, in steps of less than a percent: the upper bits of a float tell them apart.
+/// A table of a function of light, in steps of less than a percent that the upper bits of a float give.
 #[derive(Debug)]
 struct Curve(Vec<f32>);
 
 impl Curve {
     const BITS_BELOW: u32 = 16;
-    /// From 2⁻²⁰ to 2⁶ of white, which is more than PQ has.
+    /// From 2⁻²⁰ to 2⁶ of white, more than the range of PQ.
     const FIRST: usize = (127 - 20) << 7;
     const STEPS: usize = 26 << 7;
 
@@ -195,15 +194,15 @@ impl Curve {
 }
 
 /// The tone curve of ITU-R BT.2390, from a peak above white to white.
-struct Compressed {
-    /// Code values of the peak and, in parts of that, of white and of where the curve begins.
+struct ToneCurve {
+    /// Code value of the peak and, relative to it, those of white and of the knee where the curve begins.
     peak: f64,
     white: f64,
     knee: f64,
     knee_light: f64,
 }
 
-impl Compressed {
+impl ToneCurve {
     fn new(peak: f64) -> Self {
         let peak = pq_code(peak * WHITE / PQ_PEAK);
         let white = pq_code(WHITE / PQ_PEAK) / peak;
@@ -455,7 +454,7 @@ mod tests {
         let (info, opaque) = frame((64, 64), Smpte2084, |_| [0.2; 3]);
         let mut bytes = opaque.map_readable().unwrap().to_vec();
         for (i, pixel) in bytes.chunks_exact_mut(8).enumerate() {
-            // As bright as can be, but for nobody to see.
+            // As bright as possible, but transparent.
             if i % 64 / 8 % 2 == 0 {
                 pixel.fill(0xff);
                 pixel[..2].fill(0);

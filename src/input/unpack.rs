@@ -1,36 +1,36 @@
-//! Frames in plain formats, where GStreamer's converter can't read a part of their rows.
+//! Unpacks frames whose rows GStreamer's converter can't read in part.
 
 use gst::glib;
 use gst_video::{VideoChromaMode, VideoFormatInfo, VideoFrameRef, VideoInfo, VideoMeta};
 
 use crate::input::alpha::{alpha_bits, widen_alpha};
 
-/// How many pixels of a row are read together. Told to end among them, GStreamer's converter leaves
-/// some out, or exchanges their colours.
+/// Number of pixels that are packed in a group. If a row ends within a group, GStreamer's converter leaves pixels out or
+/// swaps their colours.
 pub(crate) fn pixels_in_group(format: &VideoFormatInfo) -> u32 {
-    // By their names: GStreamer 1.22 doesn't have the first ones.
+    // By name: GStreamer 1.22 lacks the first two.
     match format.name().as_str() {
         "MT2110T" | "MT2110R" => 16,
-        // Of an odd row 1.22 reads, or without ORC writes, a value too many.
+        // GStreamer 1.22 reads, or without ORC writes, one value beyond an odd row.
         "VYUY" | "UYVY" | "UYVP" => 2,
         _ => 1,
     }
 }
 
-/// Unpacks whole rows, before anything is made of a part of them.
+/// Unpacks whole rows.
 #[derive(Debug)]
 pub(crate) struct Unpacker {
     converter: gst_video::VideoConverter,
     packed: VideoInfo,
     plain: VideoInfo,
-    /// Where the converter writes, each time the same.
+    /// The converter's output buffer, which is reused.
     buffer: gst::Buffer,
 }
 
 impl Unpacker {
-    /// `None` where the converter can read `width` pixels from `left` on. It can in few formats, as
-    /// long as `left` isn't 0: 1.22 and 1.26 count it twice, or in other units, or not at all, and
-    /// write behind their own rows where it is within a tile.
+    /// `None` if the converter can read `width` pixels from `left` on. If `left` is not 0, GStreamer 1.22 and 1.26 can in
+    /// few formats only: they count `left` twice, in other units or not at all, and write beyond their rows if it is
+    /// within a tile.
     pub(crate) fn new(
         info: &VideoInfo,
         left: u32,
@@ -40,7 +40,7 @@ impl Unpacker {
         if left == 0 && width.is_multiple_of(group) {
             return Ok(None);
         }
-        // A row that ends within a group has all of it in its buffer, as the layout was checked.
+        // The checked layout has all of the last group in the buffer.
         let whole = |format| {
             VideoInfo::builder(format, info.width().next_multiple_of(group), info.height())
                 .colorimetry(&info.colorimetry())
@@ -53,7 +53,7 @@ impl Unpacker {
         let mut config = gst_video::VideoConverterConfig::new();
         config.set_threads(1);
         if group > 1 {
-            // What lies behind the last pixel of the picture stays out of it.
+            // Keeps pixels beyond the picture out of its chroma.
             config.set_chroma_mode(VideoChromaMode::None);
         }
         Ok(Some(Self {
@@ -64,12 +64,12 @@ impl Unpacker {
         }))
     }
 
-    /// How the buffers that [`unpack`](Self::unpack) takes are read.
+    /// The format of the input of [`unpack`](Self::unpack).
     pub(crate) fn packed(&self) -> &VideoInfo {
         &self.packed
     }
 
-    /// What it makes of them.
+    /// The format of the output of [`unpack`](Self::unpack).
     pub(crate) fn plain(&self) -> &VideoInfo {
         &self.plain
     }
@@ -78,7 +78,7 @@ impl Unpacker {
         &mut self,
         buffer: &gst::BufferRef,
     ) -> Result<&gst::BufferRef, glib::BoolError> {
-        // A meta may tell of less than all of the last group.
+        // A meta may leave out a part of the last group.
         let meta = buffer.meta::<VideoMeta>();
         let told = meta.filter(|meta| meta.width() != self.packed.width());
         let whole = told.map(|meta| self.with_whole_groups(buffer, &meta));
@@ -94,7 +94,7 @@ impl Unpacker {
         Ok(&self.buffer)
     }
 
-    /// The same memory, with a meta of it that `packed` agrees with.
+    /// A buffer of the same memory, with a meta that agrees with `packed`.
     fn with_whole_groups(
         &self,
         buffer: &gst::BufferRef,

@@ -1,4 +1,4 @@
-//! From a large frame to a small one of its kind: each component is scaled where it is.
+//! Scales the components of a frame without unpacking it first.
 
 use std::ops::Range;
 
@@ -11,21 +11,21 @@ use crate::input::{
     scale::{Component, Plane, Sample, Span, Target},
 };
 
-/// A small frame whose components are planes of one size, YUV if the large one is.
+/// Scales frames to planar ones whose planes have one size; YUV stays YUV.
 #[derive(Debug)]
-pub(crate) struct Small {
+pub(crate) struct PlanarScaler {
     pub(crate) info: VideoInfo,
     buffer: gst::Buffer,
-    /// From planes of the large frame.
+    /// Scalers of the input's planes, by the index of the plane.
     planes: Vec<(u32, Plane)>,
-    /// How much is kept of each sample.
+    /// Format of the scaled samples.
     sample: Sample,
-    /// Of frames that have it.
+    /// Scaled alpha, of frames that have it.
     alpha: Option<Vec<u8>>,
 }
 
-impl Small {
-    /// `None` of formats whose samples are neither bytes nor words.
+impl PlanarScaler {
+    /// `None` for formats whose samples are neither bytes nor words.
     pub(crate) fn new(
         input: &VideoInfo,
         window: &Window,
@@ -46,12 +46,12 @@ impl Small {
             .colorimetry(&input.colorimetry())
             .fps(input.fps())
             .build()?;
-        let (left, top, seen_width, seen_height) = window.seen;
+        let (left, top, seen_width, seen_height) = window.crop;
         let mut planes = vec![];
         let has_alpha = has_alpha(&large);
         let components = 0..info.n_components() as usize + usize::from(has_alpha);
         let target = |c: usize| match c == ALPHA {
-            // Behind the planes.
+            // After the planes.
             true => info.n_planes(),
             false => info.format_info().plane()[c],
         };
@@ -70,7 +70,7 @@ impl Small {
                 target: target(c) as usize,
             });
             let components = components.collect::<Vec<_>>();
-            // All that are in one plane have as many rows and bits.
+            // All components of a plane have the same rows and bits.
             let Some(c) = here.min() else { continue };
             let rows = span(
                 top..top + seen_height,
@@ -106,7 +106,7 @@ impl Small {
         Ok(())
     }
 
-    /// Whether nothing shows through. What does on fewer pixels than make a difference doesn't count.
+    /// Whether all scaled pixels are opaque.
     pub(crate) fn is_opaque(&self) -> bool {
         self.alpha().iter().all(|alpha| *alpha == u8::MAX)
     }
@@ -146,8 +146,7 @@ impl Small {
     }
 }
 
-/// The format of small frames, where all samples are bytes or words and GStreamer tells of all where
-/// they are.
+/// The planar format for an input format. `None` if its samples are not bytes or words at known offsets.
 pub(crate) fn planar(large: VideoFormat) -> Option<VideoFormat> {
     use VideoFormat::*;
     match large {
@@ -170,16 +169,16 @@ pub(crate) fn planar(large: VideoFormat) -> Option<VideoFormat> {
 fn offset(large: &gst_video::VideoFormatInfo, component: usize) -> usize {
     use VideoFormat::{P012Le, P016Le, P01010le};
     match (large.format(), component) {
-        // GStreamer says 1, which is in the middle of U.
+        // GStreamer's offset is 1, in the middle of U.
         (P01010le | P012Le | P016Le, 2) => 2,
         _ => large.poffset()[component] as usize,
     }
 }
 
-/// Some pixels of an axis, in samples of a component that has one for `1 << sub` of them.
+/// A range of pixels in samples of a component that has one sample for `1 << sub` pixels.
 fn span(pixels: Range<u32>, sub: u32, cosited: bool, out: u32) -> Span {
     let scale = f64::from(1 << sub);
-    // A sample is the colour of the middle of its pixels, or of the first.
+    // A sample has the colour of the middle of its pixels, or of the first pixel.
     let shift = if cosited { (scale - 1.0) / 2.0 } else { 0.0 };
     let last = pixels.end.div_ceil(1 << sub) as usize;
     Span {
