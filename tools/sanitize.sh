@@ -3,13 +3,12 @@
 #
 #   tools/sanitize.sh loom      runs models of the mailbox between the element's threads and the worker's in every
 #                               order of their threads
-#   tools/sanitize.sh thread    runs its tests under ThreadSanitizer
-#   tools/sanitize.sh address   runs all tests under AddressSanitizer and LeakSanitizer, but for those that start a
-#                               program: it can't load a plugin that was built so
+#   tools/sanitize.sh thread    runs the mailbox's tests under ThreadSanitizer
+#   tools/sanitize.sh address   runs all tests under AddressSanitizer and LeakSanitizer, except those that start a
+#                               program, which can't load a plugin built with a sanitizer
 #
-# What comes behind goes to cargo. The sanitizers come with stable Rust, the switch for them does not: hence
-# RUSTC_BOOTSTRAP. ThreadSanitizer must see the atomics of the standard library, which is built too (rustup component
-# add rust-src).
+# Further arguments go to cargo. Stable Rust has the sanitizers but not the flag for them: hence RUSTC_BOOTSTRAP.
+# ThreadSanitizer must see the atomics of the standard library, so that is built too (rustup component add rust-src).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -e "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
@@ -19,24 +18,23 @@ kind=${1:?loom, thread or address}
 shift
 case $kind in
 loom)
-    RUSTFLAGS="--cfg loom" cargo test --release --lib --target-dir "$out/loom" \
-        --manifest-path tools/loom/Cargo.toml "$@"
+    RUSTFLAGS="--cfg loom" cargo test --release -p vlmnarrate-mailbox --lib --target-dir "$out/loom" "$@"
     ;;
 thread)
-    RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread cargo test -Zbuild-std --lib --target "$target" \
-        --target-dir "$out/thread" --manifest-path tools/loom/Cargo.toml "$@"
+    RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread cargo test -Zbuild-std -p vlmnarrate-mailbox --lib \
+        --target "$target" --target-dir "$out/thread" "$@"
     ;;
 address)
-    # A test asks for more than there can be and wants to be told so.
+    # A test allocates more than there can be, and expects an error.
     export ASAN_OPTIONS=allocator_may_return_null=1
-    # GLib and what Pango builds on keep for ever what they make once; the leaks tracer of tools/test.sh knows more of
-    # GStreamer's objects.
+    # GLib and Pango's libraries never free what they make once. For GStreamer's objects, the leaks tracer of
+    # tools/test.sh knows more.
     mkdir -p "$out"
     printf 'leak:%s\n' libglib libgobject libgio libpango libfontconfig libcairo libharfbuzz libfreetype >"$out/leaks"
     export LSAN_OPTIONS=print_suppressions=0:suppressions="$out/leaks"
     RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo nextest run --target "$target" \
         --target-dir "$out/address" --no-fail-fast \
-        -E 'not (binary(programs) or binary(readme) or test(/^(processes_share_a_folder|a_model_for_which_there|a_full_disk_and_what)/))' "$@"
+        -E 'not test(/^(programs::|readme::|hub::(processes_share_a_folder|a_model_for_which_there|a_full_disk_and_what))/)' "$@"
     ;;
 *)
     echo "$kind: loom, thread or address" >&2

@@ -2,7 +2,7 @@
 //! for a few tokens. An error is fine; a panic, a hang or a gigabyte is not. Each function says whether there was
 //! an answer.
 //!
-//! `tests/hostile.rs` of the crate above feeds the same functions the corpus.
+//! `crates/smolvlm/tests/hostile.rs` feeds the same functions the corpus.
 
 use std::{
     cell::RefCell,

@@ -19,9 +19,9 @@ trap 'rm -rf "$out/packing"' EXIT
 
 # build COMMAND…: prints where the program is.
 build() {
-    # Neither the overlay nor the hub is wanted there.
-    tools/cuda/toolkit.sh cargo "$@" --no-run --no-default-features --features "${FEATURES-cuda}" \
-        --message-format=json-render-diagnostics | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+    # The engine alone, without the hub.
+    tools/cuda/toolkit.sh cargo "$@" -p vlmnarrate-smolvlm --no-run --no-default-features \
+        --features "${FEATURES-cuda}" --message-format=json-render-diagnostics | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
 }
 for program in gpu parity cuda model; do
     case $program in
@@ -31,7 +31,7 @@ for program in gpu parity cuda model; do
     strip -o "$work/bin/$program" "$built"
 done
 
-# The model knows no GStreamer, so that they link with nothing that not every machine has.
+# The engine knows no GStreamer, so the programs need only libraries that every machine has.
 others=$(ldd "$work"/bin/* | sed -n 's/.* => \([^ ]*\).*/\1/p' | grep -v -E '/(libc|libm|libgcc_s)\.so' || true)
 [ -z "$others" ] || { echo "These would be missing on another machine:" $others >&2 && exit 1; }
 needed=$(objdump -T "$work"/bin/* | grep -o 'GLIBC_2\.[0-9.]*' | sort -uV | tail -n 1)

@@ -30,8 +30,9 @@ OURS = {
 
 
 def ours(checkpoint, side, threads, *rest):
-    program = ["cargo", "bench", "--quiet", "--bench", "caption", "--", str(checkpoint), str(side), str(threads)]
-    return [*program, *map(str, rest)]
+    program = ["cargo", "bench", "--quiet", "--bench", "caption", "--"]
+    # Cargo runs it in its package's folder.
+    return [*program, *map(str, [Path(checkpoint).resolve(), side, threads, *rest])]
 
 
 def program(name, folder, side, threads):
