@@ -1,4 +1,4 @@
-//! Sets `COMMIT_ID` and `BUILD_REL_DATE` for the plugin's description.
+//! Tells the plugin which commit it was built from.
 
 fn main() {
     gst_plugin_version_helper::info();
