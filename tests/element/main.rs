@@ -20,6 +20,7 @@ mod programs;
 mod properties;
 mod readme;
 mod recorded;
+mod rooms;
 mod settings;
 mod states;
 mod text_pad;
