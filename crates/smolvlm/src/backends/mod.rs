@@ -141,7 +141,14 @@ pub(crate) struct Needs {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum ImageInput<'a> {
     /// The same as last time, in the same place: the slot holds its features.
-    CachedFeatures,
+    CachedFeatures {
+        /// How many rows of them.
+        #[cfg_attr(
+            not(feature = "cuda"),
+            expect(dead_code, reason = "backends that place features by row")
+        )]
+        rows: usize,
+    },
     /// To be encoded.
     Pixels(&'a Picture),
 }

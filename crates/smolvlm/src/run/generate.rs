@@ -125,14 +125,17 @@ impl Model {
             .iter()
             .enumerate()
             .map(|(i, square)| match known {
-                Some(last) if last.has(i, square, prompt) => ImageInput::CachedFeatures,
+                Some(last) if last.has(i, square, prompt) => ImageInput::CachedFeatures {
+                    rows: prompt.images[i].1,
+                },
                 _ => ImageInput::Pixels(square),
             })
             .collect();
-        let is_cached = |image: &&ImageInput<'_>| matches!(image, ImageInput::CachedFeatures);
+        let is_cached =
+            |image: &&ImageInput<'_>| matches!(image, ImageInput::CachedFeatures { .. });
         let same = images.iter().take_while(is_cached).count();
         let bytes = images.iter().map(|image| match image {
-            ImageInput::CachedFeatures => 0,
+            ImageInput::CachedFeatures { .. } => 0,
             ImageInput::Pixels(picture) => picture.rgb.len(),
         });
 

@@ -99,34 +99,30 @@ impl Model {
             false => report(checkpoint, error::plain(&error)),
         };
         let info = chosen.info();
-        let backend: Box<dyn Backend> = match &chosen {
+        let backend: Box<dyn Backend> = match chosen {
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(_) => {
+            Chosen::Cuda(gpu) => {
                 let loader = Loader {
                     weights: &checkpoint.weights,
                     device: &Device::Cpu,
                     progress: &add,
                 };
-                let backend =
-                    cuda::Network::load(chosen, checkpoint, options.dtype, loader, &stop, failed);
-                Box::new(backend?)
-            }
-            Chosen::Cpu if formats.has_blocks(checkpoint) => {
-                Box::new(TensorBackend::<Fused>::load(
-                    checkpoint,
-                    &chosen,
-                    (formats, &add),
-                    failed,
-                    threads,
+                let dtype = options.dtype;
+                Box::new(cuda::Network::load(
+                    *gpu, checkpoint, dtype, loader, &stop, failed,
                 )?)
             }
-            _ => Box::new(TensorBackend::<Candle>::load(
-                checkpoint,
-                &chosen,
-                (formats, &add),
-                failed,
-                threads,
-            )?),
+            chosen => {
+                let formats = (formats, &add as &(dyn Fn(u64) -> bool + Sync));
+                match matches!(chosen, Chosen::Cpu) && formats.0.has_blocks(checkpoint) {
+                    true => Box::new(TensorBackend::<Fused>::load(
+                        checkpoint, &chosen, formats, failed, threads,
+                    )?),
+                    false => Box::new(TensorBackend::<Candle>::load(
+                        checkpoint, &chosen, formats, failed, threads,
+                    )?),
+                }
+            }
         };
         static LOADED: AtomicU64 = AtomicU64::new(0);
         Ok(Self {

@@ -257,7 +257,7 @@ impl<P: Parts> Backend for TensorBackend<P> {
         let mut features = Vec::with_capacity(images.len());
         for (i, image) in images.iter().enumerate() {
             features.push(match image {
-                ImageInput::CachedFeatures => held
+                ImageInput::CachedFeatures { .. } => held
                     .get(i)
                     .cloned()
                     .ok_or_else(|| Error::Session("it holds no such features".into()))?,

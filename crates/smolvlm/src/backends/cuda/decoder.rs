@@ -7,7 +7,10 @@ use crate::{
         scratch::Scratch,
         weights::{Part, Uploader},
     },
-    families::idefics3::config::Config,
+    families::idefics3::{
+        config::Config,
+        names::{self, decoder_layer as module},
+    },
 };
 use vlmnarrate_cuda::{
     Attended, Decode, Gpu, Heads, Kernels, Memory, Norm, Plan, Result, Rows, Stack, Then, Turned,
@@ -47,7 +50,6 @@ impl Decoder {
             kv_heads: c.num_key_value_heads(),
             size: c.head_dim(),
         };
-        let model = "model.text_model";
         let linear = |name: String, rows, columns| from.linear(rows, columns, &name);
         let (queries, keys) = (heads.heads * heads.size, heads.kv_heads * heads.size);
         let mut norms = Vec::new();
@@ -61,29 +63,34 @@ impl Decoder {
                 length: hidden,
             })
         };
-        let embed_tokens = linear(format!("{model}.embed_tokens"), c.vocab_size, hidden)?;
+        let embed_tokens = linear(names::EMBED_TOKENS.into(), c.vocab_size, hidden)?;
         let mut layers = Vec::new();
         for i in 0..c.num_hidden_layers {
-            let name = format!("{model}.layers.{i}");
-            let [q, k, v] = ["q", "k", "v"].map(|part| format!("{name}.self_attn.{part}_proj"));
+            let name = names::decoder_layer(i);
+            let [q, k, v] = [module::Q_PROJ, module::K_PROJ, module::V_PROJ]
+                .map(|part| format!("{name}.{part}"));
             let attention = [
                 Part::turned(queries, &q, heads.size),
                 Part::turned(keys, &k, heads.size),
                 Part::plain(keys, &v),
             ];
-            let [gate, up] = ["gate", "up"].map(|part| format!("{name}.mlp.{part}_proj"));
+            let [gate, up] =
+                [module::GATE_PROJ, module::UP_PROJ].map(|part| format!("{name}.{part}"));
             layers.push(Layer {
-                input_layernorm: norm(&format!("{name}.input_layernorm"))?,
+                input_layernorm: norm(&format!("{name}.{}", module::INPUT_LAYERNORM))?,
                 qkv: from.layers(&attention, hidden, false)?,
-                o_proj: linear(format!("{name}.self_attn.o_proj"), hidden, queries)?,
-                post_attention_layernorm: norm(&format!("{name}.post_attention_layernorm"))?,
+                o_proj: linear(format!("{name}.{}", module::O_PROJ), hidden, queries)?,
+                post_attention_layernorm: norm(&format!(
+                    "{name}.{}",
+                    module::POST_ATTENTION_LAYERNORM
+                ))?,
                 gate_up: from.paired(inner, hidden, [&gate, &up])?,
-                down_proj: linear(format!("{name}.mlp.down_proj"), hidden, inner)?,
+                down_proj: linear(format!("{name}.{}", module::DOWN_PROJ), hidden, inner)?,
             });
         }
-        norms.extend(from.floats(&[hidden], &format!("{model}.norm.weight"))?);
-        let is_tied = config.tie_word_embeddings && !from.contains("lm_head.weight");
-        let lm_head = (!is_tied).then(|| linear("lm_head".into(), c.vocab_size, hidden));
+        norms.extend(from.floats(&[hidden], &names::weight(names::NORM))?);
+        let is_tied = config.tie_word_embeddings && !from.contains(&names::weight(names::LM_HEAD));
+        let lm_head = (!is_tied).then(|| linear(names::LM_HEAD.into(), c.vocab_size, hidden));
         Ok(Self {
             embed_tokens,
             layers,

@@ -1,18 +1,19 @@
-//! The vision encoder on the GPU: as in [`vision`](super::super::vision), for several pictures at once.
+//! The vision encoder on the GPU: as candle has it, for several pictures at once.
 
 use std::collections::HashMap;
 
 use candle_core::Result as CandleResult;
 
 use crate::{
-    backends::{
-        candle::encoder,
-        cuda::{
-            scratch::Scratch,
-            weights::{Part, Uploader},
-        },
+    backends::cuda::{
+        scratch::Scratch,
+        weights::{Part, Uploader},
     },
-    families::idefics3::config::{Config, PreprocessorConfig},
+    families::idefics3::{
+        config::{Config, PreprocessorConfig},
+        names::{self, encoder_layer as module},
+        positions,
+    },
     image,
 };
 use vlmnarrate_cuda::{
@@ -62,44 +63,38 @@ impl Encoder {
     ) -> CandleResult<Self> {
         let c = &config.vision_config;
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        let model = "model.vision_model";
         let norm = |name: &str| from.layer_norm(hidden, c.layer_norm_eps, name);
         let layer = |i| {
-            let name = format!("{model}.encoder.layers.{i}");
+            let name = names::encoder_layer(i);
             let linear = |parts: &[&str], rows, columns| {
                 let names = parts.iter().map(|part| format!("{name}.{part}"));
                 let names: Vec<_> = names.collect();
                 let parts = names.iter().map(|name| Part::plain(rows, name));
                 from.layers(&parts.collect::<Vec<_>>(), columns, true)
             };
-            let attention = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+            let attention = [module::Q_PROJ, module::K_PROJ, module::V_PROJ];
             Ok(Layer {
-                layer_norm1: norm(&format!("{name}.layer_norm1"))?,
+                layer_norm1: norm(&format!("{name}.{}", module::LAYER_NORM1))?,
                 qkv: linear(&attention, hidden, hidden)?,
-                out_proj: linear(&["self_attn.out_proj"], hidden, hidden)?,
-                layer_norm2: norm(&format!("{name}.layer_norm2"))?,
-                fc1: linear(&["mlp.fc1"], inner, hidden)?,
-                fc2: linear(&["mlp.fc2"], hidden, inner)?,
+                out_proj: linear(&[module::OUT_PROJ], hidden, hidden)?,
+                layer_norm2: norm(&format!("{name}.{}", module::LAYER_NORM2))?,
+                fc1: linear(&[module::FC1], inner, hidden)?,
+                fc2: linear(&[module::FC2], hidden, inner)?,
             })
         };
         let native = c.image_size / c.patch_size;
-        let positions = format!("{model}.embeddings.position_embedding.weight");
+        let positions = names::weight(names::POSITION_EMBEDDING);
         let folded = hidden * config.scale_factor.pow(2);
-        let connector = "model.connector.modality_projection.proj";
         Ok(Self {
-            patch_embedding: from.patches(
-                hidden,
-                c.patch_size,
-                &format!("{model}.embeddings.patch_embedding"),
-            )?,
+            patch_embedding: from.patches(hidden, c.patch_size, names::PATCH_EMBEDDING)?,
             position_embedding: from
                 .upload(&from.floats(&[native * native, hidden], &positions)?)?,
             native,
             layers: (0..c.num_hidden_layers)
                 .map(layer)
                 .collect::<CandleResult<_>>()?,
-            post_layernorm: norm(&format!("{model}.post_layernorm"))?,
-            connector: from.linear(config.text_config.hidden_size, folded, connector)?,
+            post_layernorm: norm(names::POST_LAYERNORM)?,
+            connector: from.linear(config.text_config.hidden_size, folded, names::CONNECTOR)?,
             heads: Heads {
                 heads: c.num_attention_heads,
                 kv_heads: c.num_attention_heads,
@@ -127,8 +122,8 @@ impl Encoder {
     ) -> Result<bool> {
         if !self.grids.contains_key(&side) {
             let grid = side / self.patch;
-            let positions = encoder::position_ids(grid, grid, self.native);
-            let folded = encoder::folded(grid, self.fold);
+            let positions = positions::position_ids(grid, grid, self.native);
+            let folded = positions::pixel_shuffle_order(grid, self.fold);
             self.grids.insert(
                 side,
                 Grid {

@@ -22,39 +22,39 @@ use vlmnarrate_cuda::{Event, Gpu, Graph, Kernels, MOST_ROWS, Memory, Plan, Resul
 
 /// A picture that is staged, and the row of the features that its own start at.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Shown {
+pub(crate) struct StagedPicture {
     pub(crate) side: usize,
     pub(crate) features: usize,
 }
 
 /// What to run, in this order.
 #[derive(Debug, Default)]
-pub(crate) struct Ask {
+pub(crate) struct GpuJob {
     /// As they were staged, one behind the other.
-    pub(crate) pictures: Vec<Shown>,
+    pub(crate) pictures: Vec<StagedPicture>,
     /// Tokens to put into the cache behind `past` others; below zero they are rows of features, −1 the first.
     pub(crate) prompt: Vec<i32>,
     pub(crate) past: usize,
     /// The token to go on from, which is the next behind the prompt.
     pub(crate) token: u32,
     /// Tokens to make at most, none if nothing is to be said.
-    pub(crate) most: usize,
+    pub(crate) max_tokens: usize,
     /// What may be said. With `scores` these tokens are run in any case.
-    pub(crate) guesses: Vec<u32>,
+    pub(crate) draft_tokens: Vec<u32>,
     /// The scores of each token that may follow `token` and each guess, instead of a caption.
-    pub(crate) scores: bool,
+    pub(crate) logits: bool,
     /// Features and states of the encoder, for those who check.
     pub(crate) states: bool,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
-    pub(crate) said: Vec<u32>,
+    pub(crate) generated: Vec<u32>,
     /// By a stop token.
     pub(crate) stopped: bool,
     /// By scores that no token can be chosen by.
     pub(crate) broken: bool,
-    pub(crate) scores: Vec<f32>,
+    pub(crate) logits: Vec<f32>,
     pub(crate) states: Vec<Vec<f32>>,
     pub(crate) vision: Duration,
     pub(crate) prefill: Duration,
@@ -62,8 +62,8 @@ pub(crate) struct Outcome {
 }
 
 pub(crate) struct Job {
-    pub(crate) seat: Inner,
-    pub(crate) ask: Ask,
+    pub(crate) slot: Inner,
+    pub(crate) work: GpuJob,
     pub(crate) reply: Sender<(Inner, Result<Outcome, Error>)>,
 }
 
@@ -119,7 +119,7 @@ impl Graphs {
 }
 
 /// When a batch began, had seen its pictures, had read its prompts and was done.
-struct Moments {
+struct StageEvents {
     start: Event,
     seen: Event,
     read: Event,
@@ -134,7 +134,7 @@ pub(crate) struct Engine {
     plan: Plan,
     scratch: Scratch,
     graphs: Graphs,
-    moments: Moments,
+    events: StageEvents,
     /// Made when somebody wants them.
     scores: Option<Memory>,
     /// As [`Decode`](vlmnarrate_cuda::Decode) has them.
@@ -153,7 +153,7 @@ impl Engine {
     ) -> Result<Self> {
         let event = || gpu.event();
         Ok(Self {
-            moments: Moments {
+            events: StageEvents {
                 start: event()?,
                 seen: event()?,
                 read: event()?,
@@ -192,32 +192,32 @@ impl Engine {
     }
 
     fn run(&mut self, jobs: &[Job]) -> Result<Vec<Outcome>> {
-        self.gpu.record(&self.moments.start)?;
-        let states = self.look(jobs)?;
-        self.gpu.record(&self.moments.seen)?;
-        let sequences = self.read(jobs)?;
-        self.gpu.record(&self.moments.read)?;
-        let scores = self.say(jobs, &sequences)?;
-        self.gpu.record(&self.moments.end)?;
-        while !self.moments.end.has_passed()? {
+        self.gpu.record(&self.events.start)?;
+        let states = self.encode_images(jobs)?;
+        self.gpu.record(&self.events.seen)?;
+        let sequences = self.prefill(jobs)?;
+        self.gpu.record(&self.events.read)?;
+        let scores = self.decode(jobs, &sequences)?;
+        self.gpu.record(&self.events.end)?;
+        while !self.events.end.has_passed()? {
             thread::sleep(Duration::from_micros(20));
         }
-        let Moments {
+        let StageEvents {
             start,
             seen,
             read,
             end,
-        } = &self.moments;
+        } = &self.events;
         let times = (start.until(seen)?, seen.until(read)?, read.until(end)?);
         let outcomes = jobs.iter().zip(scores).map(|(job, scores)| {
-            let words = job.seat.words();
+            let words = job.slot.words();
             let count = words.get(COUNT);
             let said = 0..(count & ((1 << END) - 1)) as usize;
             Outcome {
-                said: said.map(|i| words.get(SAID + i) as u32).collect(),
+                generated: said.map(|i| words.get(SAID + i) as u32).collect(),
                 stopped: count >> END == STOPPED,
                 broken: count >> END == BROKEN,
-                scores,
+                logits: scores,
                 states: states.clone(),
                 vision: times.0,
                 prefill: times.1,
@@ -228,7 +228,7 @@ impl Engine {
     }
 
     /// Encodes all pictures, those of one size together.
-    fn look(&mut self, jobs: &[Job]) -> Result<Vec<Vec<f32>>> {
+    fn encode_images(&mut self, jobs: &[Job]) -> Result<Vec<Vec<f32>>> {
         let Self {
             gpu,
             kernels,
@@ -240,30 +240,30 @@ impl Engine {
         let mut all = Vec::new();
         for job in jobs {
             let mut at = 0;
-            for shown in &job.ask.pictures {
-                all.push((&job.seat, at, *shown));
-                at += bytes(shown.side);
+            for picture in &job.work.pictures {
+                all.push((&job.slot, at, *picture));
+                at += bytes(picture.side);
             }
         }
-        all.sort_by_key(|(_, _, shown)| shown.side);
+        all.sort_by_key(|(_, _, picture)| picture.side);
         let mut states = Vec::new();
-        let same = |a: &(_, _, Shown), b: &(_, _, Shown)| a.2.side == b.2.side;
+        let same = |a: &(_, _, StagedPicture), b: &(_, _, StagedPicture)| a.2.side == b.2.side;
         for pictures in all
             .chunk_by(same)
             .flat_map(|same| same.chunks(MOST_CAPTIONS))
         {
             let (count, side) = (pictures.len(), pictures[0].2.side);
             graphs.moved(encoder.reserve(gpu, scratch, count, side))?;
-            for (i, (seat, at, _)) in pictures.iter().enumerate() {
+            for (i, (slot, at, _)) in pictures.iter().enumerate() {
                 gpu.send(
-                    &seat.pixels,
+                    &slot.pixels,
                     *at,
                     &mut scratch.rgb,
                     i * bytes(side),
                     bytes(side),
                 )?;
             }
-            if jobs.iter().any(|job| job.ask.states) {
+            if jobs.iter().any(|job| job.work.states) {
                 let mut keep = |x: &Memory, rows: usize| {
                     states.push(gpu.read(x, 0, rows * encoder.hidden())?);
                     Ok(())
@@ -282,12 +282,12 @@ impl Engine {
             }
             let row = self.decoder.stack().hidden * size_of::<f32>();
             let length = encoder.tokens(side) * row;
-            for (i, (seat, _, shown)) in pictures.iter().enumerate() {
+            for (i, (slot, _, picture)) in pictures.iter().enumerate() {
                 gpu.copy(
                     &scratch.features,
                     i * length,
-                    &seat.features,
-                    shown.features * row,
+                    &slot.features,
+                    picture.features * row,
                     length,
                 )?;
             }
@@ -296,7 +296,7 @@ impl Engine {
     }
 
     /// Puts all prompts into their caches, and all captions down as sequences.
-    fn read(&mut self, jobs: &[Job]) -> Result<Vec<Sequence>> {
+    fn prefill(&mut self, jobs: &[Job]) -> Result<Vec<Sequence>> {
         let Self {
             gpu,
             kernels,
@@ -309,40 +309,40 @@ impl Engine {
         let mut guesses = Vec::new();
         let mut sequences = Vec::new();
         for (sequence, job) in jobs.iter().enumerate() {
-            let (seat, ask) = (&job.seat, &job.ask);
-            let words = seat.words();
+            let (slot, work) = (&job.slot, &job.work);
+            let words = slot.words();
             let first = guesses.len();
-            guesses.extend(ask.guesses.iter().map(|token| *token as i32));
-            let position = ask.past + ask.prompt.len();
+            guesses.extend(work.draft_tokens.iter().map(|token| *token as i32));
+            let position = work.past + work.prompt.len();
             assert!(
-                position + ask.most.max(1) <= seat.capacity
-                    || ask.most == 0 && position <= seat.capacity
+                position + work.max_tokens.max(1) <= slot.capacity
+                    || work.max_tokens == 0 && position <= slot.capacity
             );
             sequences.push(Sequence {
-                cache: seat
+                cache: slot
                     .cache
-                    .part(0, seat.capacity * decoder.cached(kernels.number().bytes())),
-                features: seat.features.part(0, 0),
-                capacity: seat.capacity as i32,
+                    .part(0, slot.capacity * decoder.cached(kernels.number().bytes())),
+                features: slot.features.part(0, 0),
+                capacity: slot.capacity as i32,
                 first_row: rows.len() as i32,
-                rows: ask.prompt.len() as i32,
-                past: ask.past as i32,
-                token: ask.token as i32,
+                rows: work.prompt.len() as i32,
+                past: work.past as i32,
+                token: work.token as i32,
                 position: position as i32,
-                most: ask.most as i32,
-                guesses: ask.guesses.len() as i32,
+                most: work.max_tokens as i32,
+                guesses: work.draft_tokens.len() as i32,
                 guess: scratch.guesses.part(
                     first * size_of::<i32>(),
-                    ask.guesses.len() * size_of::<i32>(),
+                    work.draft_tokens.len() * size_of::<i32>(),
                 ),
                 cancelled: words.part(CANCELLED, 1),
                 count: words.part(COUNT, 1),
-                said: words.part(SAID, ask.most),
+                said: words.part(SAID, work.max_tokens),
             });
-            rows.extend(ask.prompt.iter().enumerate().map(|(i, &token)| Row {
+            rows.extend(work.prompt.iter().enumerate().map(|(i, &token)| Row {
                 token,
                 sequence: sequence as i32,
-                position: (ask.past + i) as i32,
+                position: (work.past + i) as i32,
             }));
         }
         graphs.moved(decoder.reserve(gpu, scratch, rows.len()))?;
@@ -360,7 +360,7 @@ impl Engine {
     }
 
     /// Makes the captions, all at once; scores are for those who choose words themselves, one after the other.
-    fn say(&mut self, jobs: &[Job], sequences: &[Sequence]) -> Result<Vec<Vec<f32>>> {
+    fn decode(&mut self, jobs: &[Job], sequences: &[Sequence]) -> Result<Vec<Vec<f32>>> {
         let Self {
             gpu,
             kernels,
@@ -372,7 +372,7 @@ impl Engine {
         let captions = jobs
             .iter()
             .zip(sequences)
-            .filter(|(job, _)| job.ask.most > 0 && !job.ask.scores);
+            .filter(|(job, _)| job.work.max_tokens > 0 && !job.work.logits);
         let captions: Vec<Sequence> = captions.map(|(_, sequence)| *sequence).collect();
         if !captions.is_empty() {
             gpu.write(&captions, &mut scratch.sequences, 0)?;
@@ -387,7 +387,7 @@ impl Engine {
         }
         let mut all = Vec::new();
         for (job, sequence) in jobs.iter().zip(sequences) {
-            if !job.ask.scores {
+            if !job.work.logits {
                 all.push(Vec::new());
                 continue;
             }
@@ -405,7 +405,7 @@ impl Engine {
                 Some(scores),
                 &self.stops,
             )?;
-            all.push(gpu.read(scores, 0, (1 + job.ask.guesses.len()) * vocabulary)?);
+            all.push(gpu.read(scores, 0, (1 + job.work.draft_tokens.len()) * vocabulary)?);
         }
         Ok(all)
     }
@@ -431,7 +431,7 @@ impl Batch {
     /// longer than one.
     fn gather(&self, first: Job, asked: &Receiver<Job>) -> Vec<Job> {
         let mut jobs = Vec::new();
-        let mut take = |job: Job| match job.seat.words().get(CANCELLED) {
+        let mut take = |job: Job| match job.slot.words().get(CANCELLED) {
             0 => jobs.push(job),
             _ => answer(vec![job], Ok(vec![Outcome::default()])),
         };
@@ -458,8 +458,8 @@ fn answer(jobs: Vec<Job>, outcomes: Result<Vec<Outcome>>) {
         Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
         Err(error) => jobs.iter().map(|_| Err(error.clone())).collect(),
     };
-    for (Job { seat, reply, .. }, outcome) in jobs.into_iter().zip(outcomes) {
+    for (Job { slot, reply, .. }, outcome) in jobs.into_iter().zip(outcomes) {
         // Who has gone doesn't care.
-        let _ = reply.send((seat, outcome.map_err(Error::from)));
+        let _ = reply.send((slot, outcome.map_err(Error::from)));
     }
 }

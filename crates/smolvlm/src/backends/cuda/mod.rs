@@ -6,7 +6,7 @@
 //!
 //! All work of a model is done by one thread, which takes what several callers ask for at once.
 
-mod captions;
+mod backend;
 mod decoder;
 mod encoder;
 mod engine;
@@ -25,8 +25,8 @@ use std::{
 };
 
 use crate::{
-    backends::candle::decoder::inverse_frequencies,
     error::{Error, Result},
+    families::idefics3::{config::Config, positions::inverse_frequencies},
     files::{checkpoint::Checkpoint, weights::Loader},
 };
 use decoder::Decoder;
@@ -35,8 +35,8 @@ use engine::{Engine, Job};
 use vlmnarrate_cuda::{self as cuda, Gpu, Kernels, MOST_ROWS, Number, Words};
 use vlmnarrate_engine::{DType, threads};
 
-use engine::{Ask, Outcome, Shown};
-pub(crate) use slot::Seat;
+use engine::{GpuJob, Outcome, StagedPicture};
+pub(crate) use slot::Slot;
 
 /// Captions that are made at once.
 const MOST_CAPTIONS: usize = 8;
@@ -50,9 +50,9 @@ const PERIOD: Duration = Duration::from_micros(200);
 pub(crate) struct Network {
     gpu: Arc<Gpu>,
     worker: Worker,
-    /// Bytes that a token takes in the cache, and values of a feature.
+    /// Bytes that a token takes in the cache.
     cached: usize,
-    hidden: usize,
+    config: Config,
     vocabulary: usize,
     most_rows: usize,
 }
@@ -162,7 +162,7 @@ impl Network {
             gpu,
             worker: Worker::new(move |asked| engine.serve(&asked))?,
             cached,
-            hidden: c.hidden_size,
+            config: config.clone(),
             vocabulary: c.vocab_size,
             most_rows,
         })
@@ -177,25 +177,29 @@ impl Network {
         self.vocabulary
     }
 
-    pub(crate) fn seat(&self) -> Seat {
-        Seat::new(self.gpu.clone(), self.cached, self.hidden)
+    pub(crate) fn slot(&self) -> Slot {
+        Slot::new(
+            self.gpu.clone(),
+            self.cached,
+            self.config.text_config.hidden_size,
+        )
     }
 
     /// Asks for something and waits. `said` hears of the caption's tokens as they come and may end it.
     pub(crate) fn ask(
         &self,
-        seat: &mut Seat,
-        ask: Ask,
+        slot: &mut Slot,
+        work: GpuJob,
         said: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Result<Outcome> {
-        let inner = seat.take()?;
+        let inner = slot.take()?;
         let words = inner.words();
         // Who asks for scores looks at them.
-        let chooses = !ask.scores;
+        let chooses = !work.logits;
         let (reply, answer) = mpsc::channel();
         let job = Job {
-            seat: inner,
-            ask,
+            slot: inner,
+            work,
             reply,
         };
         let gone = || Error::Device("the thread that works for the GPU is gone".into());
@@ -213,7 +217,7 @@ impl Network {
             match answer.recv_timeout(PERIOD) {
                 Ok((inner, outcome)) => {
                     listen(&words);
-                    seat.put_back(inner);
+                    slot.put_back(inner);
                     return outcome.and_then(|outcome| match outcome.broken && chooses {
                         true => Err(Error::NotFinite),
                         false => Ok(outcome),

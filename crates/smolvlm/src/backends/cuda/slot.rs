@@ -10,7 +10,7 @@ use vlmnarrate_cuda::{Gpu, Memory, Pinned, Result, Words};
 
 /// The cache of keys and values, features of pictures, and room for the tokens of a caption.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct Slot {
     gpu: Arc<Gpu>,
     /// Away while somebody works with it.
     inner: Option<Inner>,
@@ -39,7 +39,7 @@ impl Inner {
     }
 }
 
-impl Seat {
+impl Slot {
     pub(crate) fn new(gpu: Arc<Gpu>, cached: usize, hidden: usize) -> Self {
         Self {
             gpu,
