@@ -5,7 +5,7 @@ use candle_core::{DType, quantized::GgmlDType};
 
 use vlmnarrate_engine::{DeviceKind, Quantization};
 
-use crate::{families::idefics3::names, files::checkpoint::Checkpoint};
+use crate::{families::idefics3::names, files::checkpoint::Checkpoint, run::device::takes_blocks};
 
 /// Of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +117,7 @@ pub(crate) fn resolve(
 ) -> Quantization {
     match quantization {
         // Its kernels take dense weights alone.
-        _ if device == DeviceKind::Cuda => Quantization::None,
+        _ if !takes_blocks(device) => Quantization::None,
         Quantization::Auto
             if (device, dtype) == (DeviceKind::Cpu, vlmnarrate_engine::DType::Auto) =>
         {

@@ -7,11 +7,12 @@ use std::{
 
 use candle_core::{DType, Device};
 
+#[cfg(feature = "candle-cuda")]
+use crate::backends::candle::cuda as candle_cuda;
 #[cfg(feature = "metal")]
-use crate::{
-    backends::candle::metal,
-    run::memory_limits::{Limit, Of},
-};
+use crate::backends::candle::metal;
+#[cfg(any(feature = "candle-cuda", feature = "metal"))]
+use crate::run::memory_limits::{Limit, Of};
 use vlmnarrate_engine::DeviceKind;
 
 #[cfg(feature = "cuda")]
@@ -25,7 +26,9 @@ use crate::{
 /// Whether this build can run models there. Whether the machine can is seen when one is loaded.
 pub fn check(kind: DeviceKind) -> Result<()> {
     let (name, features) = match kind {
-        DeviceKind::Cuda if !cfg!(feature = "cuda") => ("CUDA", "cuda`"),
+        DeviceKind::Cuda if !cfg!(any(feature = "cuda", feature = "candle-cuda")) => {
+            ("CUDA", "cuda`")
+        }
         DeviceKind::Metal if !cfg!(feature = "metal") => ("Metal", "metal` on a Mac"),
         _ => return Ok(()),
     };
@@ -46,6 +49,8 @@ pub(crate) fn resolve(kind: DeviceKind, checkpoint: &Checkpoint) -> DeviceKind {
         {
             DeviceKind::Cuda
         }
+        #[cfg(feature = "candle-cuda")]
+        DeviceKind::Auto if candle_cuda::is_there() => DeviceKind::Cuda,
         #[cfg(feature = "metal")]
         DeviceKind::Auto if metal::is_there() => DeviceKind::Metal,
         DeviceKind::Auto => DeviceKind::Cpu,
@@ -56,11 +61,19 @@ pub(crate) fn resolve(kind: DeviceKind, checkpoint: &Checkpoint) -> DeviceKind {
 /// The type that weights are held in where nobody says otherwise, of what [`resolve`] said.
 pub(crate) fn dtype(kind: DeviceKind) -> DType {
     match kind {
+        #[cfg(feature = "candle-cuda")]
+        DeviceKind::Cuda => candle_cuda::dtype(),
+        #[cfg(not(feature = "candle-cuda"))]
         DeviceKind::Cuda => DType::BF16,
         #[cfg(feature = "metal")]
         DeviceKind::Metal => metal::DTYPE,
         _ => DType::F32,
     }
+}
+
+/// Whether quantized weights stay so there: our CUDA kernels take dense ones alone.
+pub(crate) fn takes_blocks(kind: DeviceKind) -> bool {
+    kind != DeviceKind::Cuda || cfg!(feature = "candle-cuda")
 }
 
 /// An error that concerns the property.
@@ -108,6 +121,8 @@ pub(crate) enum Chosen {
     Cpu,
     #[cfg(feature = "cuda")]
     Cuda(Box<vlmnarrate_cuda::Gpu>),
+    #[cfg(feature = "candle-cuda")]
+    CandleCuda(candle_core::CudaDevice),
     #[cfg(feature = "metal")]
     Metal(candle_core::MetalDevice),
 }
@@ -118,6 +133,8 @@ impl Chosen {
         match kind {
             #[cfg(feature = "cuda")]
             DeviceKind::Cuda => Ok(Self::Cuda(vlmnarrate_cuda::Gpu::open()?.into())),
+            #[cfg(feature = "candle-cuda")]
+            DeviceKind::Cuda => candle_cuda::open().map(Self::CandleCuda),
             #[cfg(feature = "metal")]
             DeviceKind::Metal => metal::open().map(Self::Metal),
             _ => Ok(Self::Cpu),
@@ -133,6 +150,8 @@ impl Chosen {
                 name: gpu.info.name.clone(),
                 memory: gpu.info.memory,
             },
+            #[cfg(feature = "candle-cuda")]
+            Self::CandleCuda(device) => candle_cuda::info(device),
             #[cfg(feature = "metal")]
             Self::Metal(device) => metal::info(device),
         }
@@ -144,6 +163,8 @@ impl Chosen {
             #[cfg(feature = "cuda")]
             Self::Cuda(_) => Device::Cpu,
             Self::Cpu => Device::Cpu,
+            #[cfg(feature = "candle-cuda")]
+            Self::CandleCuda(device) => Device::Cuda(device.clone()),
             #[cfg(feature = "metal")]
             Self::Metal(device) => Device::Metal(device.clone()),
         }
@@ -156,15 +177,22 @@ impl Chosen {
             #[cfg(feature = "cuda")]
             Self::Cuda(_) => Ok(()),
             Self::Cpu => memory::has_room(bytes),
-            #[cfg(feature = "metal")]
-            Self::Metal(device) => {
-                let free = metal::info(device).memory;
-                match bytes <= free {
-                    true => Ok(()),
-                    false => Err(Shortage::Limit(Limit { of: Of::Gpu, free })),
-                }
+            #[cfg(feature = "candle-cuda")]
+            // An allocation that fails is an error in any case.
+            Self::CandleCuda(device) => {
+                on_gpu(bytes, candle_cuda::free(device).unwrap_or(u64::MAX))
             }
+            #[cfg(feature = "metal")]
+            Self::Metal(device) => on_gpu(bytes, metal::info(device).memory),
         }
+    }
+}
+
+#[cfg(any(feature = "candle-cuda", feature = "metal"))]
+fn on_gpu(bytes: u64, free: u64) -> Result<(), Shortage> {
+    match bytes <= free {
+        true => Ok(()),
+        false => Err(Shortage::Limit(Limit { of: Of::Gpu, free })),
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct Limit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Of {
     Machine,
-    #[cfg(feature = "metal")]
+    #[cfg(any(feature = "candle-cuda", feature = "metal"))]
     Gpu,
     /// The folder of a control group.
     Group(PathBuf),
@@ -30,7 +30,7 @@ impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.of {
             Of::Machine => f.write_str("the machine")?,
-            #[cfg(feature = "metal")]
+            #[cfg(any(feature = "candle-cuda", feature = "metal"))]
             Of::Gpu => f.write_str("the GPU")?,
             Of::Group(group) => write!(f, "the control group {}", group.display())?,
         }

@@ -36,7 +36,7 @@ impl LoadOptions {
 
     /// Of options that [`resolve`](Self::resolve) gave: what the weights are held in.
     pub(crate) fn formats(&self, checkpoint: &Checkpoint) -> Result<Formats> {
-        let has_blocks = self.device != DeviceKind::Cuda
+        let has_blocks = device::takes_blocks(self.device)
             && (self.quantization != Quantization::None || checkpoint.weights.has_blocks());
         if has_blocks && !matches!(self.dtype, DType::Auto | DType::F32) {
             return Err(Error::Setting {
@@ -60,10 +60,9 @@ impl LoadOptions {
         let options = self.resolve(checkpoint)?;
         let formats = options.formats(checkpoint)?;
         let weights = &checkpoint.weights;
-        Ok(match options.device {
-            // Its kernels take no blocks.
-            DeviceKind::Cuda => weights.values() * formats.dtype.size_in_bytes() as u64,
-            device => weights.size(formats, device == DeviceKind::Cpu),
+        Ok(match device::takes_blocks(options.device) {
+            true => weights.size(formats, options.device == DeviceKind::Cpu),
+            false => weights.values() * formats.dtype.size_in_bytes() as u64,
         })
     }
 }

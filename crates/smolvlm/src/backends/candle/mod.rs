@@ -3,6 +3,8 @@
 //! [`TensorBackend`] is written once for candle's own layers ([`Candle`]) and for those that the CPU's kernels take the
 //! place of ([`cpu::Fused`](super::cpu::Fused)).
 
+#[cfg(feature = "candle-cuda")]
+pub(crate) mod cuda;
 pub(crate) mod decoder;
 pub(crate) mod encoder;
 pub(crate) mod kv_cache;
