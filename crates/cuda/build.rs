@@ -1,10 +1,10 @@
-//! Compiles the kernels for NVIDIA's GPUs into one file, which the library holds.
+//! Compiles the kernels with nvcc into a fatbin, which is embedded in the library.
 
 use std::{env, fs, process::Command};
 
 const KERNELS: &str = "kernels";
 
-/// Machine code for Ampere and Ada (8.x) and for Hopper, and for later cards what their driver compiles.
+/// Machine code for Ampere and Ada (8.x) and for Hopper (9.0), and PTX for later GPUs.
 const TARGETS: [&str; 3] = [
     "-gencode=arch=compute_80,code=sm_80",
     "-gencode=arch=compute_90,code=sm_90",
@@ -13,7 +13,7 @@ const TARGETS: [&str; 3] = [
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    let files = fs::read_dir(KERNELS).expect("the sources are whole");
+    let files = fs::read_dir(KERNELS).expect("the package has its kernels");
     let paths = files.flatten().map(|file| file.path());
     for path in paths.filter(|path| path.extension().is_some_and(|e| e == "cu" || e == "cuh")) {
         println!("cargo:rerun-if-changed={}", path.display());
@@ -33,9 +33,8 @@ fn main() {
     let version = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     let Some(version) = version.as_deref().ok().and_then(release) else {
         panic!(
-            "`{nvcc} --version` tells no CUDA release. The feature cuda needs NVIDIA's compiler: set NVCC or \
-             CUDA_HOME to where it is, or run `tools/cuda/toolkit.sh cargo build --release --features cuda`, which \
-             fetches it"
+            "`{nvcc} --version` prints no CUDA release. vlmnarrate-cuda needs NVIDIA's compiler: set NVCC or CUDA_HOME, or \
+             run `tools/cuda/toolkit.sh cargo build …`, which downloads the compiler"
         );
     };
     println!("cargo:rustc-env=VLMNARRATE_CUDA_TOOLKIT={version}");
@@ -47,7 +46,7 @@ fn main() {
         .status();
     assert!(
         compiled.is_ok_and(|status| status.success()),
-        "{nvcc} could not compile {KERNELS}/kernels.cu; what it says is above"
+        "{nvcc} could not compile {KERNELS}/kernels.cu, see its messages above"
     );
 }
 
@@ -72,7 +71,7 @@ fn on_path(program: &str) -> Option<String> {
     Some(found.to_string_lossy().into_owned())
 }
 
-/// `… release 13.0, …` as the driver counts: 13000.
+/// The release in `… release 13.0, …` as the driver encodes it: 13000.
 fn release(version: &str) -> Option<u32> {
     let (_, release) = version.split_once("release ")?;
     let (release, _) = release.split_once(',')?;

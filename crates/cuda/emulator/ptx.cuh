@@ -1,4 +1,4 @@
-// What kernels are written with, for the CPU. Has the names of src/kernels/cuda/ptx.cuh.
+// What kernels are written with, for the CPU. Has the names of crates/cuda/kernels/ptx.cuh.
 #pragma once
 
 #include "formats.h"

@@ -1,38 +1,37 @@
-// Attention of many rows, a tile of queries at a time over tiles of keys, without the scores in memory
-// (https://arxiv.org/abs/2307.08691). For the encoder, where all see all, and for prompts.
+// FlashAttention-2 (https://arxiv.org/abs/2307.08691) of many rows: bidirectional for the encoder, causal for prompts.
 //
-// A row comes out the same however many there are: keys are taken in tiles from the first on.
+// A row comes out the same, to the bit, however many there are: tiles of keys are taken from the first on.
 
 #pragma once
 
 #include "common.cuh"
 
 struct Attention {
-    // Queries of a row, its heads in a row.
+    // Queries `[rows, heads, head_size]`, rows `q_stride` apart.
     const void* q;
     int q_stride;
-    // Of the encoder, with the stride of queries; unless there are sequences, which have a cache.
+    // The encoder's keys and values, with the stride of queries. Sequences have theirs in the KV cache.
     const void *k, *v;
     void* out;
     const Sequence* sequences;
     int layer;
-    // Rows of a picture.
+    // Rows of an image.
     int rows;
     int heads, kv_heads, head_size;
-    // By which scores are multiplied, 2 being the base of the exponential.
+    // Factor of the scores, for an exponential of base 2.
     float scale;
 };
 static_assert(sizeof(Attention) == 72);
 
-// Where a block's queries, keys and values are.
-template <class T> struct Seen {
+// A block's queries, keys and values.
+template <class T> struct AttentionView {
     const T *q, *k, *v;
     T* out;
     size_t kv_stride;
     int rows, keys, past;
     bool causal;
 
-    __device__ Seen(const Attention& a) {
+    __device__ AttentionView(const Attention& a) {
         const int head = blockIdx.y, kv_head = head / (a.heads / a.kv_heads), size = a.head_size;
         size_t first;
         if (a.sequences) {
@@ -41,8 +40,8 @@ template <class T> struct Seen {
             rows = s.rows;
             past = s.past;
             keys = past + rows;
-            k = (const T*)s.cache + cache_place(s, a.layer, 0, a.kv_heads, kv_head, size);
-            v = (const T*)s.cache + cache_place(s, a.layer, 1, a.kv_heads, kv_head, size);
+            k = (const T*)s.kv_cache + kv_offset(s, a.layer, 0, a.kv_heads, kv_head, size);
+            v = (const T*)s.kv_cache + kv_offset(s, a.layer, 1, a.kv_heads, kv_head, size);
             kv_stride = size;
             causal = true;
         } else {
@@ -61,8 +60,8 @@ template <class T> struct Seen {
 
 constexpr int QUERIES = 64, KEYS = 64;
 
-// A thread's part of tiles of keys, values or queries, of so many rows in all. Rows beyond the last are the last again,
-// which are no numbers that could spoil what they are multiplied with; nobody counts them.
+// A thread's part in loading tiles of keys, values or queries, of `rows` rows in all. Rows beyond the last repeat the
+// last, which is finite; they are masked.
 template <int SIZE, class T> struct AttentionLoad {
     static constexpr int CHUNKS = SIZE / 8, EACH = KEYS * CHUNKS / (4 * WARP);
     static_assert(KEYS * CHUNKS % (4 * WARP) == 0);
@@ -95,16 +94,16 @@ template <class T, int SIZE> __device__ __forceinline__ void attention(const Att
     SHARED_MEMORY(memory);
     T* qs = (T*)memory;
     T* tiles = qs + TILE;
-    const Seen<T> seen(a);
+    const AttentionView<T> view(a);
     const int q0 = blockIdx.x * QUERIES;
-    if (q0 >= seen.rows)
+    if (q0 >= view.rows)
         return;
     const int lane = lane_id(), row = warp_id() * 16;
-    const int last = seen.causal ? min(seen.keys, seen.past + q0 + QUERIES) : seen.keys;
+    const int last = view.causal ? min(view.keys, view.past + q0 + QUERIES) : view.keys;
     const int steps = ceil_div(last, KEYS);
     using Load = AttentionLoad<SIZE, T>;
-    const Load load_k{seen.k, seen.kv_stride, seen.keys, a.head_size};
-    const Load load_v{seen.v, seen.kv_stride, seen.keys, a.head_size};
+    const Load load_k{view.k, view.kv_stride, view.keys, a.head_size};
+    const Load load_v{view.v, view.kv_stride, view.keys, a.head_size};
     auto load = [&](int step) {
         if (step < steps) {
             T* tile = tiles + step % 2 * 2 * TILE;
@@ -113,13 +112,13 @@ template <class T, int SIZE> __device__ __forceinline__ void attention(const Att
         }
         cp_async_commit();
     };
-    Load{seen.q, size_t(a.q_stride), seen.rows, a.head_size}(qs, q0);
+    Load{view.q, size_t(a.q_stride), view.rows, a.head_size}(qs, q0);
     load(0);
 
     uint32_t qf[SIZE / 16][4];
     float out[NT][4] = {};
-    // Of row lane / 4, and of the eighth behind it; the highest without the scale.
-    float highest[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
+    // Of row lane / 4 and of row lane / 4 + 8. The maximum is unscaled.
+    float max_score[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
     for (int step = 0; step < steps; step++) {
         cp_async_wait<0>();
         sync_block();
@@ -144,35 +143,35 @@ template <class T, int SIZE> __device__ __forceinline__ void attention(const Att
                 mma<T>(scores[2 * j + 1], qf[k], odd);
             }
 
-        // Most tiles are seen as a whole.
-        if ((step + 1) * KEYS > (seen.causal ? seen.past + q0 + row + 1 : seen.keys)) {
-            const int query = seen.past + q0 + row + lane / 4;
+        // Most tiles need no mask.
+        if ((step + 1) * KEYS > (view.causal ? view.past + q0 + row + 1 : view.keys)) {
+            const int query = view.past + q0 + row + lane / 4;
 #pragma unroll
             for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const int key = step * KEYS + j * 8 + lane % 4 * 2 + i % 2;
-                    if (key >= seen.keys || (seen.causal && key > query + i / 2 * 8))
+                    if (key >= view.keys || (view.causal && key > query + i / 2 * 8))
                         scores[j][i] = -INFINITY;
                 }
         }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            float h = highest[i];
+            float h = max_score[i];
 #pragma unroll
             for (int j = 0; j < KEYS / 8; j++)
                 h = fmaxf(h, fmaxf(scores[j][2 * i], scores[j][2 * i + 1]));
             h = fmaxf(h, shuffle_xor(h, 1));
             h = fmaxf(h, shuffle_xor(h, 2));
-            // A row beyond the last has seen nothing.
+            // In a row beyond the last all keys are masked.
             const float base = h == -INFINITY ? 0.0f : h * a.scale;
-            const float shrink = exp2_fast(fmaf(highest[i], a.scale, -base));
-            highest[i] = h;
-            total[i] *= shrink;
+            const float rescale = exp2_fast(fmaf(max_score[i], a.scale, -base));
+            max_score[i] = h;
+            total[i] *= rescale;
 #pragma unroll
             for (int j = 0; j < NT; j++) {
-                out[j][2 * i] *= shrink;
-                out[j][2 * i + 1] *= shrink;
+                out[j][2 * i] *= rescale;
+                out[j][2 * i + 1] *= rescale;
             }
 #pragma unroll
             for (int j = 0; j < KEYS / 8; j++)
@@ -203,10 +202,10 @@ template <class T, int SIZE> __device__ __forceinline__ void attention(const Att
         total[i] += shuffle_xor(total[i], 1);
         total[i] += shuffle_xor(total[i], 2);
         const int query = q0 + row + lane / 4 + i * 8;
-        if (query >= seen.rows)
+        if (query >= view.rows)
             continue;
         const float by = 1.0f / total[i];
-        T* to = seen.out + size_t(query) * a.heads * a.head_size;
+        T* to = view.out + size_t(query) * a.heads * a.head_size;
 #pragma unroll
         for (int j = 0; j < NT; j++) {
             const int col = j * 8 + lane % 4 * 2;
@@ -218,44 +217,44 @@ template <class T, int SIZE> __device__ __forceinline__ void attention(const Att
 
 // In f32: a warp for each query, a lane for each of 32 keys, then for each of 32 values of a head.
 __device__ __forceinline__ void attention_f32(const Attention& a) {
-    constexpr int MOST = 4;
-    const Seen<float> seen(a);
+    constexpr int PER_LANE = 4;
+    const AttentionView<float> view(a);
     const int query = blockIdx.x * 4 + warp_id(), lane = lane_id(), size = a.head_size;
-    if (query >= seen.rows)
+    if (query >= view.rows)
         return;
-    const float* q = seen.q + size_t(query) * a.q_stride;
-    const int keys = seen.causal ? seen.past + query + 1 : seen.keys;
-    float out[MOST] = {}, highest = -INFINITY, total = 0.0f;
+    const float* q = view.q + size_t(query) * a.q_stride;
+    const int keys = view.causal ? view.past + query + 1 : view.keys;
+    float out[PER_LANE] = {}, max_score = -INFINITY, total = 0.0f;
     for (int first = 0; first < keys; first += WARP) {
         const int key = first + lane;
         float score = -INFINITY;
         if (key < keys) {
-            const float* k = seen.k + key * seen.kv_stride;
+            const float* k = view.k + key * view.kv_stride;
             score = 0.0f;
             for (int i = 0; i < size; i++)
                 score = fmaf(q[i], k[i], score);
             score *= a.scale;
         }
-        float now = fmaxf(highest, score);
+        float new_max = fmaxf(max_score, score);
         for (int mask = 16; mask > 0; mask /= 2)
-            now = fmaxf(now, shuffle_xor(now, mask));
-        const float weight = exp2f(score - now), shrink = exp2f(highest - now);
-        highest = now;
-        total = total * shrink + warp_sum(weight);
-        for (int i = 0; i < MOST; i++)
-            out[i] *= shrink;
+            new_max = fmaxf(new_max, shuffle_xor(new_max, mask));
+        const float weight = exp2f(score - new_max), rescale = exp2f(max_score - new_max);
+        max_score = new_max;
+        total = total * rescale + warp_sum(weight);
+        for (int i = 0; i < PER_LANE; i++)
+            out[i] *= rescale;
         for (int j = 0; j < min(WARP, keys - first); j++) {
             const float w = shuffle(weight, j);
-            const float* v = seen.v + (first + j) * seen.kv_stride;
+            const float* v = view.v + (first + j) * view.kv_stride;
 #pragma unroll
-            for (int i = 0; i < MOST; i++)
+            for (int i = 0; i < PER_LANE; i++)
                 if (i * WARP + lane < size)
                     out[i] = fmaf(w, v[i * WARP + lane], out[i]);
         }
     }
-    float* to = seen.out + size_t(query) * a.heads * size;
+    float* to = view.out + size_t(query) * a.heads * size;
 #pragma unroll
-    for (int i = 0; i < MOST; i++)
+    for (int i = 0; i < PER_LANE; i++)
         if (i * WARP + lane < size)
             to[i * WARP + lane] = out[i] / total;
 }

@@ -1,4 +1,4 @@
-// Structs that the host fills (their twins are in `arguments.rs`), and small helpers.
+// Structs that the host fills, also declared in `src/arguments.rs`, and small helpers.
 
 #pragma once
 
@@ -9,7 +9,7 @@ __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / 
 __device__ __forceinline__ int lane_id() { return threadIdx.x % WARP; }
 __device__ __forceinline__ int warp_id() { return threadIdx.x / WARP; }
 
-// What another block wrote during this launch: not from this one's L1, which would not know.
+// Loads what another block wrote during this launch, past the L1 cache.
 template <class V> __device__ __forceinline__ V load_fresh(const V* x) {
 #ifdef __CUDACC__
     return __ldcg(x);
@@ -39,33 +39,34 @@ template <> __device__ __forceinline__ void store_pair<float>(float* to, float a
     *(float2*)to = make_float2(a, b);
 }
 
-// A caption that is being made. `cache` holds keys and values, `[layers, 2, kv_heads, capacity, head_size]`.
+// A sequence of tokens. `kv_cache` is `[layers, 2, kv_heads, capacity, head_size]`.
 struct Sequence {
-    void* cache;
-    // Of its pictures, `[tokens, hidden]`.
-    const float* features;
+    void* kv_cache;
+    // Of its images, `[tokens, hidden]`.
+    const float* image_features;
     int capacity;
-    // Rows of the prompt that are run, and tokens that the cache holds before them.
+    // Rows of the prompt in this prefill, and tokens that are in the cache before them.
     int first_row, rows, past;
-    // Token to go on from, behind `position` others; most tokens to make of it.
-    int token, position, most;
-    // Tokens that may come next, as the last caption had them.
-    int guesses;
-    const int* guess;
-    // In memory of the host: whether to end; how many tokens there are, and they.
+    // The last token of the prompt, its position, and how many tokens to generate at most.
+    int token, position, max_tokens;
+    // Draft tokens, to be verified.
+    int draft_len;
+    const int* draft_tokens;
+    // In mapped memory of the host: whether to stop; how many tokens were generated, and the tokens.
     const int* cancelled;
-    int* count;
-    int* said;
+    int* generated_len;
+    int* generated;
 };
 static_assert(sizeof(Sequence) == 80);
 
-// A token of a prompt, or, below zero, a row of the features: −1 is the first.
-struct Row {
+// A token of a prompt, or, below zero, a row of the image features: −1 is the first.
+struct PromptRow {
     int token, sequence, position;
 };
-static_assert(sizeof(Row) == 12);
+static_assert(sizeof(PromptRow) == 12);
 
-__device__ __forceinline__ size_t cache_place(const Sequence& s, int layer, int which, int kv_heads, int head,
+// Where a head's keys (`which` is 0) or values (1) start in the cache.
+__device__ __forceinline__ size_t kv_offset(const Sequence& s, int layer, int which, int kv_heads, int head,
                                               int size) {
     return ((size_t(layer) * 2 + which) * kv_heads + head) * s.capacity * size;
 }

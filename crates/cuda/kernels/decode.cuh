@@ -1,158 +1,158 @@
-// Whole captions in one launch: layer after layer, token after token, by blocks that stay and wait for each other.
+// Whole sequences in one launch: layer after layer, token after token, in a persistent cooperative kernel.
 //
-// A pass runs up to 16 rows: tokens of several captions, or tokens of one of which all but the first are guesses. A
-// row comes out the same, to the bit, whatever else is in the pass: so guesses change nothing but the time.
+// A pass runs up to 16 rows: tokens of several sequences, or of one sequence a token and its draft tokens. A row comes
+// out the same, to the bit, whatever else is in the pass, so draft tokens change nothing but the time.
 //
-// Its code is run by few warps from one end to the other, once for each layer, so that what counts is how many
-// instructions there are on the way: each step is there once, for one row and for many, for the first product and the
-// last.
+// Few warps run this code from one end to the other for each layer, so the number of instructions is what counts: each
+// step exists once, for one row and for many, for the first product and the last.
 
 #pragma once
 
-#include "attend.cuh"
-#include "rows.cuh"
-#include "words.cuh"
+#include "decode_attention.cuh"
+#include "decode_inputs.cuh"
+#include "decode_tokens.cuh"
 
-// Product of this block's tiles with the rows. What warps have summed goes to `partial`, that of the head to `score`.
+// Products of this block's tiles with the rows, to `partial`, or for the LM head to `logit`.
 template <class T>
-__device__ __forceinline__ void Decoder<T>::multiply(const Product& p, Kind kind) {
+__device__ __forceinline__ void Decoder<T>::multiply(const Matrix& m, Projection projection) {
     const int row = lane_id() / 4;
 #pragma unroll 1
-    for (int tile = p.first_tile(); tile < p.tiles; tile += p.tile_stride()) {
+    for (int tile = m.first_tile(); tile < m.tiles; tile += m.tile_stride()) {
         float y[4] = {};
-        ring.multiply(y, p, values, a.row_stride, count);
-        const int beside = lane_id() % 4 * 2;
-        if (kind == HEAD) {
-            const int col = p.column(tile) + beside;
-            judge(0, row, col, y[0], y[1]);
-            if (count > 8)
-                judge(1, row + 8, col, y[2], y[3]);
+        ring.multiply(y, m, inputs, a.row_stride, row_count);
+        const int tile_col = lane_id() % 4 * 2;
+        if (projection == LM_HEAD) {
+            const int col = m.column(tile) + tile_col;
+            update_best(0, row, col, y[0], y[1]);
+            if (row_count > 8)
+                update_best(1, row + 8, col, y[2], y[3]);
         } else {
-            float* to = partial + sums_place(tile, p.shift, p.part(), count) + row * TILE + beside;
+            float* to = partial + sums_offset(tile, m.split_log2, m.split(), row_count) + row * TILE + tile_col;
             *(float2*)to = make_float2(y[0], y[1]);
-            if (count > 8)
+            if (row_count > 8)
                 *(float2*)(to + 8 * TILE) = make_float2(y[2], y[3]);
         }
     }
     sync_block();
 }
 
-// What comes out of a product to those who wait for it, four columns by a thread.
+// Adds the partial sums of a product and publishes what follows from them, four columns by a thread.
 template <class T>
-__device__ __forceinline__ void Decoder<T>::give_sums(const Product& p, Kind kind, bool is_first) {
+__device__ __forceinline__ void Decoder<T>::publish_sums(const Matrix& m, Projection projection, bool is_first_layer) {
 #pragma unroll 1
-    for (int i = threadIdx.x; i < p.tiles << (row_shift + 1); i += DECODE_THREADS) {
-        const int beside = i % 2 * 4, row = (i / 2) & ((1 << row_shift) - 1), tile = i >> (row_shift + 1);
-        const int col = p.column(tile) + beside;
-        if (row >= count || col >= p.n)
+    for (int i = threadIdx.x; i < m.tiles << (rows_log2 + 1); i += DECODE_THREADS) {
+        const int tile_col = i % 2 * 4, row = (i / 2) & ((1 << rows_log2) - 1), tile = i >> (rows_log2 + 1);
+        const int col = m.column(tile) + tile_col;
+        if (row >= row_count || col >= m.n)
             continue;
         float y[4] = {};
-        const float* from = partial + sums_place(tile, p.shift, 0, count) + row * TILE + beside;
-        const int stride = sums_place(0, p.shift, 1, count);
+        const float* from = partial + sums_offset(tile, m.split_log2, 0, row_count) + row * TILE + tile_col;
+        const int stride = sums_offset(0, m.split_log2, 1, row_count);
 #pragma unroll 4
-        for (int part = 0; part < p.parts(); part++, from += stride) {
+        for (int split = 0; split < m.splits(); split++, from += stride) {
             const float4 x = *(const float4*)from;
             y[0] += x.x;
             y[1] += x.y;
             y[2] += x.z;
             y[3] += x.w;
         }
-        if (kind == QKV)
-            give_qkv(row, col, y);
-        else if (kind == GATE_UP)
-            give_inner(row, col / 2, silu(y[0]) * y[1], silu(y[2]) * y[3]);
+        if (projection == QKV)
+            publish_qkv(row, col, y);
+        else if (projection == GATE_UP)
+            publish_mlp_inner(row, col / 2, silu(y[0]) * y[1], silu(y[2]) * y[3]);
         else
-            give_states(kind == O ? a.middle : a.states, row, col, tile * TILE + beside, y, is_first && kind == O);
+            publish_hidden(projection == O ? a.attn_hidden : a.mlp_hidden, row, col, tile * TILE + tile_col, y,
+                           is_first_layer && projection == O);
     }
 }
 
-// Rows of queries and keys lie so that the halves of a pair are beside each other.
+// RoPE. The weights' rows are ordered so that the pair that it rotates is adjacent.
 template <class T>
-__device__ __forceinline__ void Decoder<T>::give_qkv(int row, int col, float (&y)[4]) {
+__device__ __forceinline__ void Decoder<T>::publish_qkv(int row, int col, float (&y)[4]) {
     if (col < (a.heads + a.kv_heads) * a.head_size) {
-        const float2* by = turned + row * a.head_size / 2 + (col & (a.head_size - 1)) / 2;
+        const float2* by = rotations + row * a.head_size / 2 + (col & (a.head_size - 1)) / 2;
         const float scale = col < a.heads * a.head_size ? a.scale : 1.0f;
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
-            const float2 pair = turn_pair(y[i], y[i + 1], by[i / 2]);
+            const float2 pair = rotate(y[i], y[i + 1], by[i / 2]);
             y[i] = pair.x * scale;
             y[i + 1] = pair.y * scale;
         }
     }
-    const int words = width() / IN_A_WORD<T>;
-    give_four<T>(place(a.qkv, words, turn) + row * words + col / IN_A_WORD<T>, y, turn);
+    const int words = qkv_length() / PER_WORD<T>;
+    publish_four<T>(epoch_slot(a.qkv, words, epoch) + row * words + col / PER_WORD<T>, y, epoch);
 }
 
 template <class T>
-__device__ __forceinline__ void Decoder<T>::give_inner(int row, int at, float first, float second) {
-    const int words = a.inner_size / IN_A_WORD<T>;
-    Tagged* to = place(a.inner, words, turn) + row * words + at / IN_A_WORD<T>;
-    if constexpr (IN_A_WORD<T> == 2)
-        give(to, pack<T>(first, second), turn);
+__device__ __forceinline__ void Decoder<T>::publish_mlp_inner(int row, int at, float first, float second) {
+    const int words = a.intermediate / PER_WORD<T>;
+    FlaggedWord* to = epoch_slot(a.mlp_inner, words, epoch) + row * words + at / PER_WORD<T>;
+    if constexpr (PER_WORD<T> == 2)
+        publish(to, pack<T>(first, second), epoch);
     else
-        give_two(to, bits_of(first), bits_of(second), turn);
+        publish_two(to, bits_of(first), bits_of(second), epoch);
 }
 
-// The states, of which this block keeps its columns.
+// Hidden states with the residual added. The block keeps its own columns of them.
 template <class T>
-__device__ __forceinline__ void Decoder<T>::give_states(Tagged* both, int row, int col, int own_col, float (&y)[4],
-                                                        bool is_first) {
-    float* mine = own + row * own_columns + own_col;
+__device__ __forceinline__ void Decoder<T>::publish_hidden(FlaggedWord* both, int row, int col, int own_col,
+                                                           float (&y)[4], bool add_embedding) {
+    float* mine = own_hidden + row * own_columns + own_col;
     float x[4];
-    if (is_first)
+    if (add_embedding)
         load_four(embedding(row), col, x);
     else
         for (int i = 0; i < 4; i++)
             x[i] = mine[i];
     for (int i = 0; i < 4; i++)
         mine[i] = y[i] += x[i];
-    give_four<float>(place(both, a.hidden, turn) + row * a.hidden + col, y, turn);
+    publish_four<float>(epoch_slot(both, a.hidden, epoch) + row * a.hidden + col, y, epoch);
 }
 
-// All layers, and the head. Who has no part in a product needs nothing for it either.
+// All layers, and the LM head. A block without a part in a product needs no inputs for it.
 template <class T>
 __device__ __forceinline__ void Decoder<T>::pass() {
     for (int i = 0; i < 2; i++) {
-        score[i] = -INFINITY;
+        logit[i] = -INFINITY;
         token[i] = NO_TOKEN;
     }
 #pragma unroll 1
-    for (int product = 0; product <= 4 * a.layers; product++) {
-        const Product p = ring.products[product];
-        const Kind kind = product == 4 * a.layers ? HEAD : Kind(product % 4);
-        if (kind == QKV || kind == HEAD)
-            turn++;
-        else if (kind == O)
-            attend(product / 4);
-        if (p.tiles == 0)
+    for (int i = 0; i <= 4 * a.layers; i++) {
+        const Matrix m = ring.matrices[i];
+        const Projection projection = i == 4 * a.layers ? LM_HEAD : Projection(i % 4);
+        if (projection == QKV || projection == LM_HEAD)
+            epoch++;
+        else if (projection == O)
+            attend(i / 4);
+        if (m.tiles == 0)
             continue;
-        if (kind == O || kind == DOWN) {
-            const int length = kind == O ? a.heads * a.head_size : a.inner_size;
-            take(place(kind == O ? a.attended : a.inner, length / IN_A_WORD<T>, turn), length);
+        if (projection == O || projection == DOWN) {
+            const int length = projection == O ? a.heads * a.head_size : a.intermediate;
+            gather(epoch_slot(projection == O ? a.attn_out : a.mlp_inner, length / PER_WORD<T>, epoch), length);
         } else {
-            // What came out of the layer before was of the turn before.
-            const unsigned of = kind == GATE_UP ? turn : turn - 1;
-            const Tagged* states = place(kind == GATE_UP ? a.middle : a.states, a.hidden, of);
-            norm(product == 0 ? nullptr : states, of, a.norms + size_t(product / 2) * a.hidden);
+            // The layer before published in the epoch before.
+            const unsigned of = projection == GATE_UP ? epoch : epoch - 1;
+            const FlaggedWord* hidden = epoch_slot(projection == GATE_UP ? a.attn_hidden : a.mlp_hidden, a.hidden, of);
+            norm(i == 0 ? nullptr : hidden, of, a.norms + size_t(i / 2) * a.hidden);
         }
-        multiply(p, kind);
-        if (kind != HEAD)
-            give_sums(p, kind, product < 4);
+        multiply(m, projection);
+        if (projection != LM_HEAD)
+            publish_sums(m, projection, i < 4);
     }
 }
 
 template <class T>
 __device__ __forceinline__ void Decoder<T>::run() {
     do {
-        line_up();
+        schedule_rows();
         pass();
-        give_best();
-        choose();
-        advance();
-    } while (!a.once && !is_over());
+        publish_candidates();
+        choose_tokens();
+        accept_tokens();
+    } while (!a.single_pass && !all_done());
     cp_async_wait<0>();
     if (blockIdx.x == 0 && threadIdx.x == 0)
-        *a.turn = turn;
+        *a.epoch = epoch;
 }
 
 template <class T> __device__ __forceinline__ void decode(const Decode& a) {

@@ -1,5 +1,5 @@
-// What the decoder's kernel is given, and what a block of it has and does: the parts are in `rows.cuh`, `attend.cuh`,
-// `words.cuh` and `decode.cuh`.
+// Arguments of the decode kernel, and the state and functions of one of its blocks, which are defined in
+// `decode_inputs.cuh`, `decode_attention.cuh`, `decode_tokens.cuh` and `decode.cuh`.
 
 #pragma once
 
@@ -8,46 +8,46 @@
 #include "ring.cuh"
 
 struct Decode {
-    // Four of each layer, then that of the head.
-    const Product* products;
-    // Two norms of each layer, then the last.
+    // Four for each layer, then the LM head.
+    const Matrix* matrices;
+    // Two for each layer, then the last.
     const float* norms;
-    const float* frequencies;
-    const void* table;
+    const float* inv_freq;
+    const void* embeddings;
     const Sequence* sequences;
-    // Between the blocks, each for even and for odd turns: states before and after the second half of a layer
-    // `[16, hidden]`, queries, keys and values, attention's and the gated values.
-    Tagged* middle;
-    Tagged* states;
-    Tagged* qkv;
-    Tagged* attended;
-    Tagged* inner;
-    // The best of each block's tokens for each row, score and token, `[blocks, 16, 2]`; then which captions shall end.
-    Tagged* best;
-    // Scores of all tokens, `[16, vocabulary]`, if somebody wants them.
-    float* scores;
-    // The last turn.
-    unsigned* turn;
-    // A bit for each token of the vocabulary: whether it ends a caption.
-    const unsigned* stops;
-    int count, layers, hidden, heads, kv_heads, head_size, inner_size, vocabulary;
-    // Rows that a pass can have, by the memory that there is for them.
-    int most_rows;
-    // Shared memory of a row of the longest product's values, in values.
+    // Exchanged between blocks, each for even and odd epochs: hidden states `[16, hidden]` after attention and after
+    // the MLP, queries with keys and values, the outputs of attention, and the inner activations of the MLP.
+    FlaggedWord* attn_hidden;
+    FlaggedWord* mlp_hidden;
+    FlaggedWord* qkv;
+    FlaggedWord* attn_out;
+    FlaggedWord* mlp_inner;
+    // Each block's best token of each row, as logit and token `[blocks, 16, 2]`; then which sequences are cancelled.
+    FlaggedWord* candidates;
+    // All logits `[16, vocab_size]`, or null.
+    float* logits;
+    // The last epoch of the launch before.
+    unsigned* epoch;
+    // A bit for each token of the vocabulary: whether it ends a sequence.
+    const unsigned* stop_tokens;
+    int sequence_count, layers, hidden, heads, kv_heads, head_size, intermediate, vocab_size;
+    // Rows of a pass that shared memory has room for.
+    int max_rows;
+    // Values between input rows in shared memory.
     int row_stride;
-    // Shared memory for sums that warps share, in floats.
-    int partial;
-    // One pass and no more.
-    int once;
+    // Floats of shared memory for partial sums.
+    int partial_sums;
+    // Whether to stop after one pass.
+    int single_pass;
     float epsilon, scale;
 };
 static_assert(sizeof(Decode) == 168);
 
-// Where a sequence stands; each block keeps its own account.
-struct Standing {
-    int token, position, made, done;
+// State of a sequence. Every block keeps its own copy.
+struct SequenceState {
+    int token, position, generated, finish;
     // Its rows in this pass.
-    int first, rows;
+    int first_row, rows;
 };
 
 struct PassRow {
@@ -55,13 +55,13 @@ struct PassRow {
 };
 
 constexpr int NO_TOKEN = 0x7fffffff;
-// What is chosen where a score is no number, or none is finite.
+// Chosen where a logit is not finite.
 constexpr int NOT_FINITE = -1;
 
-// How a caption ended: by the number of its tokens, by one that ends it, by who asked, or by scores that are none.
-enum End { LENGTH = 1, STOP = 2, CANCELLED = 3, BROKEN = 4 };
+// Why a sequence ended. The host knows these numbers.
+enum FinishReason { LENGTH = 1, STOP = 2, CANCELLED = 3, INVALID_LOGITS = 4 };
 
-// Four values from `at` on; zeros if that is below zero.
+// Four values from `at` on, or zeros if `at` is below zero.
 template <class T> __device__ __forceinline__ void load_four(const T* from, int at, float (&to)[4]) {
     uint2 x = make_uint2(0, 0);
     if (at >= 0)
@@ -83,36 +83,36 @@ template <> __device__ __forceinline__ void load_four<float>(const float* from, 
     to[3] = x.w;
 }
 
-// What the kernel does for each product: of which there are four of each layer, then the head.
-enum Kind { QKV, O, GATE_UP, DOWN, HEAD };
+// The four matrices of a layer, then the LM head.
+enum Projection { QKV, O, GATE_UP, DOWN, LM_HEAD };
 
 template <class T> struct Decoder {
     const Decode& a;
-    // Parts of the shared memory: cosine and sine of each row's position, this block's columns of the states, each
-    // thread's sum of squares, what each warp has seen of keys and values, sums that warps share and other small
-    // things, rows for the next product.
-    float2* turned;
-    float* own;
+    // Shared memory: cosine and sine of each row's position, this block's columns of the hidden states, each thread's
+    // sum of squares, each warp's part of an attention, partial sums and other small things, and the input rows of the
+    // next product.
+    float2* rotations;
+    float* own_hidden;
     float* squares;
-    float* seen;
+    float* attn_partial;
     Sequence* sequences;
-    Standing* standing;
+    SequenceState* states;
     PassRow* rows;
     float* partial;
-    T* values;
+    T* inputs;
     Ring<T> ring;
     int own_columns;
-    float of_hidden;
-    // Rows of the pass, and the power of two that they fit into.
-    int count = 0, row_shift = 0;
-    unsigned turn;
-    // The best of a lane's columns of the head: of row lane / 4, and the eighth behind it.
-    float score[2];
+    float inverse_hidden;
+    // Rows of the pass, and the logarithm of the next power of two.
+    int row_count = 0, rows_log2 = 0;
+    unsigned epoch;
+    // The best of a lane's logits, and its token: of row lane / 4 and of row lane / 4 + 8.
+    float logit[2];
     int token[2];
 
     __device__ __forceinline__ Decoder(const Decode& a, unsigned char* memory)
-        : a(a), ring(memory, a.products, 4 * a.layers + 1) {
-        int at = Ring<T>::BYTES + (4 * a.layers + 1) * sizeof(Product);
+        : a(a), ring(memory, a.matrices, 4 * a.layers + 1) {
+        int at = Ring<T>::BYTES + (4 * a.layers + 1) * sizeof(Matrix);
         // An offset, so that the compiler still knows that it is shared memory.
         auto part = [&](auto*& start, int values, int alignment = 16) {
             at = ceil_div(at, alignment) * alignment;
@@ -120,69 +120,71 @@ template <class T> struct Decoder {
             at += values * sizeof(*start);
         };
         own_columns = ceil_div(ceil_div(a.hidden, TILE), gridDim.x) * TILE;
-        part(turned, MOST_ROWS * a.head_size / 2);
-        part(own, MOST_ROWS * own_columns);
+        part(rotations, MAX_ROWS * a.head_size / 2);
+        part(own_hidden, MAX_ROWS * own_columns);
         part(squares, DECODE_THREADS);
-        part(seen, DECODE_WARPS * seen_stride());
-        part(sequences, MOST_ROWS);
-        part(standing, MOST_ROWS);
-        part(rows, MOST_ROWS);
-        part(partial, a.partial);
-        part(values, 0, 128);
-        for (int i = threadIdx.x; i < a.count; i += DECODE_THREADS) {
+        part(attn_partial, DECODE_WARPS * attn_partial_stride());
+        part(sequences, MAX_ROWS);
+        part(states, MAX_ROWS);
+        part(rows, MAX_ROWS);
+        part(partial, a.partial_sums);
+        part(inputs, 0, 128);
+        for (int i = threadIdx.x; i < a.sequence_count; i += DECODE_THREADS) {
             const Sequence& s = sequences[i] = a.sequences[i];
-            standing[i] = {s.token, s.position, 0, 0, 0, 0};
+            states[i] = {s.token, s.position, 0, 0, 0, 0};
         }
-        turn = *a.turn;
-        of_hidden = 1.0f / a.hidden;
+        epoch = *a.epoch;
+        inverse_hidden = 1.0f / a.hidden;
         sync_block();
     }
 
-    __device__ int width() const { return (a.heads + 2 * a.kv_heads) * a.head_size; }
+    __device__ int qkv_length() const { return (a.heads + 2 * a.kv_heads) * a.head_size; }
 
-    __device__ int seen_stride() const { return a.head_size + 4; }
+    __device__ int attn_partial_stride() const { return a.head_size + 4; }
 
-    // Where the words of a turn are, of rows of so many.
-    __device__ __forceinline__ Tagged* place(Tagged* both, int words, unsigned of) const {
-        return both + size_t(of % 2) * MOST_ROWS * words;
+    // The words of an epoch, in rows of `words`.
+    __device__ __forceinline__ FlaggedWord* epoch_slot(FlaggedWord* both, int words, unsigned of) const {
+        return both + size_t(of % 2) * MAX_ROWS * words;
     }
 
     __device__ __forceinline__ const T* embedding(int row) const {
-        return (const T*)a.table + size_t(rows[row].token) * a.hidden;
+        return (const T*)a.embeddings + size_t(rows[row].token) * a.hidden;
     }
 
-    // `rows.cuh`: what is multiplied.
+    // `decode_inputs.cuh`: the inputs of products.
     template <int N, class P>
-    __device__ __forceinline__ void await_states(float (&x)[N][4], const Tagged* states, unsigned of, int row, P place);
-    __device__ __forceinline__ float factor(float squares) const;
-    __device__ __forceinline__ void put(int row, int at, const float (&x)[4], float factor, float4 gain);
-    __device__ __forceinline__ void clear(T* row, int length);
-    __device__ __forceinline__ void norm(const Tagged* states, unsigned of, const float* gains);
-    template <int EACH> __device__ __forceinline__ void norm(const Tagged* states, unsigned of, const float* gains);
-    __device__ __forceinline__ void take(const Tagged* from, int length);
-    template <int MOST>
-    __device__ __forceinline__ void take_row(T* to, const Tagged* from, int words, int first, int stride);
+    __device__ __forceinline__ void await_hidden(float (&x)[N][4], const FlaggedWord* hidden, unsigned of, int row,
+                                                 P column);
+    __device__ __forceinline__ float rms_scale(float squares) const;
+    __device__ __forceinline__ void store_normed(int row, int at, const float (&x)[4], float scale, float4 gain);
+    __device__ __forceinline__ void zero_tail(T* row, int length);
+    __device__ __forceinline__ void norm(const FlaggedWord* hidden, unsigned of, const float* gains);
+    template <int EACH>
+    __device__ __forceinline__ void norm(const FlaggedWord* hidden, unsigned of, const float* gains);
+    __device__ __forceinline__ void gather(const FlaggedWord* from, int length);
+    template <int PAIRS>
+    __device__ __forceinline__ void gather_row(T* to, const FlaggedWord* from, int words, int first, int stride);
 
-    // `attend.cuh`: what is looked back at.
+    // `decode_attention.cuh`: attention of single queries.
     __device__ __forceinline__ void attend(int layer);
     __device__ __forceinline__ void attend(int layer, int row, int head);
 
-    // `words.cuh`: what is said.
-    __device__ __forceinline__ void judge(int half, int row, int col, float y0, float y1);
-    __device__ void line_up();
-    __device__ __forceinline__ void choose();
+    // `decode_tokens.cuh`: rows of a pass, and the tokens that they lead to.
+    __device__ __forceinline__ void update_best(int half, int row, int col, float y0, float y1);
+    __device__ void schedule_rows();
+    __device__ __forceinline__ void choose_tokens();
     __device__ bool is_stop(int token) const;
-    __device__ void advance();
-    __device__ bool is_over() const;
-    __device__ __forceinline__ void give_best();
+    __device__ void accept_tokens();
+    __device__ bool all_done() const;
+    __device__ __forceinline__ void publish_candidates();
 
-    // `decode.cuh`: the products, and all of it.
-    __device__ __forceinline__ void multiply(const Product& p, Kind kind);
-    __device__ __forceinline__ void give_sums(const Product& p, Kind kind, bool is_first);
-    __device__ __forceinline__ void give_qkv(int row, int col, float (&y)[4]);
-    __device__ __forceinline__ void give_inner(int row, int at, float first, float second);
-    __device__ __forceinline__ void give_states(Tagged* both, int row, int col, int own_col, float (&y)[4],
-                                                bool is_first);
+    // `decode.cuh`: products, and the loop.
+    __device__ __forceinline__ void multiply(const Matrix& m, Projection projection);
+    __device__ __forceinline__ void publish_sums(const Matrix& m, Projection projection, bool is_first_layer);
+    __device__ __forceinline__ void publish_qkv(int row, int col, float (&y)[4]);
+    __device__ __forceinline__ void publish_mlp_inner(int row, int at, float first, float second);
+    __device__ __forceinline__ void publish_hidden(FlaggedWord* both, int row, int col, int own_col, float (&y)[4],
+                                                   bool add_embedding);
     __device__ __forceinline__ void pass();
     __device__ __forceinline__ void run();
 };

@@ -1,74 +1,77 @@
-// What blocks give each other while a kernel runs: words that carry the number of the turn that they belong to.
+// Data that blocks exchange during a launch: words of 32 bits beside a flag, which is the epoch that they belong to.
 //
-// Who needs a word looks at it until it is of the turn. So nobody waits for all to arrive, and a word takes one way to
-// the L2 cache and one from it, where a barrier and the data behind it take two each.
+// A reader polls a word until its flag is that of the epoch, as in NCCL's LL protocol. So nobody waits for all blocks
+// to arrive, and a word takes one trip to the L2 cache and one back, where a barrier and the data behind it take two
+// each.
 //
-// There are two places for each word, for even and for odd turns. None is written while somebody may still want what it
-// holds: in every turn there is a product that all blocks have a part in and that all blocks need the whole of (see
-// `Plan` in `plan.rs`), so nobody is a whole turn ahead.
+// Each word has two slots, for even and odd epochs. No slot is overwritten while a reader may still want it: every
+// epoch has a product that all blocks have a part in and whose whole result all blocks need (see `DecodePlan` in
+// `plan.rs`), so no block is a whole epoch ahead.
 
 #pragma once
 
 #include "common.cuh"
 
-typedef uint64_t Tagged;
+typedef uint64_t FlaggedWord;
 
-// Numbers of the products' type in a word; the words behind each other are the numbers as memory has them.
-template <class T> constexpr int IN_A_WORD = 4 / sizeof(T);
+// Values of type T in a word. Consecutive words are the values as in memory.
+template <class T> constexpr int PER_WORD = 4 / sizeof(T);
 
-__device__ __forceinline__ Tagged tag(uint32_t word, unsigned turn) { return word | uint64_t(turn) << 32; }
+__device__ __forceinline__ FlaggedWord flagged(uint32_t word, unsigned epoch) { return word | uint64_t(epoch) << 32; }
 
-__device__ __forceinline__ bool is_of(Tagged word, unsigned turn) { return unsigned(word >> 32) == turn; }
+__device__ __forceinline__ bool has_epoch(FlaggedWord word, unsigned epoch) { return unsigned(word >> 32) == epoch; }
 
-__device__ __forceinline__ void give(Tagged* to, uint32_t word, unsigned turn) { store_relaxed(to, tag(word, turn)); }
-
-__device__ __forceinline__ void give_two(Tagged* to, uint32_t first, uint32_t second, unsigned turn) {
-    store_relaxed(to, TwoWords{tag(first, turn), tag(second, turn)});
+__device__ __forceinline__ void publish(FlaggedWord* to, uint32_t word, unsigned epoch) {
+    store_relaxed(to, flagged(word, epoch));
 }
 
-// Four numbers, which are two words or four.
-template <class T> __device__ __forceinline__ void give_four(Tagged* to, const float (&x)[4], unsigned turn) {
-    give_two(to, pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), turn);
+__device__ __forceinline__ void publish_two(FlaggedWord* to, uint32_t first, uint32_t second, unsigned epoch) {
+    store_relaxed(to, TwoWords{flagged(first, epoch), flagged(second, epoch)});
 }
 
-template <> __device__ __forceinline__ void give_four<float>(Tagged* to, const float (&x)[4], unsigned turn) {
-    give_two(to, bits_of(x[0]), bits_of(x[1]), turn);
-    give_two(to + 2, bits_of(x[2]), bits_of(x[3]), turn);
+// Four values, which are two words or four.
+template <class T> __device__ __forceinline__ void publish_four(FlaggedWord* to, const float (&x)[4], unsigned epoch) {
+    publish_two(to, pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), epoch);
 }
 
-__device__ __forceinline__ uint32_t await(const Tagged* from, unsigned turn) {
-    Tagged word = load_relaxed(from);
-    while (!is_of(word, turn)) {
+template <> __device__ __forceinline__ void publish_four<float>(FlaggedWord* to, const float (&x)[4], unsigned epoch) {
+    publish_two(to, bits_of(x[0]), bits_of(x[1]), epoch);
+    publish_two(to + 2, bits_of(x[2]), bits_of(x[3]), epoch);
+}
+
+__device__ __forceinline__ uint32_t await_word(const FlaggedWord* from, unsigned epoch) {
+    FlaggedWord word = load_relaxed(from);
+    while (!has_epoch(word, epoch)) {
         pause();
         word = load_relaxed(from);
     }
     return uint32_t(word);
 }
 
-// Holds a warp back until one word is there, by one lane: all lanes of all blocks at many words, again and again, would
-// take the L2 cache from those who have something to write.
-__device__ __forceinline__ void await_first(const Tagged* from, unsigned turn) {
+// Blocks a warp until one word is there, polled by one lane: all lanes of all blocks polling many words would take the
+// L2 cache from those who have something to write.
+__device__ __forceinline__ void await_first(const FlaggedWord* from, unsigned epoch) {
     if (lane_id() == 0)
-        await(from, turn);
+        await_word(from, epoch);
     sync_warp();
 }
 
-// N pairs of words, where `place(i)` says, or zeros if that is null: all are asked for before the first is waited for.
+// N pairs of words at `source(i)`, or zeros where it is null. All are loaded before the first is waited for.
 template <int N, class P>
-__device__ __forceinline__ void await_pairs(uint32_t (&words)[2 * N], unsigned turn, P place) {
+__device__ __forceinline__ void await_pairs(uint32_t (&words)[2 * N], unsigned epoch, P source) {
     TwoWords got[N];
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        const Tagged* from = place(i);
-        got[i] = {tag(0, turn), tag(0, turn)};
+        const FlaggedWord* from = source(i);
+        got[i] = {flagged(0, epoch), flagged(0, epoch)};
         if (from)
             got[i] = load_relaxed_two(from);
     }
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        while (!is_of(got[i].first, turn) || !is_of(got[i].second, turn)) {
+        while (!has_epoch(got[i].first, epoch) || !has_epoch(got[i].second, epoch)) {
             pause();
-            got[i] = load_relaxed_two(place(i));
+            got[i] = load_relaxed_two(source(i));
         }
         words[2 * i] = uint32_t(got[i].first);
         words[2 * i + 1] = uint32_t(got[i].second);

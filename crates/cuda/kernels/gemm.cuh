@@ -1,6 +1,6 @@
-// Products of many rows: y = x · wᵀ, x `[m, k]`, w `[n, k]`, both in rows, and what follows them.
+// Products of many rows: y = x · wᵀ of row-major x `[m, k]` and w `[n, k]`, with an epilogue.
 //
-// An element comes out the same however many rows there are: each is summed over k in the same order.
+// An element comes out the same, to the bit, however many rows there are: the order of summation over k is fixed.
 
 #pragma once
 
@@ -11,36 +11,36 @@ struct Gemm {
     const void* w;
     const float* bias;
     void* out;
-    // Adds row i of the table at `positions[row % places]`.
-    const float* table;
-    const int* positions;
-    int places;
+    // AddPositions: the embedding table, and the position of each of an image's patches.
+    const float* position_embedding;
+    const int* position_ids;
+    int patches;
     int m, n, k;
-    // Rows of prompts, and cosine and sine of each row's position, `[m, head_size / 2]`.
-    const Row* rows;
+    // RopeStoreKv: rows of prompts, and cosine and sine of each row's position, `[m, head_size / 2]`.
+    const PromptRow* rows;
     const Sequence* sequences;
-    const float2* turns;
+    const float2* rotations;
     int layer, heads, kv_heads, head_size;
 };
 static_assert(sizeof(Gemm) == 104);
 
-enum class Then {
-    Store,     // out[m, n] in the weights' type
-    Gelu,      // the same of its gelu
-    GatedSilu, // out[m, n / 2]: columns are pairs of gate and up
-    Add,       // to out[m, n], f32
-    Set,       // out[m, n], f32
-    Embed,     // the same, with the embeddings of positions
-    Turn,      // queries of prompts, turned, to out[m, n]; keys, turned, and values to the caches
+enum class Epilogue {
+    Store,        // out[m, n] in the weights' type
+    Gelu,         // gelu to out[m, n] in the weights' type
+    SwiGlu,       // out[m, n / 2] in the weights' type: columns are pairs of gate and up
+    AddF32,       // added to out[m, n], f32
+    StoreF32,     // out[m, n], f32
+    AddPositions, // out[m, n], f32, with the position embedding added
+    RopeStoreKv,  // RoPE of queries to out[m, n] and of keys to the KV caches; values to the KV caches
 };
 
-// Queries, keys or values. Rows of the weights are in such an order that a pair to be turned lies beside each other.
-template <class T> __device__ __forceinline__ void turn(const Gemm& a, int row, int col, float y0, float y1) {
+// Two columns of queries, keys or values. The weights' rows are ordered so that the pair that RoPE rotates is adjacent.
+template <class T> __device__ __forceinline__ void rope_store_kv(const Gemm& a, int row, int col, float y0, float y1) {
     // A power of two.
     const int size = a.head_size, head = col >> log_2(size), at = col & (size - 1);
     const bool is_value = head >= a.heads + a.kv_heads;
     if (!is_value) {
-        const float2 pair = turn_pair(y0, y1, a.turns[row * (size / 2) + at / 2]);
+        const float2 pair = rotate(y0, y1, a.rotations[row * (size / 2) + at / 2]);
         y0 = pair.x;
         y1 = pair.y;
     }
@@ -48,16 +48,16 @@ template <class T> __device__ __forceinline__ void turn(const Gemm& a, int row, 
         store_pair((T*)a.out + size_t(row) * a.n + col, y0, y1);
         return;
     }
-    const Row& r = a.rows[row];
+    const PromptRow& r = a.rows[row];
     const Sequence& s = a.sequences[r.sequence];
     const int kv_head = head - a.heads - (is_value ? a.kv_heads : 0);
-    T* cache = (T*)s.cache + cache_place(s, a.layer, is_value, a.kv_heads, kv_head, size);
+    T* cache = (T*)s.kv_cache + kv_offset(s, a.layer, is_value, a.kv_heads, kv_head, size);
     store_pair(cache + size_t(r.position) * size + at, y0, y1);
 }
 
-// Columns `col` and the next of a row.
-template <class T, Then THEN>
-__device__ __forceinline__ void finish(const Gemm& a, int row, int col, float y0, float y1) {
+// The epilogue of two adjacent columns.
+template <class T, Epilogue EPILOGUE>
+__device__ __forceinline__ void run_epilogue(const Gemm& a, int row, int col, float y0, float y1) {
     if (row >= a.m || col >= a.n)
         return;
     if (a.bias) {
@@ -65,22 +65,22 @@ __device__ __forceinline__ void finish(const Gemm& a, int row, int col, float y0
         y1 += a.bias[col + 1];
     }
     const size_t at = size_t(row) * a.n + col;
-    if constexpr (THEN == Then::Turn) {
-        turn<T>(a, row, col, y0, y1);
-    } else if constexpr (THEN == Then::Store) {
+    if constexpr (EPILOGUE == Epilogue::RopeStoreKv) {
+        rope_store_kv<T>(a, row, col, y0, y1);
+    } else if constexpr (EPILOGUE == Epilogue::Store) {
         store_pair((T*)a.out + at, y0, y1);
-    } else if constexpr (THEN == Then::Gelu) {
+    } else if constexpr (EPILOGUE == Epilogue::Gelu) {
         store_pair((T*)a.out + at, gelu_tanh(y0), gelu_tanh(y1));
-    } else if constexpr (THEN == Then::GatedSilu) {
+    } else if constexpr (EPILOGUE == Epilogue::SwiGlu) {
         ((T*)a.out)[at / 2] = from_float<T>(silu(y0) * y1);
     } else {
         float2* out = (float2*)((float*)a.out + at);
-        if constexpr (THEN == Then::Add) {
+        if constexpr (EPILOGUE == Epilogue::AddF32) {
             const float2 before = *out;
             y0 += before.x;
             y1 += before.y;
-        } else if constexpr (THEN == Then::Embed) {
-            const float* position = a.table + size_t(a.positions[row % a.places]) * a.n + col;
+        } else if constexpr (EPILOGUE == Epilogue::AddPositions) {
+            const float* position = a.position_embedding + size_t(a.position_ids[row % a.patches]) * a.n + col;
             y0 += position[0];
             y1 += position[1];
         }
@@ -89,11 +89,11 @@ __device__ __forceinline__ void finish(const Gemm& a, int row, int col, float y0
 }
 
 constexpr int GEMM_K = 64;
-// Rows lie 16 bytes further apart than they are long: eight of them touch all banks.
+// Rows are padded by 16 bytes: eight of them touch all banks.
 constexpr int GEMM_STRIDE = GEMM_K + 8;
 
-// A thread's part of a tile of so many rows: where its vectors come from and go to, from step to step. Rows beyond the
-// last are the last again, and nobody looks at what becomes of them.
+// A thread's part in loading a tile of ROWS rows: sources and destination of its vectors. Rows beyond the last repeat
+// the last, and their results are dropped.
 template <int ROWS, int THREADS, class T> struct GemmLoad {
     static constexpr int CHUNKS = GEMM_K / 8, EACH = ROWS * CHUNKS / THREADS, APART = THREADS / CHUNKS;
     static_assert(ROWS * CHUNKS % THREADS == 0);
@@ -123,7 +123,7 @@ template <int ROWS, int THREADS, class T> struct GemmLoad {
 };
 
 // Tiles of BM × BN, by WARPS_M × WARPS_N warps.
-template <class T, int BM, int BN, int WARPS_M, int WARPS_N, int STAGES, Then THEN>
+template <class T, int BM, int BN, int WARPS_M, int WARPS_N, int STAGES, Epilogue EPILOGUE>
 __device__ __forceinline__ void gemm(const Gemm& a) {
     constexpr int THREADS = WARPS_M * WARPS_N * WARP;
     constexpr int MT = BM / WARPS_M / 16, NT = BN / WARPS_N / 8;
@@ -183,13 +183,13 @@ __device__ __forceinline__ void gemm(const Gemm& a) {
 #pragma unroll
         for (int j = 0; j < NT; j++) {
             const int row = m0 + (warp_m * MT + i) * 16 + lane / 4, col = n0 + (warp_n * NT + j) * 8 + lane % 4 * 2;
-            finish<T, THEN>(a, row, col, sums[i][j][0], sums[i][j][1]);
-            finish<T, THEN>(a, row + 8, col, sums[i][j][2], sums[i][j][3]);
+            run_epilogue<T, EPILOGUE>(a, row, col, sums[i][j][0], sums[i][j][1]);
+            run_epilogue<T, EPILOGUE>(a, row + 8, col, sums[i][j][2], sums[i][j][3]);
         }
 }
 
-// In f32, which the matrix units don't have: for checking, not for speed. Tiles of 64 × 64 by 256 threads.
-template <Then THEN> __device__ __forceinline__ void gemm_f32(const Gemm& a) {
+// In f32, without tensor cores: for checking, not for speed. Tiles of 64 × 64 by 256 threads.
+template <Epilogue EPILOGUE> __device__ __forceinline__ void gemm_f32(const Gemm& a) {
     constexpr int SIDE = 64, K = 16;
     SHARED_MEMORY(memory);
     float(*xs)[K + 1] = (float(*)[K + 1])memory;
@@ -218,5 +218,5 @@ template <Then THEN> __device__ __forceinline__ void gemm_f32(const Gemm& a) {
     for (int i = 0; i < 4; i++)
 #pragma unroll
         for (int j = 0; j < 4; j += 2)
-            finish<float, THEN>(a, m0 + ty + i, n0 + tx + j, sums[i][j], sums[i][j + 1]);
+            run_epilogue<float, EPILOGUE>(a, m0 + ty + i, n0 + tx + j, sums[i][j], sums[i][j + 1]);
 }

@@ -1,4 +1,4 @@
-// All kernels, by the names that `mod.rs` asks for.
+// All kernels, by the names that `src/operations.rs` loads.
 
 #include <ptx.cuh>
 
@@ -7,15 +7,15 @@
 #include "gemm.cuh"
 #include "pointwise.cuh"
 
-#define GEMM(T, then, END)                                                                                            \
-    KERNEL(gemm_128_##then##_##T, 256, Gemm, (gemm<T, 128, 128, 2, 4, 3, Then::END>(args)))                           \
-    KERNEL(gemm_64_##then##_##T, 128, Gemm, (gemm<T, 64, 64, 2, 2, 4, Then::END>(args)))                              \
-    KERNEL(gemm_32_##then##_##T, 128, Gemm, (gemm<T, 32, 32, 2, 2, 4, Then::END>(args)))
+#define GEMM(T, name, EPILOGUE)                                                                                        \
+    KERNEL(gemm_128_##name##_##T, 256, Gemm, (gemm<T, 128, 128, 2, 4, 3, Epilogue::EPILOGUE>(args)))                   \
+    KERNEL(gemm_64_##name##_##T, 128, Gemm, (gemm<T, 64, 64, 2, 2, 4, Epilogue::EPILOGUE>(args)))                      \
+    KERNEL(gemm_32_##name##_##T, 128, Gemm, (gemm<T, 32, 32, 2, 2, 4, Epilogue::EPILOGUE>(args)))
 
-#define GEMM_F32(then, END) KERNEL(gemm_64_##then##_f32, 256, Gemm, (gemm_f32<Then::END>(args)))
+#define GEMM_F32(name, EPILOGUE) KERNEL(gemm_64_##name##_f32, 256, Gemm, (gemm_f32<Epilogue::EPILOGUE>(args)))
 
 #define POINTWISE(T)                                                                                                   \
-    KERNEL(patches_##T, 256, Patches, (patches<T>(args)))                                                              \
+    KERNEL(patchify_##T, 256, Patchify, (patchify<T>(args)))                                                           \
     KERNEL(norm_##T, 128, Norm, (norm<T>(args)))                                                                       \
     KERNEL(embed_##T, 128, Embed, (embed<T>(args)))                                                                    \
     KERNEL(decode_##T, DECODE_THREADS, Decode, (decode<T>(args)))
@@ -30,11 +30,11 @@
 #define HALF_GEMMS(T)                                                                                                  \
     GEMM(T, store, Store)                                                                                              \
     GEMM(T, gelu, Gelu)                                                                                                \
-    GEMM(T, gated_silu, GatedSilu)                                                                                     \
-    GEMM(T, add, Add)                                                                                                  \
-    GEMM(T, set, Set)                                                                                                  \
-    GEMM(T, embed, Embed)                                                                                              \
-    GEMM(T, turn, Turn)
+    GEMM(T, swiglu, SwiGlu)                                                                                            \
+    GEMM(T, add_f32, AddF32)                                                                                           \
+    GEMM(T, store_f32, StoreF32)                                                                                       \
+    GEMM(T, add_positions, AddPositions)                                                                               \
+    GEMM(T, rope_store_kv, RopeStoreKv)
 
 using f32 = float;
 
@@ -42,15 +42,15 @@ HALF_GEMMS(bf16)
 HALF_GEMMS(f16)
 GEMM_F32(store, Store)
 GEMM_F32(gelu, Gelu)
-GEMM_F32(gated_silu, GatedSilu)
-GEMM_F32(add, Add)
-GEMM_F32(set, Set)
-GEMM_F32(embed, Embed)
-GEMM_F32(turn, Turn)
+GEMM_F32(swiglu, SwiGlu)
+GEMM_F32(add_f32, AddF32)
+GEMM_F32(store_f32, StoreF32)
+GEMM_F32(add_positions, AddPositions)
+GEMM_F32(rope_store_kv, RopeStoreKv)
 
 ATTENTION(bf16)
 ATTENTION(f16)
-KERNEL(attention_all_f32, 128, Attention, (attention_f32(args)))
+KERNEL(attention_f32, 128, Attention, (attention_f32(args)))
 
 POINTWISE(bf16)
 POINTWISE(f16)

@@ -1,74 +1,75 @@
-// What happens to rows between products. Sums are f32, and so is what goes from layer to layer.
+// Operations on rows between products. Sums are f32, and so are the hidden states.
 
 #pragma once
 
 #include "common.cuh"
 
-// Pictures `[pictures, side, side, 3]` in bytes to rows of patches, `[pictures · grid², k]`: channel by channel, and
-// zeros up to k.
-struct Patches {
+// Images `[images, side, side, 3]` in bytes to rows of patches `[images · grid², k]`: channel by channel, and zeros up
+// to k.
+struct Patchify {
     const unsigned char* rgb;
-    // Of each channel and byte, `[3, 256]`.
-    const float* values;
+    // The input value of each byte of each channel, `[3, 256]`.
+    const float* pixel_table;
     void* out;
-    int side, patch, grid, k, rows;
+    int side, patch_size, grid, k, rows;
 };
-static_assert(sizeof(Patches) == 48);
+static_assert(sizeof(Patchify) == 48);
 
-template <class T> __device__ __forceinline__ void patches(const Patches& a) {
-    const int area = a.patch * a.patch;
+template <class T> __device__ __forceinline__ void patchify(const Patchify& a) {
+    const int area = a.patch_size * a.patch_size;
     for (int row = blockIdx.x; row < a.rows; row += gridDim.x) {
-        const int picture = row / (a.grid * a.grid), place = row % (a.grid * a.grid);
-        const int y0 = place / a.grid * a.patch, x0 = place % a.grid * a.patch;
-        const unsigned char* rgb = a.rgb + size_t(picture) * a.side * a.side * 3;
+        const int image = row / (a.grid * a.grid), patch = row % (a.grid * a.grid);
+        const int y0 = patch / a.grid * a.patch_size, x0 = patch % a.grid * a.patch_size;
+        const unsigned char* rgb = a.rgb + size_t(image) * a.side * a.side * 3;
         for (int i = threadIdx.x; i < a.k; i += blockDim.x) {
             float value = 0.0f;
             if (i < 3 * area) {
-                const int channel = i / area, y = y0 + i % area / a.patch, x = x0 + i % a.patch;
-                value = a.values[channel * 256 + rgb[(size_t(y) * a.side + x) * 3 + channel]];
+                const int channel = i / area, y = y0 + i % area / a.patch_size, x = x0 + i % a.patch_size;
+                value = a.pixel_table[channel * 256 + rgb[(size_t(y) * a.side + x) * 3 + channel]];
             }
             ((T*)a.out)[size_t(row) * a.k + i] = from_float<T>(value);
         }
     }
 }
 
-// Rows of n values, each by a warp: `out[i]` is that of `x[source[i % places] + i / places * stride]`, or of `x[i]`.
+// Layer norm or RMS norm of rows of n values, a warp for each row. Row i of `out` is normed from row i of `x`, or with
+// `indices` from row `indices[i % per_image] + i / per_image * stride`.
 struct Norm {
     const float* x;
     const float* weight;
-    // Layer norm's; without it is RMS norm.
+    // Null for RMS norm.
     const float* bias;
     void* out;
-    const int* source;
-    int places, stride;
+    const int* indices;
+    int per_image, stride;
     int rows, n;
     float epsilon;
 };
 static_assert(sizeof(Norm) == 64);
 
 template <class T> __device__ __forceinline__ void norm(const Norm& a) {
-    // Of rows of 1024 values; longer ones are read again.
-    constexpr int MOST = 8, ROUND = MOST * 4 * WARP;
+    // A row of up to 1024 values is kept in registers. Longer rows are read again.
+    constexpr int VECTORS = 8, ROUND = VECTORS * 4 * WARP;
     const int row = blockIdx.x * (blockDim.x / WARP) + warp_id(), lane = lane_id() * 4;
     if (row >= a.rows)
         return;
-    const int from = a.source ? a.source[row % a.places] + row / a.places * a.stride : row;
+    const int from = a.indices ? a.indices[row % a.per_image] + row / a.per_image * a.stride : row;
     const float4* x = (const float4*)(a.x + size_t(from) * a.n);
     const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    float4 values[MOST];
+    float4 values[VECTORS];
     auto at = [&](int start, int i) { return start + i * 4 * WARP + lane; };
     auto load = [&](int start) {
 #pragma unroll
-        for (int i = 0; i < MOST; i++)
+        for (int i = 0; i < VECTORS; i++)
             values[i] = at(start, i) < a.n ? x[at(start, i) / 4] : zero;
     };
-    // Once a round, if there are several.
+    // Calls `each` with all vectors of the row.
     auto rounds = [&](auto each) {
         for (int start = 0; start < a.n; start += ROUND) {
             if (a.n > ROUND)
                 load(start);
 #pragma unroll
-            for (int i = 0; i < MOST; i++)
+            for (int i = 0; i < VECTORS; i++)
                 if (at(start, i) < a.n)
                     each(at(start, i), values[i]);
         }
@@ -93,37 +94,37 @@ template <class T> __device__ __forceinline__ void norm(const Norm& a) {
     });
 }
 
-// Cosine and sine.
-__device__ __forceinline__ float2 turn_of(int position, float frequency) {
-    const float angle = position * frequency;
+// Cosine and sine of a position's angle.
+__device__ __forceinline__ float2 rotation(int position, float inv_freq) {
+    const float angle = position * inv_freq;
     return make_float2(cosf(angle), sinf(angle));
 }
 
-// Rotary position embedding of a value of a head's first half and its partner in the second.
-__device__ __forceinline__ float2 turn_pair(float first, float second, float2 turn) {
-    return make_float2(first * turn.x - second * turn.y, second * turn.x + first * turn.y);
+// RoPE of a value of a head's first half and its partner in the second half.
+__device__ __forceinline__ float2 rotate(float first, float second, float2 rotation) {
+    return make_float2(first * rotation.x - second * rotation.y, second * rotation.x + first * rotation.y);
 }
 
-// Rows of a prompt to what the decoder takes, and what they are turned by, `[rows, half]`.
+// Rows of prompts to hidden states, and the rotations of their positions, `[rows, half]`.
 struct Embed {
-    const Row* rows;
+    const PromptRow* rows;
     const Sequence* sequences;
-    const void* table;
+    const void* embeddings;
     float* out;
-    const float* frequencies;
-    float2* turns;
+    const float* inv_freq;
+    float2* rotations;
     int hidden, half;
 };
 static_assert(sizeof(Embed) == 56);
 
 template <class T> __device__ __forceinline__ void embed(const Embed& a) {
-    const Row row = a.rows[blockIdx.x];
+    const PromptRow row = a.rows[blockIdx.x];
     float* out = a.out + size_t(blockIdx.x) * a.hidden;
     for (int i = threadIdx.x; i < a.hidden; i += blockDim.x)
         if (row.token >= 0)
-            out[i] = to_float(((const T*)a.table)[size_t(row.token) * a.hidden + i]);
+            out[i] = to_float(((const T*)a.embeddings)[size_t(row.token) * a.hidden + i]);
         else
-            out[i] = a.sequences[row.sequence].features[size_t(-1 - row.token) * a.hidden + i];
+            out[i] = a.sequences[row.sequence].image_features[size_t(-1 - row.token) * a.hidden + i];
     for (int i = threadIdx.x; i < a.half; i += blockDim.x)
-        a.turns[blockIdx.x * a.half + i] = turn_of(row.position, a.frequencies[i]);
+        a.rotations[blockIdx.x * a.half + i] = rotation(row.position, a.inv_freq[i]);
 }

@@ -1,5 +1,5 @@
-// What the kernels ask of the hardware: number types, matrix units, asynchronous copies, and the words that
-// threads exchange. The emulator in `crates/cuda/emulator` has a file of the same name and content for the CPU.
+// Intrinsics: number types, tensor cores, asynchronous copies, and words that threads exchange. `emulator/ptx.cuh`
+// defines the same for the CPU.
 
 #pragma once
 
@@ -31,7 +31,7 @@ template <> __device__ __forceinline__ f16 from_float<f16>(float x) {
 __device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
 
-// Two neighbours in memory, the first in the low half.
+// Two adjacent values, the first in the low half.
 template <class T> __device__ __forceinline__ uint32_t pack(float low, float high) {
     return from_float<T>(low).bits | uint32_t(from_float<T>(high).bits) << 16;
 }
@@ -57,14 +57,14 @@ template <> __device__ __forceinline__ void mma<f16>(float (&d)[4], const uint32
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// 2^x, as the hardware has it; 0 where that would be no normal number. exp2f is five instructions for one.
+// 2^x by the special function unit, or 0 where the result is subnormal. One instruction instead of exp2f's five.
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// Of a power of two.
+// Logarithm of a power of two.
 __device__ __forceinline__ int log_2(int x) { return 31 - __clz(x); }
 
 __device__ __forceinline__ unsigned shared_address(const void* shared) {
@@ -90,7 +90,7 @@ __device__ __forceinline__ void cp_async16(void* shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 
-// 16 bytes, or zeros where there are none. Takes several times the instructions.
+// 16 bytes, or zeros if not valid. Takes several times the instructions.
 __device__ __forceinline__ void cp_async16(void* shared, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                  "r"(valid ? 16 : 0)
@@ -112,7 +112,7 @@ template <class V> __device__ __forceinline__ V shuffle(V x, int lane) { return 
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 
-// Whole words that blocks give each other: at once or not at all, and past the L1 caches.
+// Words that blocks exchange, past the L1 caches. A word is never torn.
 __device__ __forceinline__ void store_relaxed(uint64_t* to, uint64_t value) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
 }
@@ -123,7 +123,7 @@ __device__ __forceinline__ uint64_t load_relaxed(const uint64_t* from) {
     return value;
 }
 
-// Two words in 16 bytes. Each comes whole, but not both at once.
+// Two words in 16 bytes. Neither is torn, but one may arrive before the other.
 struct alignas(16) TwoWords {
     uint64_t first, second;
 };
@@ -141,12 +141,12 @@ __device__ __forceinline__ TwoWords load_relaxed_two(const uint64_t* from) {
     return x;
 }
 
-// Brings what will be read soon into the L2 cache.
+// Prefetches into the L2 cache.
 __device__ __forceinline__ void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 
 __device__ __forceinline__ void fence() { __threadfence(); }
 __device__ __forceinline__ void fence_system() { __threadfence_system(); }
-// Between two looks at what another block will write.
+// Between two polls of a word. The emulator switches threads here.
 __device__ __forceinline__ void pause() {}
 
 __device__ __forceinline__ int load_volatile(const int* x) { return *(const volatile int*)x; }

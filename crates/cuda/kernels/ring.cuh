@@ -1,8 +1,7 @@
-// Products of few rows with all weights of a model, one matrix after the other, by blocks that stay.
+// Products of few rows with all weights of a model, one matrix after the other, in a persistent kernel.
 //
-// What these take is to read the weights once. A warp knows which of them it will need for all products to come, and
-// fetches them into a ring of shared memory, of which it has a part for itself, while it waits for what they are
-// multiplied with.
+// Reading the weights is what takes the time. A warp knows which of them it will need, for all products to come, and
+// prefetches them into a ring buffer of its own in shared memory while it waits for its inputs.
 
 #pragma once
 
@@ -10,72 +9,73 @@
 
 constexpr int LOG_WARPS = 3, DECODE_WARPS = 1 << LOG_WARPS;
 constexpr int DECODE_THREADS = DECODE_WARPS * WARP;
-constexpr int MOST_ROWS = 16;
+// Rows of a pass.
+constexpr int MAX_ROWS = 16;
 // Rows of a matrix that a warp multiplies at once, and columns that it fetches at once.
 constexpr int TILE = 8, STEP = 32;
-// Places of a warp's ring.
-constexpr int RING = 16;
+// Slots of a warp's ring.
+constexpr int RING_SLOTS = 16;
 
-// A matrix `[n, k]` in rows. 2^shift warps of a block share a tile, by its columns; none share one of the last matrix.
-struct Product {
+// A row-major matrix `[n, k]`. 2^split_log2 warps of a block share a tile (split-k), but none a tile of the LM head.
+struct Matrix {
     const void* w;
-    int n, k, shift;
-    // Of a block; each counts its own.
+    int n, k, split_log2;
+    // Tiles of this block.
     int tiles;
 
-    __device__ __forceinline__ int parts() const { return 1 << shift; }
-    // Of a warp, of each of its tiles.
-    __device__ __forceinline__ int part() const { return warp_id() & (parts() - 1); }
-    __device__ __forceinline__ int steps() const { return (ceil_div(k, STEP) - part() + parts() - 1) >> shift; }
-    // Of a warp, the first of its tiles, and how far it is from one to the next.
-    __device__ __forceinline__ int first_tile() const { return warp_id() >> shift; }
-    __device__ __forceinline__ int tile_stride() const { return DECODE_WARPS >> shift; }
-    // Where columns lie, by the block's tile.
+    __device__ __forceinline__ int splits() const { return 1 << split_log2; }
+    // This warp's split of its tiles, and the number of steps of each.
+    __device__ __forceinline__ int split() const { return warp_id() & (splits() - 1); }
+    __device__ __forceinline__ int steps() const { return (ceil_div(k, STEP) - split() + splits() - 1) >> split_log2; }
+    // This warp's first tile, and the distance from one to the next.
+    __device__ __forceinline__ int first_tile() const { return warp_id() >> split_log2; }
+    __device__ __forceinline__ int tile_stride() const { return DECODE_WARPS >> split_log2; }
+    // First output column of one of this block's tiles.
     __device__ __forceinline__ int column(int tile) const { return (blockIdx.x + tile * gridDim.x) * TILE; }
 };
-static_assert(sizeof(Product) == 24);
+static_assert(sizeof(Matrix) == 24);
 
-// Where sums of a product's parts lie: `[tile, part, row, column]`, of 8 or 16 rows.
-__device__ __forceinline__ int sums_place(int tile, int shift, int part, int count) {
-    return ((tile << shift) + part) * (count > 8 ? 16 : 8) * TILE;
+// Offset of partial sums `[tile, split, row, column]`, of 8 or 16 rows.
+__device__ __forceinline__ int sums_offset(int tile, int split_log2, int split, int count) {
+    return ((tile << split_log2) + split) * (count > 8 ? 16 : 8) * TILE;
 }
 
-// Two words of a row of values to be multiplied, from an even one on, as `Sums` takes them.
-template <class T> __device__ __forceinline__ void put_two(T* row, int word, uint32_t first, uint32_t second) {
+// Stores two words of an input row, from an even word on, in the order that `TileSums` reads.
+template <class T> __device__ __forceinline__ void store_two(T* row, int word, uint32_t first, uint32_t second) {
     uint32_t* to = (uint32_t*)row + word / 4 * 4 + word % 4 / 2;
     to[0] = first;
     to[2] = second;
 }
 
-template <> __device__ __forceinline__ void put_two<float>(float* row, int word, uint32_t first, uint32_t second) {
+template <> __device__ __forceinline__ void store_two<float>(float* row, int word, uint32_t first, uint32_t second) {
     *(uint2*)(row + word) = make_uint2(first, second);
 }
 
-// Values `at` to `at` + 3.
-template <class T> __device__ __forceinline__ void put_four(T* row, int at, const float (&x)[4]) {
-    put_two(row, at / 2, pack<T>(x[0], x[1]), pack<T>(x[2], x[3]));
+// Stores values `at` to `at` + 3 of an input row.
+template <class T> __device__ __forceinline__ void store_four(T* row, int at, const float (&x)[4]) {
+    store_two(row, at / 2, pack<T>(x[0], x[1]), pack<T>(x[2], x[3]));
 }
 
-template <> __device__ __forceinline__ void put_four<float>(float* row, int at, const float (&x)[4]) {
+template <> __device__ __forceinline__ void store_four<float>(float* row, int at, const float (&x)[4]) {
     *(float4*)(row + at) = make_float4(x[0], x[1], x[2], x[3]);
 }
 
-// A tile's sums of a warp: of row lane / 4 columns 2 · (lane % 4) and the next, then of the eighth row behind it.
-template <class T> struct Sums {
+// A warp's sums of a tile: columns 2 · (lane % 4) and the next, of row lane / 4 and then of row lane / 4 + 8.
+template <class T> struct TileSums {
     float low_first[4] = {}, low_second[4] = {}, high_first[4] = {}, high_second[4] = {};
     const T *low, *high;
 
-    // Of `count` values beside each other in `rows`, `stride` apart.
-    __device__ __forceinline__ Sums(const T* rows, int stride, int count) {
-        // Rows beyond the last are the last again, and nobody looks at what becomes of them.
+    // Of `count` input rows, `stride` apart.
+    __device__ __forceinline__ TileSums(const T* rows, int stride, int count) {
+        // Rows beyond the last repeat the last, and their sums are dropped.
         const int row = lane_id() / 4;
         low = rows + min(row, count - 1) * stride + lane_id() % 4 * 8;
         high = rows + min(row + 8, count - 1) * stride + lane_id() % 4 * 8;
     }
 
-    // Each lane has eight weights of a column and the values that belong to them, four words each. The unit is told
-    // that they are of other places than they are, which for a sum over all places is all the same; and that half of
-    // the values are of another row, where their sums come out then. So all words come from memory as it wants them.
+    // Each lane has eight weights of a column and the inputs that belong to them, four words each. The tensor core is
+    // told that they belong to other indices of k, which makes no difference to a sum over k, and that half of the
+    // inputs belong to another row, where their sums then come out. So each lane reads adjacent words.
     __device__ __forceinline__ void add(const T* w, int at, int count) {
         const uint4 b = *(const uint4*)w;
         add(low_first, low_second, low + at, b);
@@ -98,18 +98,18 @@ template <class T> struct Sums {
     }
 };
 
-// Without matrix units: a lane sums over its weights for each row.
-template <> struct Sums<float> {
-    float sums[MOST_ROWS] = {};
+// Without tensor cores: a lane sums over its weights for each row.
+template <> struct TileSums<float> {
+    float sums[MAX_ROWS] = {};
     const float* rows;
     int stride;
 
-    __device__ __forceinline__ Sums(const float* rows, int stride, int)
+    __device__ __forceinline__ TileSums(const float* rows, int stride, int)
         : rows(rows + lane_id() % 4 * 8), stride(stride) {}
 
     __device__ __forceinline__ void add(const float* w, int at, int count) {
 #pragma unroll
-        for (int row = 0; row < MOST_ROWS; row++)
+        for (int row = 0; row < MAX_ROWS; row++)
             if (row < count)
                 for (int i = 0; i < 8; i++)
                     sums[row] = fmaf(w[i], rows[row * stride + at + i], sums[row]);
@@ -118,7 +118,7 @@ template <> struct Sums<float> {
     __device__ __forceinline__ void end(float (&y)[4], int count) {
         const int lane = lane_id(), from = lane % 4 * 8;
 #pragma unroll
-        for (int row = 0; row < MOST_ROWS; row++) {
+        for (int row = 0; row < MAX_ROWS; row++) {
             if (row >= count)
                 break;
             float sum = sums[row];
@@ -133,109 +133,108 @@ template <> struct Sums<float> {
     }
 };
 
-// The matrices of a model, and which of their weights this warp fetches next.
+// The matrices of a model, and this warp's ring buffer of prefetched weights.
 template <class T> struct Ring {
     static constexpr int LANE_BYTES = 8 * sizeof(T);
-    static constexpr int PLACE_BYTES = WARP * LANE_BYTES;
-    static constexpr int BYTES = RING * DECODE_WARPS * PLACE_BYTES;
+    static constexpr int SLOT_BYTES = WARP * LANE_BYTES;
+    static constexpr int BYTES = RING_SLOTS * DECODE_WARPS * SLOT_BYTES;
 
-    unsigned char* places;
+    unsigned char* slots;
     // In shared memory, each block's own.
-    Product* products;
+    Matrix* matrices;
     int count;
-    // What is fetched next: from where, how many columns the lane's row has from there, and steps the tile.
-    int next_product = 0, next_tile = 0, steps_left = 0, stride = 0, columns_left = 0;
+    // What is fetched next: the address, the columns that are left of the lane's row, and the steps of the tile.
+    int next_matrix = 0, next_tile = 0, steps_left = 0, stride = 0, columns_left = 0;
     const T *next = nullptr, *begin = nullptr;
-    // Where weights go next and are taken from, in bytes from `places`.
-    unsigned to = 0, from = 0;
+    // Head and tail of the ring, in bytes from `slots`.
+    unsigned head = 0, tail = 0;
 
-    // `memory` has BYTES for the places and then room for the products.
-    __device__ Ring(unsigned char* memory, const Product* all, int count) : count(count) {
-        places = memory + warp_id() * RING * PLACE_BYTES + lane_id() * LANE_BYTES;
-        products = (Product*)(memory + BYTES);
+    // `memory` has BYTES for the slots, then room for the matrices.
+    __device__ Ring(unsigned char* memory, const Matrix* all, int count) : count(count) {
+        slots = memory + warp_id() * RING_SLOTS * SLOT_BYTES + lane_id() * LANE_BYTES;
+        matrices = (Matrix*)(memory + BYTES);
         for (int i = threadIdx.x; i < count; i += DECODE_THREADS) {
-            products[i] = all[i];
-            products[i].tiles = (ceil_div(products[i].n, TILE) - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x);
+            matrices[i] = all[i];
+            matrices[i].tiles = (ceil_div(matrices[i].n, TILE) - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x);
         }
         sync_block();
         start(0);
 #pragma unroll 1
-        for (int i = 0; i < RING - 1; i++)
+        for (int i = 0; i < RING_SLOTS - 1; i++)
             fetch();
     }
 
-    __device__ __forceinline__ void start(int product) {
-        next_product = product;
-        next_tile = products[product].first_tile();
+    __device__ __forceinline__ void start(int matrix) {
+        next_matrix = matrix;
+        next_tile = matrices[matrix].first_tile();
     }
 
-    // The next tile of this warp, of whatever product; none if it has a part in nothing.
+    // Moves on to this warp's next tile. False if the warp has a part in no matrix.
     __device__ __forceinline__ bool find_tile() {
 #pragma unroll 1
-        for (int turns = 0; turns <= count; turns++) {
-            const Product& p = products[next_product];
-            if (next_tile < p.tiles) {
-                steps_left = p.steps();
-                // Rows beyond the last are the last again, and nobody looks at what becomes of them.
-                const int row = min(p.column(next_tile) + lane_id() / 4, p.n - 1);
-                begin = (const T*)p.w + size_t(row) * p.k;
-                const int col = p.part() * STEP + lane_id() % 4 * 8;
+        for (int tries = 0; tries <= count; tries++) {
+            const Matrix& m = matrices[next_matrix];
+            if (next_tile < m.tiles) {
+                steps_left = m.steps();
+                // Rows beyond the last repeat the last, and their sums are dropped.
+                const int row = min(m.column(next_tile) + lane_id() / 4, m.n - 1);
+                begin = (const T*)m.w + size_t(row) * m.k;
+                const int col = m.split() * STEP + lane_id() % 4 * 8;
                 next = begin + col;
-                columns_left = p.k - col;
-                stride = p.parts() * STEP;
-                next_tile += p.tile_stride();
+                columns_left = m.k - col;
+                stride = m.splits() * STEP;
+                next_tile += m.tile_stride();
                 if (steps_left > 0)
                     return true;
             } else {
-                start(next_product + 1 == count ? 0 : next_product + 1);
+                start(next_matrix + 1 == count ? 0 : next_matrix + 1);
             }
         }
         return false;
     }
 
-    // Fetches the next weights of this warp; behind the last product comes the first again.
+    // Prefetches the next weights of this warp. The first matrix follows the last.
     __device__ __forceinline__ void fetch() {
         if (steps_left > 0 || find_tile()) {
-            // A row that is no whole number of steps ends in between: the values for it are zero then, and its first
-            // weights do as well as others.
+            // A row may end within a step. The inputs are zero there, and the row's first weights do as well as others.
             const T* here = columns_left > 0 ? next : begin;
 #pragma unroll
             for (int i = 0; i < LANE_BYTES; i += 16)
-                cp_async16(places + to + i, here + i / sizeof(T));
+                cp_async16(slots + head + i, here + i / sizeof(T));
             next += stride;
             columns_left -= stride;
             steps_left--;
-            to = (to + PLACE_BYTES) % (RING * PLACE_BYTES);
+            head = (head + SLOT_BYTES) % (RING_SLOTS * SLOT_BYTES);
         }
         cp_async_commit();
     }
 
-    // The weights that were fetched the longest time ago, if they are there.
-    __device__ __forceinline__ const T* take() {
-        const T* weights = (const T*)(places + from);
-        from = (from + PLACE_BYTES) % (RING * PLACE_BYTES);
+    // The oldest weights in the ring, which must have arrived.
+    __device__ __forceinline__ const T* pop() {
+        const T* weights = (const T*)(slots + tail);
+        tail = (tail + SLOT_BYTES) % (RING_SLOTS * SLOT_BYTES);
         return weights;
     }
 
-    // Sums of this warp's part of a tile's columns, for so many rows.
-    __device__ __forceinline__ void multiply(float (&y)[4], const Product& p, const T* rows, int row_stride,
+    // Sums of this warp's split of a tile, for `count` rows.
+    __device__ __forceinline__ void multiply(float (&y)[4], const Matrix& m, const T* rows, int row_stride,
                                              int count) {
-        Sums<T> sums(rows + p.part() * STEP, row_stride, count);
-        const int step = p.parts() * STEP;
-        int steps = p.steps(), at = 0;
-        // What is multiplied is read before its place is fetched into again.
+        TileSums<T> sums(rows + m.split() * STEP, row_stride, count);
+        const int step = m.splits() * STEP;
+        int steps = m.steps(), at = 0;
+        // Weights are read before their slots are fetched into again.
 #pragma unroll 1
         for (; steps > 1; steps -= 2) {
-            cp_async_wait<RING - 3>();
-            sums.add(take(), at, count);
-            sums.add(take(), at + step, count);
+            cp_async_wait<RING_SLOTS - 3>();
+            sums.add(pop(), at, count);
+            sums.add(pop(), at + step, count);
             at += 2 * step;
             fetch();
             fetch();
         }
         if (steps > 0) {
-            cp_async_wait<RING - 2>();
-            sums.add(take(), at, count);
+            cp_async_wait<RING_SLOTS - 2>();
+            sums.add(pop(), at, count);
             fetch();
         }
         sums.end(y, count);

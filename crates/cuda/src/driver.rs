@@ -1,4 +1,4 @@
-//! Whether the driver and its GPU are there, before anything of cudarc is called that panics without.
+//! Checks for the driver and a GPU, before calls into cudarc that panic without them.
 
 use std::ffi::c_int;
 
@@ -7,37 +7,37 @@ use cudarc::driver::{
     sys::{self, CUdevice_attribute, CUresult},
 };
 
-use super::{CODE, Error, Result, TOOLKIT, told, version};
+use super::{CODE, Error, Result, TOOLKIT, describe, format_version};
 
-/// Of cudarc's declarations, as `Cargo.toml` chooses them.
-const BINDINGS: i32 = 12000;
+/// CUDA version of cudarc's bindings, as chosen in `Cargo.toml`.
+const BINDINGS_VERSION: i32 = 12000;
 
 /// Whether there is a GPU that this build can use. Opens the driver, not the GPU.
-pub fn is_there() -> bool {
-    look().is_ok()
+pub fn is_available() -> bool {
+    check().is_ok()
 }
 
-/// The driver and its first GPU are there and new enough.
-pub(super) fn look() -> Result<()> {
+/// Checks that there are a driver and a GPU and that both are new enough.
+pub(super) fn check() -> Result<()> {
     if CODE.is_empty() {
         return Err(Error::NoKernels);
     }
-    // cudarc would panic.
+    // Without the library cudarc would panic.
     // SAFETY: the driver's initialisers may run in any process.
     if !unsafe { sys::is_culib_present() } {
         return Err(Error::NoDriver);
     }
     let driver = driver_version()?;
-    let needed = TOOLKIT.parse().unwrap_or(0).max(BINDINGS);
-    // Of one major version all can load what any of it has compiled.
+    let needed = TOOLKIT.parse().unwrap_or(0).max(BINDINGS_VERSION);
+    // Minor version compatibility: a driver loads what any toolkit of its major version has compiled.
     if driver.is_none_or(|driver| driver / 1000 < needed / 1000) {
         return Err(Error::OldDriver {
-            driver: driver.map_or_else(|| "of an unknown version".into(), version),
-            toolkit: version(needed),
+            driver: driver.map_or_else(|| "of an unknown version".into(), format_version),
+            toolkit: format_version(needed),
         });
     }
     let no_device = |error| Error::NoDevice {
-        reason: told(error),
+        reason: describe(error),
     };
     result::init().map_err(no_device)?;
     if CudaContext::device_count().map_err(no_device)? == 0 {
@@ -61,10 +61,10 @@ pub(super) fn look() -> Result<()> {
     }
 }
 
-/// `None` of a library that tells of none: it isn't one that cudarc knows.
+/// CUDA version of the driver, or `None` if the library doesn't tell and so is none that cudarc knows.
 ///
-/// cudarc looks for each function as it is called, and panics where there is none. A driver of the
-/// version that it was generated for has them all, so that only this one has to be looked for.
+/// cudarc looks functions up as they are called and panics if one is missing. A driver of the bindings' version has all of
+/// them, so this is the only function that needs a lookup without a panic.
 fn driver_version() -> Result<Option<i32>> {
     type Get = unsafe extern "C" fn(*mut c_int) -> CUresult;
     // SAFETY: the library is there.

@@ -1,211 +1,24 @@
-//! The kernels as functions that check what they are given.
+//! The kernels as functions that check their arguments.
 
 use cudarc::driver::CudaFunction;
 
 use super::{
     Error, Gpu, Memory, Result, Shape,
-    arguments::{self as raw, Address, DECODE_WARPS, Row, Sequence},
-    plan::{Decode, Plan},
+    arguments::{self as raw, Address, DECODE_WARPS, Sequence},
+    parameters::{
+        Attention, DType, Epilogue, Images, Norm, PromptRows, QkvShape, RowGather, Weights,
+    },
+    plan::{DecodeInput, DecodePlan},
 };
 
-/// The type of weights and of what they are multiplied with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Number {
-    F32,
-    Bf16,
-    F16,
-}
-
-impl Number {
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 | Self::F16 => 2,
-        }
-    }
-
-    /// Numbers of this type, widened.
-    pub fn read(self, gpu: &Gpu, from: &Memory, count: usize) -> Result<Vec<f32>> {
-        Ok(match self {
-            Self::F32 => gpu.read(from, 0, count)?,
-            Self::Bf16 => gpu
-                .read::<half::bf16>(from, 0, count)?
-                .iter()
-                .map(|x| x.to_f32())
-                .collect(),
-            Self::F16 => gpu
-                .read::<half::f16>(from, 0, count)?
-                .iter()
-                .map(|x| x.to_f32())
-                .collect(),
-        })
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        }
-    }
-}
-
-/// A matrix `[rows, columns]`, and what is added to each product with a row.
-#[derive(Debug)]
-pub struct Weights {
-    pub memory: Memory,
-    pub rows: usize,
-    pub columns: usize,
-    pub bias: Option<Memory>,
-}
-
-/// What follows a product.
-#[derive(Debug, Clone, Copy)]
-pub enum Then<'a> {
-    Store,
-    Gelu,
-    /// Columns are pairs of a gate and what it lets through; half as many come out.
-    GatedSilu,
-    /// To what is there, in f32.
-    Add,
-    /// In f32.
-    Set,
-    /// In f32, with the embedding of each row's position.
-    Embed(Places<'a>),
-    /// Queries stay, keys and values go into the caches.
-    Turn(Turned<'a>),
-}
-
-impl Then<'_> {
-    const NAMES: [&'static str; 7] = ["store", "gelu", "gated_silu", "add", "set", "embed", "turn"];
-
-    /// Of its name.
-    fn index(self) -> usize {
-        match self {
-            Self::Store => 0,
-            Self::Gelu => 1,
-            Self::GatedSilu => 2,
-            Self::Add => 3,
-            Self::Set => 4,
-            Self::Embed(_) => 5,
-            Self::Turn(_) => 6,
-        }
-    }
-}
-
-/// A table of positions, and which of its rows each of some places has.
-#[derive(Debug, Clone, Copy)]
-pub struct Places<'a> {
-    pub table: &'a Memory,
-    pub positions: &'a Memory,
-    pub count: usize,
-}
-
-/// A norm's parameters; layer norm has a bias, RMS norm has none.
-#[derive(Debug)]
-pub struct Norm {
-    pub weight: Memory,
-    pub bias: Option<Memory>,
-    pub epsilon: f64,
-    pub length: usize,
-}
-
-/// Rows that a norm takes, in their order: of each picture, `stride` rows apart, those that `source` names.
-#[derive(Debug, Clone, Copy)]
-pub struct Gather<'a> {
-    pub source: &'a Memory,
-    pub places: usize,
-    pub stride: usize,
-}
-
-/// Heads of an attention.
-#[derive(Debug, Clone, Copy)]
-pub struct Heads {
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub size: usize,
-}
-
-impl Heads {
-    /// Values of a row of queries, keys and values.
-    pub fn width(self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.size
-    }
-
-    pub(super) fn scale(self) -> f32 {
-        (self.size as f64).powf(-0.5) as f32 * std::f32::consts::LOG2_E
-    }
-}
-
-/// Who sees whom.
-#[derive(Debug, Clone, Copy)]
-pub enum Attended<'a> {
-    /// So many pictures of so many rows: all rows of each other.
-    Pictures { count: usize, rows: usize },
-    /// Sequences, the longest of so many rows: each row those before it, which are in the cache.
-    Prompts {
-        sequences: &'a Memory,
-        count: usize,
-        longest: usize,
-        rows: usize,
-        layer: usize,
-    },
-}
-
-/// Rows of prompts, of which each knows its sequence.
-#[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
-    pub rows: &'a Memory,
-    pub count: usize,
-    pub sequences: &'a Memory,
-    pub sequence_count: usize,
-}
-
-impl Rows<'_> {
-    fn rows(&self) -> Address {
-        self.rows.part(0, self.count * size_of::<Row>())
-    }
-
-    fn sequences(&self) -> Address {
-        let bytes = self.sequence_count * size_of::<Sequence>();
-        self.sequences.part(0, bytes)
-    }
-}
-
-/// What queries and keys of a prompt's rows are turned by, and which layer's they are.
-#[derive(Debug, Clone, Copy)]
-pub struct Turned<'a> {
-    pub rows: Rows<'a>,
-    pub turns: &'a Memory,
-    pub heads: Heads,
-    pub layer: usize,
-}
-
-/// Pictures of one size.
-#[derive(Debug, Clone, Copy)]
-pub struct Pictures<'a> {
-    pub rgb: &'a Memory,
-    pub count: usize,
-    pub side: usize,
-    pub patch: usize,
-    /// Columns of the patches that come out, those of `[3, patch, patch]` and zeros.
-    pub columns: usize,
-    /// What each byte of each channel is.
-    pub values: &'a Memory,
-}
-
-impl Pictures<'_> {
-    pub fn grid(&self) -> usize {
-        self.side / self.patch
-    }
-}
-
+/// A product kernel with square tiles of one size.
 struct Gemm {
     tile: usize,
     threads: usize,
     shared: usize,
-    /// Cycles from a block's step to its next, of 64 columns, if nothing is in its way.
-    step: f64,
+    /// Cycles of a block's step of 64 columns when it is alone.
+    step_cycles: f64,
+    /// In the order of [`Epilogue::NAMES`].
     functions: Vec<CudaFunction>,
 }
 
@@ -214,63 +27,64 @@ impl Gemm {
         m.div_ceil(self.tile) * n.div_ceil(self.tile)
     }
 
-    /// Cycles for each 64 columns of a product, about, as an H200 takes them: for its blocks' steps one after the
-    /// other, for what matrix units do in them, or for what all blocks fetch from the L2 cache.
-    fn time(&self, gpu: &Gpu, m: usize, n: usize) -> f64 {
-        const PRODUCTS_A_CYCLE: f64 = 1050.0;
-        const BYTES_A_CYCLE: f64 = 2000.0;
+    /// Estimated cycles for 64 columns of a product on an H200: the largest of what the latency of steps, the throughput of
+    /// tensor cores and the bandwidth of the L2 cache allow.
+    fn cycles(&self, gpu: &Gpu, m: usize, n: usize) -> f64 {
+        const PRODUCTS_PER_CYCLE: f64 = 1050.0;
+        const BYTES_PER_CYCLE: f64 = 2000.0;
         let (tiles, processors) = (self.tiles(m, n), gpu.processors as usize);
-        let rounds = |at_once: usize| tiles.div_ceil(processors * at_once) as f64;
+        let waves = |resident: usize| tiles.div_ceil(processors * resident) as f64;
         let side = self.tile as f64;
-        let steps = rounds((gpu.shared / self.shared.max(1)).max(1)) * self.step;
-        let products = rounds(1) * side * side * 64.0 / PRODUCTS_A_CYCLE;
-        let bytes = tiles as f64 * 2.0 * side * 64.0 * 2.0 / BYTES_A_CYCLE;
+        let steps = waves((gpu.shared / self.shared.max(1)).max(1)) * self.step_cycles;
+        let products = waves(1) * side * side * 64.0 / PRODUCTS_PER_CYCLE;
+        let bytes = tiles as f64 * 2.0 * side * 64.0 * 2.0 / BYTES_PER_CYCLE;
         steps.max(products).max(bytes)
     }
 }
 
-/// All kernels for one type.
+/// All kernels for one [`DType`].
 pub struct Kernels {
-    number: Number,
+    dtype: DType,
     gemms: Vec<Gemm>,
-    /// By the head size that they are made for.
+    /// With the head size that each is compiled for, in ascending order.
     attentions: Vec<(usize, CudaFunction)>,
-    patches: CudaFunction,
+    patchify: CudaFunction,
     norm: CudaFunction,
     embed: CudaFunction,
     decode: CudaFunction,
 }
 
 impl Kernels {
-    pub fn new(gpu: &Gpu, number: Number) -> Result<Self> {
-        let suffix = number.name();
-        let tiles: &[_] = match number {
-            Number::F32 => &[(64, 256, 2 * 64 * 17 * 4, 0.0)],
-            // Stages of two tiles of 64 columns, in rows of 72.
+    /// Loads the kernels.
+    pub fn new(gpu: &Gpu, dtype: DType) -> Result<Self> {
+        let suffix = dtype.name();
+        let tiles: &[_] = match dtype {
+            DType::F32 => &[(64, 256, 2 * 64 * 17 * 4, 0.0)],
+            // Stages of two tiles of 64 columns, padded to 72.
             _ => &[
                 (128, 256, 3 * 256 * 144, 1000.0),
                 (64, 128, 4 * 128 * 144, 500.0),
                 (32, 128, 4 * 64 * 144, 300.0),
             ],
         };
-        // A card with less shared memory does without the largest.
+        // GPUs with less shared memory do without the largest tiles.
         let tiles = tiles
             .iter()
             .filter(|(_, _, shared, _)| *shared <= gpu.shared);
-        let gemms = tiles.map(|&(tile, threads, shared, step)| {
-            let functions = Then::NAMES
+        let gemms = tiles.map(|&(tile, threads, shared, step_cycles)| {
+            let functions = Epilogue::NAMES
                 .iter()
-                .map(|then| gpu.function(&format!("gemm_{tile}_{then}_{suffix}"), shared));
+                .map(|name| gpu.function(&format!("gemm_{tile}_{name}_{suffix}"), shared));
             Ok(Gemm {
                 tile,
                 threads,
                 shared,
-                step,
+                step_cycles,
                 functions: functions.collect::<Result<_>>()?,
             })
         });
-        let attentions = match number {
-            Number::F32 => vec![(128, gpu.function("attention_all_f32", 0)?)],
+        let attentions = match dtype {
+            DType::F32 => vec![(128, gpu.function("attention_f32", 0)?)],
             _ => {
                 let sizes = [16, 32, 64, 80, 128];
                 let attentions = sizes.map(|size| {
@@ -282,37 +96,44 @@ impl Kernels {
         };
         let function = |name| gpu.function(&format!("{name}_{suffix}"), 0);
         Ok(Self {
-            number,
+            dtype,
             gemms: gemms.collect::<Result<_>>()?,
             attentions,
-            patches: function("patches")?,
+            patchify: function("patchify")?,
             norm: function("norm")?,
             embed: function("embed")?,
             decode: gpu.function(&format!("decode_{suffix}"), gpu.shared)?,
         })
     }
 
-    pub fn number(&self) -> Number {
-        self.number
+    /// The type of weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
-    /// Multiplies the first `m` rows of `x`.
+    /// Multiplies the first `m` rows of `x` with the transposed weights, adds the bias and applies an epilogue.
+    ///
+    /// A row comes out the same, to the bit, however many rows there are.
+    ///
+    /// # Panics
+    ///
+    /// If memory is too small, the number of weight rows odd, or a weight row no multiple of 16 bytes.
     pub fn gemm(
         &self,
         gpu: &Gpu,
         (x, m): (&Memory, usize),
         w: &Weights,
-        then: Then<'_>,
+        epilogue: Epilogue<'_>,
         out: &mut Memory,
     ) -> Result<()> {
-        // An element comes out the same whichever it is.
-        let time = |gemm: &&Gemm| gemm.time(gpu, m, w.rows);
+        // An element comes out the same with each of them.
+        let cycles = |gemm: &&Gemm| gemm.cycles(gpu, m, w.rows);
         let fastest = self
             .gemms
             .iter()
-            .min_by(|a, b| time(a).total_cmp(&time(b)))
+            .min_by(|a, b| cycles(a).total_cmp(&cycles(b)))
             .ok_or_else(|| Error::Failed("too little shared memory".into()))?;
-        self.multiply(gpu, fastest, (x, m), w, then, out)
+        self.multiply(gpu, fastest, (x, m), w, epilogue, out)
     }
 
     fn multiply(
@@ -321,15 +142,17 @@ impl Kernels {
         gemm: &Gemm,
         (x, m): (&Memory, usize),
         w: &Weights,
-        then: Then<'_>,
+        epilogue: Epilogue<'_>,
         out: &mut Memory,
     ) -> Result<()> {
         let (n, k) = (w.rows, w.columns);
-        let size = self.number.bytes();
-        let per_row = match then {
-            Then::Store | Then::Gelu | Then::Turn(_) => n * size,
-            Then::GatedSilu => n / 2 * size,
-            Then::Add | Then::Set | Then::Embed(_) => n * size_of::<f32>(),
+        let size = self.dtype.bytes();
+        let per_row = match epilogue {
+            Epilogue::Store | Epilogue::Gelu | Epilogue::RopeStoreKv(_) => n * size,
+            Epilogue::SwiGlu => n / 2 * size,
+            Epilogue::AddF32 | Epilogue::StoreF32 | Epilogue::AddPositions(_) => {
+                n * size_of::<f32>()
+            }
         };
         assert!(n.is_multiple_of(2) && (k * size).is_multiple_of(16));
         let mut arguments = raw::Gemm {
@@ -342,23 +165,24 @@ impl Kernels {
             k: k as i32,
             ..raw::Gemm::default()
         };
-        match then {
-            Then::Embed(places) => {
-                arguments.table = places.table.part(0, 0);
-                arguments.positions = places.positions.part(0, places.count * 4);
-                arguments.places = places.count as i32;
+        match epilogue {
+            Epilogue::AddPositions(positions) => {
+                arguments.position_embedding = positions.table.part(0, 0);
+                arguments.position_ids = positions.ids.part(0, positions.patches * 4);
+                arguments.patches = positions.patches as i32;
             }
-            Then::Turn(turned) => {
-                let heads = turned.heads;
-                assert!((n, m) == (heads.width(), turned.rows.count));
-                assert!(heads.size.is_power_of_two());
-                arguments.rows = turned.rows.rows();
-                arguments.sequences = turned.rows.sequences();
-                arguments.turns = turned.turns.part(0, m * heads.size * size_of::<f32>());
-                arguments.layer = turned.layer as i32;
-                arguments.heads = heads.heads as i32;
-                arguments.kv_heads = heads.kv_heads as i32;
-                arguments.head_size = heads.size as i32;
+            Epilogue::RopeStoreKv(rope) => {
+                let shape = rope.shape;
+                assert!((n, m) == (shape.row_length(), rope.rows.count));
+                assert!(shape.head_size.is_power_of_two());
+                let rotations = m * shape.head_size * size_of::<f32>();
+                arguments.rows = rope.rows.rows();
+                arguments.sequences = rope.rows.sequences();
+                arguments.rotations = rope.rotations.part(0, rotations);
+                arguments.layer = rope.layer as i32;
+                arguments.heads = shape.heads as i32;
+                arguments.kv_heads = shape.kv_heads as i32;
+                arguments.head_size = shape.head_size as i32;
             }
             _ => (),
         }
@@ -368,28 +192,35 @@ impl Kernels {
             shared: gemm.shared,
             cooperative: false,
         };
-        gpu.launch(&gemm.functions[then.index()], shape, &arguments)
+        gpu.launch(&gemm.functions[epilogue.index()], shape, &arguments)
     }
 
-    /// Norms of f32 rows.
+    /// Norms the first `rows` f32 rows of `x`, or those that `gather` names, to the kernels' type.
+    ///
+    /// # Panics
+    ///
+    /// If memory is too small.
     pub fn norm(
         &self,
         gpu: &Gpu,
         (x, rows): (&Memory, usize),
         norm: &Norm,
         out: &mut Memory,
-        gather: Option<Gather<'_>>,
+        gather: Option<RowGather<'_>>,
     ) -> Result<()> {
         let n = norm.length;
         let bytes = n * size_of::<f32>();
-        let read = gather.map_or(rows, |g| rows / g.places * g.stride);
+        let read = gather.map_or(rows, |g| rows / g.per_image * g.stride);
         let arguments = raw::Norm {
             x: x.part(0, read * bytes),
             weight: norm.weight.part(0, bytes),
             bias: optional(norm.bias.as_ref(), bytes),
-            out: out.part(0, rows * n * self.number.bytes()),
-            source: optional(gather.map(|g| g.source), gather.map_or(0, |g| g.places * 4)),
-            places: gather.map_or(1, |g| g.places as i32),
+            out: out.part(0, rows * n * self.dtype.bytes()),
+            indices: optional(
+                gather.map(|g| g.indices),
+                gather.map_or(0, |g| g.per_image * 4),
+            ),
+            per_image: gather.map_or(1, |g| g.per_image as i32),
             stride: gather.map_or(0, |g| g.stride as i32),
             rows: rows as i32,
             n: n as i32,
@@ -399,116 +230,142 @@ impl Kernels {
         gpu.launch(&self.norm, blocks(rows.div_ceil(4), 128), &arguments)
     }
 
-    /// Patches of pictures, a row each.
-    pub fn patches(&self, gpu: &Gpu, pictures: Pictures<'_>, out: &mut Memory) -> Result<()> {
-        let Pictures {
+    /// Normalises images and cuts them into patches, to a row `[columns]` each in the kernels' type.
+    ///
+    /// # Panics
+    ///
+    /// If memory is too small.
+    pub fn patchify(&self, gpu: &Gpu, images: Images<'_>, out: &mut Memory) -> Result<()> {
+        let Images {
             count,
             side,
-            patch,
+            patch_size,
             columns,
             ..
-        } = pictures;
-        let rows = count * pictures.grid().pow(2);
-        let arguments = raw::Patches {
-            rgb: pictures.rgb.part(0, count * side * side * 3),
-            values: pictures.values.part(0, 3 * 256 * 4),
-            out: out.part(0, rows * columns * self.number.bytes()),
+        } = images;
+        let rows = count * images.grid().pow(2);
+        let arguments = raw::Patchify {
+            rgb: images.rgb.part(0, count * side * side * 3),
+            pixel_table: images.pixel_table.part(0, 3 * 256 * 4),
+            out: out.part(0, rows * columns * self.dtype.bytes()),
             side: side as i32,
-            patch: patch as i32,
-            grid: pictures.grid() as i32,
+            patch_size: patch_size as i32,
+            grid: images.grid() as i32,
             k: columns as i32,
             rows: rows as i32,
             padding: 0,
         };
-        gpu.launch(&self.patches, blocks(rows, 256), &arguments)
+        gpu.launch(&self.patchify, blocks(rows, 256), &arguments)
     }
 
-    /// Embeddings of prompts' rows, f32, and what they are turned by.
+    /// Embeds rows of prompts to f32 `[rows, hidden]`, and computes the rotations of their positions.
+    ///
+    /// `inv_freq` has the rotary embedding's inverse frequencies, f32 `[head_size / 2]`. Token ids must be inside the table.
+    ///
+    /// # Panics
+    ///
+    /// If memory is too small.
     pub fn embed(
         &self,
         gpu: &Gpu,
-        rows: Rows<'_>,
-        table: &Weights,
+        rows: PromptRows<'_>,
+        embed_tokens: &Weights,
         out: &mut Memory,
-        (frequencies, turns): (&Memory, &mut Memory),
+        (inv_freq, rotations): (&Memory, &mut Memory),
     ) -> Result<()> {
-        let half = frequencies.bytes() / size_of::<f32>();
+        let half = inv_freq.bytes() / size_of::<f32>();
         let arguments = raw::Embed {
             rows: rows.rows(),
             sequences: rows.sequences(),
-            table: table
-                .memory
-                .part(0, table.rows * table.columns * self.number.bytes()),
-            out: out.part(0, rows.count * table.columns * size_of::<f32>()),
-            frequencies: frequencies.part(0, frequencies.bytes()),
-            turns: turns.part(0, rows.count * half * 2 * size_of::<f32>()),
-            hidden: table.columns as i32,
+            embeddings: embed_tokens.memory.part(
+                0,
+                embed_tokens.rows * embed_tokens.columns * self.dtype.bytes(),
+            ),
+            out: out.part(0, rows.count * embed_tokens.columns * size_of::<f32>()),
+            inv_freq: inv_freq.part(0, inv_freq.bytes()),
+            rotations: rotations.part(0, rows.count * half * 2 * size_of::<f32>()),
+            hidden: embed_tokens.columns as i32,
             half: half as i32,
         };
         gpu.launch(&self.embed, blocks(rows.count, 128), &arguments)
     }
 
-    /// Attention of rows of queries, keys and values.
+    /// Attention of rows of queries, keys and values, to rows `[heads, head_size]` of `attn_out`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Failed`] if no kernel is compiled for the head size.
+    ///
+    /// # Panics
+    ///
+    /// If memory is too small.
     pub fn attention(
         &self,
         gpu: &Gpu,
         qkv: &Memory,
-        heads: Heads,
-        attended: Attended<'_>,
-        out: &mut Memory,
+        shape: QkvShape,
+        attention: Attention<'_>,
+        attn_out: &mut Memory,
     ) -> Result<()> {
-        let size = self.number.bytes();
-        let (count, longest, rows) = match attended {
-            Attended::Pictures { count, rows } => (count, rows, count * rows),
-            Attended::Prompts {
+        let size = self.dtype.bytes();
+        let (count, longest, rows) = match attention {
+            Attention::Bidirectional { images, rows } => (images, rows, images * rows),
+            Attention::Causal {
                 count,
                 longest,
                 rows,
                 ..
             } => (count, longest, rows),
         };
-        let whole = qkv.part(0, rows * heads.width() * size);
-        let (sequences, layer) = match attended {
-            Attended::Pictures { .. } => (0, 0),
-            Attended::Prompts {
+        let whole = qkv.part(0, rows * shape.row_length() * size);
+        let (sequences, layer) = match attention {
+            Attention::Bidirectional { .. } => (0, 0),
+            Attention::Causal {
                 sequences, layer, ..
             } => (sequences.part(0, count * size_of::<Sequence>()), layer),
         };
         let arguments = raw::Attention {
             q: whole,
-            q_stride: heads.width() as i32,
+            q_stride: shape.row_length() as i32,
             padding: 0,
-            k: whole + (heads.heads * heads.size * size) as u64,
-            v: whole + ((heads.heads + heads.kv_heads) * heads.size * size) as u64,
-            out: out.part(0, rows * heads.heads * heads.size * size),
+            k: whole + (shape.heads * shape.head_size * size) as u64,
+            v: whole + ((shape.heads + shape.kv_heads) * shape.head_size * size) as u64,
+            out: attn_out.part(0, rows * shape.heads * shape.head_size * size),
             sequences,
             layer: layer as i32,
             rows: longest as i32,
-            heads: heads.heads as i32,
-            kv_heads: heads.kv_heads as i32,
-            head_size: heads.size as i32,
-            scale: heads.scale(),
+            heads: shape.heads as i32,
+            kv_heads: shape.kv_heads as i32,
+            head_size: shape.head_size as i32,
+            scale: shape.scale(),
         };
-        let fits = |(size, _): &&(usize, CudaFunction)| *size >= heads.size;
-        let Some((made_for, function)) = self.attentions.iter().find(fits) else {
-            return Err(Error::Failed(format!("heads of {} values", heads.size)));
+        let fits = |(size, _): &&(usize, CudaFunction)| *size >= shape.head_size;
+        let Some((compiled_for, function)) = self.attentions.iter().find(fits) else {
+            return Err(Error::Failed(format!(
+                "heads of {} values",
+                shape.head_size
+            )));
         };
-        let (queries, shared) = match self.number {
-            Number::F32 => (4, 0),
-            _ => (64, attention_shared(*made_for)),
+        let (queries, shared) = match self.dtype {
+            DType::F32 => (4, 0),
+            _ => (64, attention_shared(*compiled_for)),
         };
-        let shape = Shape {
-            blocks: (longest.div_ceil(queries), heads.heads, count),
+        let launch = Shape {
+            blocks: (longest.div_ceil(queries), shape.heads, count),
             threads: 128,
             shared,
             cooperative: false,
         };
-        gpu.launch(function, shape, &arguments)
+        gpu.launch(function, launch, &arguments)
     }
 
-    /// Starts the decoder on captions that have their prompts behind them.
-    pub fn decode(&self, gpu: &Gpu, plan: &Plan, decode: Decode<'_>) -> Result<()> {
-        let arguments = plan.arguments(self.number, &decode);
+    /// Launches the decode kernel on sequences whose prompts are in their KV caches, but for the last token.
+    ///
+    /// # Panics
+    ///
+    /// If memory is too small, or there are no sequences or more than [`MAX_ROWS`](crate::MAX_ROWS).
+    pub fn decode(&self, gpu: &Gpu, plan: &DecodePlan, input: DecodeInput<'_>) -> Result<()> {
+        let arguments = plan.arguments(self.dtype, &input);
         let shape = Shape {
             blocks: (plan.blocks, 1, 1),
             threads: DECODE_WARPS * 32,
@@ -519,6 +376,7 @@ impl Kernels {
     }
 }
 
+/// Shared memory of an attention block.
 fn attention_shared(size: usize) -> usize {
     5 * 64 * (size + 8) * 2
 }
@@ -540,12 +398,12 @@ fn blocks(count: usize, threads: usize) -> Shape {
 mod tests {
     use super::*;
 
-    fn numbers<T: bytemuck::Pod>(gpu: &Gpu, values: &[f32], narrow: fn(f32) -> T) -> Memory {
+    fn upload_as<T: bytemuck::Pod>(gpu: &Gpu, values: &[f32], narrow: fn(f32) -> T) -> Memory {
         let values: Vec<T> = values.iter().map(|value| narrow(*value)).collect();
         gpu.upload(&values).unwrap()
     }
 
-    /// Rows and columns that fill no tile, and a length that is no whole number of steps.
+    /// Rows and columns fill no tile, and the length is no whole number of steps.
     #[test]
     fn tiles_of_every_size_make_the_same_product() {
         if std::env::var("VLMNARRATE_DEVICE").as_deref() != Ok("cuda") {
@@ -554,7 +412,7 @@ mod tests {
         let gpu = Gpu::open().unwrap();
         let (m, n, k) = (150, 148, 200);
         let mut rng = fastrand::Rng::with_seed(3);
-        // Numbers that every type has.
+        // Values that every type has.
         let mut some = |count: usize| -> Vec<f32> {
             let eighths = |_| rng.i32(-16..=16) as f32 / 8.0;
             (0..count).map(eighths).collect()
@@ -564,14 +422,14 @@ mod tests {
             let pairs = x[row * k..][..k].iter().zip(&w[col * k..][..k]);
             pairs.map(|(x, w)| x * w).sum::<f32>() + bias[col]
         };
-        // They are eighths of eighths and few: no sum is rounded, in whatever order.
+        // Few 64ths: no sum is rounded, in any order.
         let expected: Vec<f32> = (0..m * n).map(|i| sum(i / n, i % n)).collect();
-        for number in [Number::F32, Number::Bf16, Number::F16] {
-            let kernels = Kernels::new(&gpu, number).unwrap();
-            let upload = |values: &[f32]| match number {
-                Number::F32 => numbers(&gpu, values, |x| x),
-                Number::Bf16 => numbers(&gpu, values, half::bf16::from_f32),
-                Number::F16 => numbers(&gpu, values, half::f16::from_f32),
+        for dtype in [DType::F32, DType::Bf16, DType::F16] {
+            let kernels = Kernels::new(&gpu, dtype).unwrap();
+            let upload = |values: &[f32]| match dtype {
+                DType::F32 => upload_as(&gpu, values, |x| x),
+                DType::Bf16 => upload_as(&gpu, values, half::bf16::from_f32),
+                DType::F16 => upload_as(&gpu, values, half::f16::from_f32),
             };
             let weights = Weights {
                 memory: upload(&w),
@@ -585,12 +443,12 @@ mod tests {
                 gpu.clear(&mut out).unwrap();
                 for times in 1..3 {
                     kernels
-                        .multiply(&gpu, gemm, (&x, m), &weights, Then::Add, &mut out)
+                        .multiply(&gpu, gemm, (&x, m), &weights, Epilogue::AddF32, &mut out)
                         .unwrap();
                     let made: Vec<f32> = gpu.read(&out, 0, m * n).unwrap();
                     let all = made.iter().zip(&expected);
                     let wrong = all.filter(|(made, one)| **made != **one * times as f32);
-                    assert_eq!(wrong.count(), 0, "{number:?}, tiles of {}", gemm.tile);
+                    assert_eq!(wrong.count(), 0, "{dtype:?}, tiles of {}", gemm.tile);
                 }
             }
         }

@@ -1,217 +1,246 @@
-//! How the decoder's kernel shares the work among its blocks, and what it is given.
+//! How the decode kernel shares work among its blocks, and its arguments.
 
 use super::{
     Error, Gpu, Memory, Result,
     arguments::{
-        self as raw, DECODE_WARPS, MOST_ROWS, PASS_ROW_BYTES, Product, RING, STANDING_BYTES, STEP,
-        Sequence, TILE,
+        self as raw, DECODE_WARPS, MAX_ROWS, Matrix, PASS_ROW_BYTES, RING_SLOTS,
+        SEQUENCE_STATE_BYTES, STEP, Sequence, TILE,
     },
-    operations::{Heads, Number, Weights, optional},
+    operations::optional,
+    parameters::{DType, QkvShape, Weights},
 };
 
-/// The decoder's shape.
+/// Shape of a Llama decoder.
 #[derive(Debug, Clone, Copy)]
-pub struct Stack {
+pub struct DecoderShape {
+    /// Number of layers.
     pub layers: usize,
+    /// Values of a hidden state, at most 2048.
     pub hidden: usize,
-    pub heads: Heads,
-    pub inner: usize,
-    pub vocabulary: usize,
+    /// Heads of the attention.
+    pub qkv: QkvShape,
+    /// Inner size of the MLP.
+    pub intermediate: usize,
+    /// Tokens of the vocabulary.
+    pub vocab_size: usize,
+    /// Epsilon of the RMS norms.
     pub epsilon: f64,
 }
 
-impl Stack {
-    /// Whether these are its matrices.
-    fn fit(&self, products: &[Product]) -> bool {
-        let attended = self.heads.heads * self.heads.size;
+impl DecoderShape {
+    /// Values of an attention's output.
+    fn attn_out(&self) -> usize {
+        self.qkv.heads * self.qkv.head_size
+    }
+
+    /// Whether these are the shapes of a decoder's matrices.
+    fn matches(&self, matrices: &[Matrix]) -> bool {
         let layer = [
-            (self.heads.width(), self.hidden),
-            (self.hidden, attended),
-            (2 * self.inner, self.hidden),
-            (self.hidden, self.inner),
+            (self.qkv.row_length(), self.hidden),
+            (self.hidden, self.attn_out()),
+            (2 * self.intermediate, self.hidden),
+            (self.hidden, self.intermediate),
         ];
         let mut all = layer.repeat(self.layers);
-        all.push((self.vocabulary, self.hidden));
-        let sides = products.iter().map(|p| (p.n as usize, p.k as usize));
-        sides.eq(all)
+        all.push((self.vocab_size, self.hidden));
+        let shapes = matrices.iter().map(|m| (m.n as usize, m.k as usize));
+        shapes.eq(all)
     }
 }
 
-/// What the decoder's kernel is given, but for the captions.
-pub struct Decode<'a> {
+/// Inputs of [`Kernels::decode`](crate::Kernels::decode).
+pub struct DecodeInput<'a> {
+    /// [`Sequence`]s.
     pub sequences: &'a Memory,
+    /// Number of sequences.
     pub count: usize,
-    /// Where to put all scores of each row, if anywhere. Then it runs one pass.
-    pub scores: Option<&'a Memory>,
-    pub table: &'a Weights,
+    /// Where all logits of each row are stored, f32 `[MAX_ROWS, vocab_size]`. With logits the kernel runs one pass: a row
+    /// for each sequence's token and draft tokens.
+    pub logits: Option<&'a Memory>,
+    /// The token embedding.
+    pub embed_tokens: &'a Weights,
+    /// Weights of the RMS norms, f32 `[2 * layers + 1, hidden]`.
     pub norms: &'a Memory,
-    pub frequencies: &'a Memory,
-    /// A bit for each token of the vocabulary, 32 a word: whether it ends a caption.
-    pub stops: &'a Memory,
+    /// Inverse frequencies of the rotary embedding, f32 `[head_size / 2]`.
+    pub inv_freq: &'a Memory,
+    /// A bit for each token of the vocabulary, in words of 32: whether it ends a sequence.
+    pub stop_tokens: &'a Memory,
 }
 
-/// How the decoder's kernel shares the work, and the memory that its blocks meet in.
-pub struct Plan {
-    stack: Stack,
+/// How the decode kernel shares work among its blocks, and the memory through which these exchange data.
+pub struct DecodePlan {
+    shape: DecoderShape,
     pub(super) blocks: usize,
     pub(super) shared: usize,
-    most_rows: usize,
+    max_rows: usize,
     row_stride: usize,
-    partial: usize,
-    products: Memory,
-    /// What blocks give each other, as `exchange.cuh` has it.
-    middle: Memory,
-    states: Memory,
+    partial_sums: usize,
+    matrices: Memory,
+    /// Flagged words of `exchange.cuh`, as the five below.
+    attn_hidden: Memory,
+    mlp_hidden: Memory,
     qkv: Memory,
-    attended: Memory,
-    inner: Memory,
-    best: Memory,
-    turn: Memory,
+    attn_out: Memory,
+    mlp_inner: Memory,
+    candidates: Memory,
+    epoch: Memory,
 }
 
-/// Shared memory for sums, which a product with a finer share would need more of.
-const MOST_PARTIAL: usize = 24 * 1024;
+/// Bytes of shared memory for partial sums, which a finer split would need more of.
+const MAX_PARTIAL_BYTES: usize = 24 * 1024;
 
-impl Plan {
-    /// `weights` are four matrices of each layer, then the head's.
+impl DecodePlan {
+    /// A plan for weights of a decoder: `[q, k, v]`, `o`, interleaved `[gate, up]` and `down` of each layer, then the LM
+    /// head. Query and key rows have the halves of each head interleaved.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Failed`] if shared memory is too small for the decoder, [`Error::OutOfMemory`].
+    ///
+    /// # Panics
+    ///
+    /// If the weights don't have the shapes of `shape`.
     pub fn new<'w>(
         gpu: &Gpu,
-        number: Number,
-        stack: Stack,
+        dtype: DType,
+        shape: DecoderShape,
         weights: impl Iterator<Item = &'w Weights>,
     ) -> Result<Self> {
-        // Each has a part in the widest product of a layer, so that none is ahead of another by a layer.
-        let blocks = (gpu.processors as usize).min((2 * stack.inner).div_ceil(TILE));
-        let size = number.bytes();
-        let heads = stack.heads;
-        let products = weights.enumerate().map(|(i, w)| Product {
+        // Each block has a part in the widest product of a layer, so that none is ahead of another by a layer.
+        let blocks = (gpu.processors as usize).min((2 * shape.intermediate).div_ceil(TILE));
+        let size = dtype.bytes();
+        let qkv = shape.qkv;
+        let matrices = weights.enumerate().map(|(i, w)| Matrix {
             w: w.memory.part(0, w.rows * w.columns * size),
             n: w.rows as i32,
             k: w.columns as i32,
-            shift: match i == 4 * stack.layers {
+            split_log2: match i == 4 * shape.layers {
                 true => 0,
-                false => shift(w.rows, w.columns, blocks) as i32,
+                false => split_log2(w.rows, w.columns, blocks) as i32,
             },
             tiles: 0,
         });
-        let products: Vec<Product> = products.collect();
-        assert!(stack.fit(&products));
+        let matrices: Vec<Matrix> = matrices.collect();
+        assert!(shape.matches(&matrices));
 
-        let layers = &products[..4 * stack.layers];
-        let sums = layers.iter().map(|p| sums(p.n as usize, blocks, p.shift));
-        let partial = sums.max().unwrap_or(0).max(2 * DECODE_WARPS * MOST_ROWS);
-        let longest = products.iter().map(|p| p.k as usize).max().unwrap_or(0);
-        // Rows lie so that eight of them, four lanes each, touch all banks.
+        let layers = &matrices[..4 * shape.layers];
+        let sums = layers
+            .iter()
+            .map(|m| partial_sums(m.n as usize, blocks, m.split_log2));
+        let partial_sums = sums.max().unwrap_or(0).max(2 * DECODE_WARPS * MAX_ROWS);
+        let longest = matrices.iter().map(|m| m.k as usize).max().unwrap_or(0);
+        // Padded so that eight rows, four lanes each, touch all banks.
         let row_stride = longest.next_multiple_of(2 * STEP) + STEP;
         let floats = |count: usize| (count * size_of::<f32>()).next_multiple_of(16);
-        let fixed = RING * DECODE_WARPS * STEP * 8 * size
-            + size_of_val(products.as_slice())
-            + floats(MOST_ROWS * heads.size)
-            + floats(MOST_ROWS * tiles_of_a_block(stack.hidden, blocks) * TILE)
+        let fixed = RING_SLOTS * DECODE_WARPS * STEP * 8 * size
+            + size_of_val(matrices.as_slice())
+            + floats(MAX_ROWS * qkv.head_size)
+            + floats(MAX_ROWS * tiles_per_block(shape.hidden, blocks) * TILE)
             + floats(DECODE_WARPS * 32)
-            + floats(DECODE_WARPS * (heads.size + 4))
-            + MOST_ROWS * (size_of::<Sequence>() + STANDING_BYTES + PASS_ROW_BYTES)
-            + floats(partial)
+            + floats(DECODE_WARPS * (qkv.head_size + 4))
+            + MAX_ROWS * (size_of::<Sequence>() + SEQUENCE_STATE_BYTES + PASS_ROW_BYTES)
+            + floats(partial_sums)
             + 128;
-        let most_rows = gpu.shared.saturating_sub(fixed) / (row_stride * size);
-        let most_rows = most_rows.min(MOST_ROWS);
-        if most_rows == 0 {
+        let max_rows = gpu.shared.saturating_sub(fixed) / (row_stride * size);
+        let max_rows = max_rows.min(MAX_ROWS);
+        if max_rows == 0 {
             return Err(Error::Failed(format!(
                 "its {} kB of shared memory are too few for the decoder of this model",
                 gpu.shared / 1024
             )));
         }
-        // Zero is the number of no turn.
-        let shared = |words: usize| {
+        // No epoch is zero.
+        let exchange = |words: usize| {
             let mut memory = gpu.memory(words * size_of::<u64>())?;
             gpu.clear(&mut memory)?;
             Ok::<_, Error>(memory)
         };
-        let states = |length: usize| shared(2 * MOST_ROWS * length);
-        // Words hold 32 bits.
-        let rows = |length: usize| states(length * size / 4);
+        let words = |length: usize| exchange(2 * MAX_ROWS * length);
+        let values = |length: usize| words(length * size / 4);
         Ok(Self {
             blocks,
-            shared: fixed + most_rows * row_stride * size,
-            most_rows,
+            shared: fixed + max_rows * row_stride * size,
+            max_rows,
             row_stride,
-            partial,
-            products: gpu.upload(&products)?,
-            middle: states(stack.hidden)?,
-            states: states(stack.hidden)?,
-            qkv: rows(heads.width())?,
-            attended: rows(heads.heads * heads.size)?,
-            inner: rows(stack.inner)?,
-            best: shared(2 * blocks * MOST_ROWS + MOST_ROWS)?,
-            turn: shared(1)?,
-            stack,
+            partial_sums,
+            matrices: gpu.upload(&matrices)?,
+            attn_hidden: words(shape.hidden)?,
+            mlp_hidden: words(shape.hidden)?,
+            qkv: values(qkv.row_length())?,
+            attn_out: values(shape.attn_out())?,
+            mlp_inner: values(shape.intermediate)?,
+            candidates: exchange(2 * blocks * MAX_ROWS + MAX_ROWS)?,
+            epoch: exchange(1)?,
+            shape,
         })
     }
 
-    /// Rows that a pass can have.
-    pub fn most_rows(&self) -> usize {
-        self.most_rows
+    /// Most rows of a pass, at most [`MAX_ROWS`].
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
     }
 
-    pub(super) fn arguments(&self, number: Number, decode: &Decode<'_>) -> raw::Decode {
-        let s = &self.stack;
-        let size = number.bytes();
-        assert!((1..=MOST_ROWS).contains(&decode.count));
-        let scores = MOST_ROWS * s.vocabulary * 4;
+    pub(super) fn arguments(&self, dtype: DType, input: &DecodeInput<'_>) -> raw::Decode {
+        let s = &self.shape;
+        let size = dtype.bytes();
+        assert!((1..=MAX_ROWS).contains(&input.count));
+        let logits = MAX_ROWS * s.vocab_size * 4;
         raw::Decode {
-            products: self.products.part(0, 0),
-            norms: decode.norms.part(0, (2 * s.layers + 1) * s.hidden * 4),
-            frequencies: decode.frequencies.part(0, s.heads.size / 2 * 4),
-            table: decode.table.memory.part(0, s.vocabulary * s.hidden * size),
-            sequences: decode
-                .sequences
-                .part(0, decode.count * size_of::<Sequence>()),
-            middle: self.middle.part(0, 0),
-            states: self.states.part(0, 0),
+            matrices: self.matrices.part(0, 0),
+            norms: input.norms.part(0, (2 * s.layers + 1) * s.hidden * 4),
+            inv_freq: input.inv_freq.part(0, s.qkv.head_size / 2 * 4),
+            embeddings: input
+                .embed_tokens
+                .memory
+                .part(0, s.vocab_size * s.hidden * size),
+            sequences: input.sequences.part(0, input.count * size_of::<Sequence>()),
+            attn_hidden: self.attn_hidden.part(0, 0),
+            mlp_hidden: self.mlp_hidden.part(0, 0),
             qkv: self.qkv.part(0, 0),
-            attended: self.attended.part(0, 0),
-            inner: self.inner.part(0, 0),
-            best: self.best.part(0, 0),
-            scores: optional(decode.scores, scores),
-            turn: self.turn.part(0, 0),
-            stops: decode.stops.part(0, s.vocabulary.div_ceil(32) * 4),
-            count: decode.count as i32,
+            attn_out: self.attn_out.part(0, 0),
+            mlp_inner: self.mlp_inner.part(0, 0),
+            candidates: self.candidates.part(0, 0),
+            logits: optional(input.logits, logits),
+            epoch: self.epoch.part(0, 0),
+            stop_tokens: input.stop_tokens.part(0, s.vocab_size.div_ceil(32) * 4),
+            sequence_count: input.count as i32,
             layers: s.layers as i32,
             hidden: s.hidden as i32,
-            heads: s.heads.heads as i32,
-            kv_heads: s.heads.kv_heads as i32,
-            head_size: s.heads.size as i32,
-            inner_size: s.inner as i32,
-            vocabulary: s.vocabulary as i32,
-            most_rows: self.most_rows as i32,
+            heads: s.qkv.heads as i32,
+            kv_heads: s.qkv.kv_heads as i32,
+            head_size: s.qkv.head_size as i32,
+            intermediate: s.intermediate as i32,
+            vocab_size: s.vocab_size as i32,
+            max_rows: self.max_rows as i32,
             row_stride: self.row_stride as i32,
-            partial: self.partial as i32,
-            once: decode.scores.is_some().into(),
+            partial_sums: self.partial_sums as i32,
+            single_pass: input.logits.is_some().into(),
             epsilon: s.epsilon as f32,
-            scale: s.heads.scale(),
+            scale: s.qkv.scale(),
         }
     }
 }
 
-fn tiles_of_a_block(rows: usize, blocks: usize) -> usize {
+fn tiles_per_block(rows: usize, blocks: usize) -> usize {
     rows.div_ceil(TILE).div_ceil(blocks)
 }
 
-/// Sums that warps have of a product's tiles.
-fn sums(rows: usize, blocks: usize, shift: i32) -> usize {
-    (tiles_of_a_block(rows, blocks) << shift) * MOST_ROWS * TILE
+/// Floats that a block's partial sums of a product take.
+fn partial_sums(rows: usize, blocks: usize, split_log2: i32) -> usize {
+    (tiles_per_block(rows, blocks) << split_log2) * MAX_ROWS * TILE
 }
 
-/// How many warps share a tile, as a power of two: so that the last to end has the least to do.
-fn shift(rows: usize, columns: usize, blocks: usize) -> u32 {
-    let tiles = tiles_of_a_block(rows, blocks);
+/// Logarithm of the number of warps that share a tile, so that the busiest warp has the least to do.
+fn split_log2(rows: usize, columns: usize, blocks: usize) -> u32 {
+    let tiles = tiles_per_block(rows, blocks);
     let steps = columns.div_ceil(STEP);
-    let shifts = (0..=DECODE_WARPS.ilog2())
-        .filter(|shift| *shift == 0 || sums(rows, blocks, *shift as i32) * 4 <= MOST_PARTIAL);
-    // To begin and to end a tile takes about as long as a step.
-    let turns = |shift: u32| {
-        let tiles = tiles.div_ceil(DECODE_WARPS >> shift);
-        tiles * (steps.div_ceil(1 << shift) + 1)
+    let splits = (0..=DECODE_WARPS.ilog2()).filter(|log2| {
+        *log2 == 0 || partial_sums(rows, blocks, *log2 as i32) * 4 <= MAX_PARTIAL_BYTES
+    });
+    // The overhead of a tile is about as long as a step.
+    let cost = |log2: u32| {
+        let tiles = tiles.div_ceil(DECODE_WARPS >> log2);
+        tiles * (steps.div_ceil(1 << log2) + 1)
     };
-    shifts.min_by_key(|shift| turns(*shift)).unwrap_or(0)
+    splits.min_by_key(|log2| cost(*log2)).unwrap_or(0)
 }

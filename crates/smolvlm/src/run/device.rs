@@ -45,7 +45,7 @@ pub(crate) fn resolve(kind: DeviceKind, checkpoint: &Checkpoint) -> DeviceKind {
     match kind {
         #[cfg(feature = "cuda")]
         DeviceKind::Auto
-            if vlmnarrate_cuda::is_there() && backends::cuda::fits(checkpoint).is_ok() =>
+            if vlmnarrate_cuda::is_available() && backends::cuda::fits(checkpoint).is_ok() =>
         {
             DeviceKind::Cuda
         }

@@ -161,7 +161,7 @@ impl Backend for Network {
     ) -> Result<Vec<Tensor>> {
         let slot = own::<Slot>(slot)?;
         let mut logits = Vec::new();
-        for tokens in tokens.chunks(self.most_rows()) {
+        for tokens in tokens.chunks(self.max_rows()) {
             layer_done(observer)?;
             let [token, draft @ ..] = tokens else { break };
             let job = GpuJob {

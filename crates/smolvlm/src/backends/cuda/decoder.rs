@@ -1,4 +1,4 @@
-//! The Llama decoder on the GPU: prompts by products of many rows, captions by one kernel that stays.
+//! The Llama decoder on the GPU: prefill by products of many rows, decoding by one persistent kernel.
 
 use candle_core::Result as CandleResult;
 
@@ -13,19 +13,19 @@ use crate::{
     },
 };
 use vlmnarrate_cuda::{
-    Attended, Decode, Gpu, Heads, Kernels, Memory, Norm, Plan, Result, Rows, Stack, Then, Turned,
-    Weights,
+    Attention, DecodeInput, DecodePlan, DecoderShape, Epilogue, Gpu, Kernels, Memory, Norm,
+    PromptRows, QkvShape, Result, RopeStoreKv, Weights,
 };
 
 pub(crate) struct Decoder {
     embed_tokens: Weights,
     layers: Vec<Layer>,
-    /// Of all layers, and the last.
+    /// Weights of all layers' norms and of the last norm.
     norms: Memory,
-    /// None where the embeddings are the head.
+    /// `None` with tied embeddings.
     lm_head: Option<Weights>,
-    frequencies: Memory,
-    stack: Stack,
+    inv_freq: Memory,
+    shape: DecoderShape,
 }
 
 struct Layer {
@@ -40,18 +40,19 @@ struct Layer {
 impl Decoder {
     pub(crate) fn load(
         config: &Config,
-        frequencies: &[f32],
+        inv_freq: &[f32],
         from: &Uploader<'_>,
     ) -> CandleResult<Self> {
         let c = &config.text_config;
-        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        let heads = Heads {
+        let (hidden, intermediate) = (c.hidden_size, c.intermediate_size);
+        let shape = QkvShape {
             heads: c.num_attention_heads,
             kv_heads: c.num_key_value_heads(),
-            size: c.head_dim(),
+            head_size: c.head_dim(),
         };
         let linear = |name: String, rows, columns| from.linear(rows, columns, &name);
-        let (queries, keys) = (heads.heads * heads.size, heads.kv_heads * heads.size);
+        let queries = shape.heads * shape.head_size;
+        let keys = shape.kv_heads * shape.head_size;
         let mut norms = Vec::new();
         let mut norm = |name: &str| {
             let weight = from.floats(&[hidden], &format!("{name}.weight"))?;
@@ -70,8 +71,8 @@ impl Decoder {
             let [q, k, v] = [module::Q_PROJ, module::K_PROJ, module::V_PROJ]
                 .map(|part| format!("{name}.{part}"));
             let attention = [
-                Part::turned(queries, &q, heads.size),
-                Part::turned(keys, &k, heads.size),
+                Part::halves_interleaved(queries, &q, shape.head_size),
+                Part::halves_interleaved(keys, &k, shape.head_size),
                 Part::plain(keys, &v),
             ];
             let [gate, up] =
@@ -84,8 +85,12 @@ impl Decoder {
                     "{name}.{}",
                     module::POST_ATTENTION_LAYERNORM
                 ))?,
-                gate_up: from.paired(inner, hidden, [&gate, &up])?,
-                down_proj: linear(format!("{name}.{}", module::DOWN_PROJ), hidden, inner)?,
+                gate_up: from.interleaved(intermediate, hidden, [&gate, &up])?,
+                down_proj: linear(
+                    format!("{name}.{}", module::DOWN_PROJ),
+                    hidden,
+                    intermediate,
+                )?,
             });
         }
         norms.extend(from.floats(&[hidden], &names::weight(names::NORM))?);
@@ -96,29 +101,29 @@ impl Decoder {
             layers,
             norms: from.upload(&norms)?,
             lm_head: lm_head.transpose()?,
-            frequencies: from.upload(frequencies)?,
-            stack: Stack {
+            inv_freq: from.upload(inv_freq)?,
+            shape: DecoderShape {
                 layers: c.num_hidden_layers,
                 hidden,
-                heads,
-                inner,
-                vocabulary: c.vocab_size,
+                qkv: shape,
+                intermediate,
+                vocab_size: c.vocab_size,
                 epsilon: c.rms_norm_eps,
             },
         })
     }
 
-    pub(crate) fn stack(&self) -> &Stack {
-        &self.stack
+    pub(crate) fn shape(&self) -> &DecoderShape {
+        &self.shape
     }
 
-    /// Bytes that keys and values of a token take, all layers', for numbers of so many bytes.
-    pub(crate) fn cached(&self, bytes: usize) -> usize {
-        let heads = self.stack.heads;
-        2 * self.stack.layers * heads.kv_heads * heads.size * bytes
+    /// Bytes of a token in the KV cache, for values of `size` bytes.
+    pub(crate) fn kv_bytes_per_token(&self, size: usize) -> usize {
+        let qkv = self.shape.qkv;
+        2 * self.shape.layers * qkv.kv_heads * qkv.head_size * size
     }
 
-    pub(crate) fn plan(&self, gpu: &Gpu, kernels: &Kernels) -> Result<Plan> {
+    pub(crate) fn plan(&self, gpu: &Gpu, kernels: &Kernels) -> Result<DecodePlan> {
         let layers = self.layers.iter().flat_map(|layer| {
             let Layer {
                 qkv,
@@ -130,30 +135,31 @@ impl Decoder {
             [qkv, o_proj, gate_up, down_proj]
         });
         let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
-        Plan::new(gpu, kernels.number(), self.stack, layers.chain([head]))
+        DecodePlan::new(gpu, kernels.dtype(), self.shape, layers.chain([head]))
     }
 
+    /// Makes room for prompts of so many rows. Returns whether memory moved.
     pub(crate) fn reserve(&self, gpu: &Gpu, scratch: &mut Scratch, rows: usize) -> Result<bool> {
-        let Stack {
+        let DecoderShape {
             hidden,
-            heads,
-            inner,
+            qkv,
+            intermediate,
             ..
-        } = self.stack;
+        } = self.shape;
         scratch.reserve(
             gpu,
             rows,
             [
                 hidden,
-                heads.width(),
-                heads.heads * heads.size,
-                inner,
-                heads.size,
+                qkv.row_length(),
+                qkv.heads * qkv.head_size,
+                intermediate,
+                qkv.head_size,
             ],
         )
     }
 
-    /// Puts keys and values of the prompts in `scratch.rows` into their caches. The longest has so many rows.
+    /// Computes keys and values of the prompts in `scratch.rows` into their KV caches.
     pub(crate) fn prefill(
         &self,
         gpu: &Gpu,
@@ -165,44 +171,44 @@ impl Decoder {
             x,
             normed,
             qkv,
-            attended,
+            attn_out,
             inner,
             rows,
-            turns,
+            rotations,
             sequences,
             ..
         } = scratch;
-        let heads = self.stack.heads;
-        let rows = Rows {
+        let shape = self.shape.qkv;
+        let rows = PromptRows {
             rows,
             count,
             sequences,
             sequence_count,
         };
-        let turning = (&self.frequencies, &mut *turns);
-        kernels.embed(gpu, rows, &self.embed_tokens, x, turning)?;
+        let rope = (&self.inv_freq, &mut *rotations);
+        kernels.embed(gpu, rows, &self.embed_tokens, x, rope)?;
         for (i, layer) in self.layers.iter().enumerate() {
             kernels.norm(gpu, (x, count), &layer.input_layernorm, normed, None)?;
-            let turn = Then::Turn(Turned {
+            let rope = Epilogue::RopeStoreKv(RopeStoreKv {
                 rows,
-                turns,
-                heads,
+                rotations,
+                shape,
                 layer: i,
             });
-            kernels.gemm(gpu, (normed, count), &layer.qkv, turn, qkv)?;
-            // Nobody reads what comes out of the last layer.
+            kernels.gemm(gpu, (normed, count), &layer.qkv, rope, qkv)?;
+            // The decode kernel starts over from the last token, so the last layer's output is not needed.
             if i + 1 == self.layers.len() {
                 break;
             }
-            let attention = Attended::Prompts {
+            let attention = Attention::Causal {
                 sequences,
                 count: sequence_count,
                 longest,
                 rows: count,
                 layer: i,
             };
-            kernels.attention(gpu, qkv, heads, attention, attended)?;
-            kernels.gemm(gpu, (attended, count), &layer.o_proj, Then::Add, x)?;
+            kernels.attention(gpu, qkv, shape, attention, attn_out)?;
+            kernels.gemm(gpu, (attn_out, count), &layer.o_proj, Epilogue::AddF32, x)?;
             kernels.norm(
                 gpu,
                 (x, count),
@@ -210,31 +216,37 @@ impl Decoder {
                 normed,
                 None,
             )?;
-            kernels.gemm(gpu, (normed, count), &layer.gate_up, Then::GatedSilu, inner)?;
-            kernels.gemm(gpu, (inner, count), &layer.down_proj, Then::Add, x)?;
+            kernels.gemm(
+                gpu,
+                (normed, count),
+                &layer.gate_up,
+                Epilogue::SwiGlu,
+                inner,
+            )?;
+            kernels.gemm(gpu, (inner, count), &layer.down_proj, Epilogue::AddF32, x)?;
         }
         Ok(())
     }
 
-    /// Makes the captions of `scratch.sequences`, or with `scores` runs their rows once.
+    /// Generates the sequences' tokens, or with `logits` runs their tokens and draft tokens once.
     pub(crate) fn decode(
         &self,
         gpu: &Gpu,
         kernels: &Kernels,
-        plan: &Plan,
+        plan: &DecodePlan,
         (sequences, count): (&Memory, usize),
-        scores: Option<&Memory>,
-        stops: &Memory,
+        logits: Option<&Memory>,
+        stop_tokens: &Memory,
     ) -> Result<()> {
-        let decode = Decode {
+        let input = DecodeInput {
             sequences,
             count,
-            scores,
-            table: &self.embed_tokens,
+            logits,
+            embed_tokens: &self.embed_tokens,
             norms: &self.norms,
-            frequencies: &self.frequencies,
-            stops,
+            inv_freq: &self.inv_freq,
+            stop_tokens,
         };
-        kernels.decode(gpu, plan, decode)
+        kernels.decode(gpu, plan, input)
     }
 }

@@ -1,4 +1,4 @@
-//! The vision encoder on the GPU: as candle has it, for several pictures at once.
+//! The vision encoder on the GPU, for several images at once.
 
 use std::collections::HashMap;
 
@@ -17,24 +17,26 @@ use crate::{
     image,
 };
 use vlmnarrate_cuda::{
-    Attended, Gather, Gpu, Heads, Kernels, Memory, Norm, Pictures, Places, Result, Then, Weights,
+    Attention, Epilogue, Gpu, Images, Kernels, Memory, Norm, PositionEmbedding, QkvShape, Result,
+    RowGather, Weights,
 };
 
 pub(crate) struct Encoder {
     patch_embedding: Weights,
     position_embedding: Memory,
-    /// Patches of a side of the pictures seen in training.
-    native: usize,
+    /// Patches of a side of the images that the position embedding was trained with.
+    native_grid: usize,
     layers: Vec<Layer>,
     post_layernorm: Norm,
     connector: Weights,
-    heads: Heads,
-    patch: usize,
-    fold: usize,
-    inner: usize,
-    /// What each byte of each channel is.
-    values: Memory,
-    /// By the side of the pictures.
+    qkv_shape: QkvShape,
+    patch_size: usize,
+    /// The pixel-shuffle factor: a token is made of its square of patches.
+    scale_factor: usize,
+    intermediate: usize,
+    /// As [`Images::pixel_table`].
+    pixel_table: Memory,
+    /// By the side of the images.
     grids: HashMap<usize, Grid>,
 }
 
@@ -47,10 +49,10 @@ struct Layer {
     fc2: Weights,
 }
 
-/// Which position each patch has, and which patch stands where when squares of them are folded into tokens.
+/// Position ids of an image's patches, and their order for the pixel shuffle.
 struct Grid {
-    positions: Memory,
-    folded: Memory,
+    position_ids: Memory,
+    pixel_shuffle: Memory,
     patches: usize,
     tokens: usize,
 }
@@ -62,7 +64,7 @@ impl Encoder {
         from: &Uploader<'_>,
     ) -> CandleResult<Self> {
         let c = &config.vision_config;
-        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let (hidden, intermediate) = (c.hidden_size, c.intermediate_size);
         let norm = |name: &str| from.layer_norm(hidden, c.layer_norm_eps, name);
         let layer = |i| {
             let name = names::encoder_layer(i);
@@ -78,32 +80,32 @@ impl Encoder {
                 qkv: linear(&attention, hidden, hidden)?,
                 out_proj: linear(&[module::OUT_PROJ], hidden, hidden)?,
                 layer_norm2: norm(&format!("{name}.{}", module::LAYER_NORM2))?,
-                fc1: linear(&[module::FC1], inner, hidden)?,
-                fc2: linear(&[module::FC2], hidden, inner)?,
+                fc1: linear(&[module::FC1], intermediate, hidden)?,
+                fc2: linear(&[module::FC2], hidden, intermediate)?,
             })
         };
-        let native = c.image_size / c.patch_size;
+        let native_grid = c.image_size / c.patch_size;
         let positions = names::weight(names::POSITION_EMBEDDING);
-        let folded = hidden * config.scale_factor.pow(2);
+        let shuffled = hidden * config.scale_factor.pow(2);
         Ok(Self {
             patch_embedding: from.patches(hidden, c.patch_size, names::PATCH_EMBEDDING)?,
             position_embedding: from
-                .upload(&from.floats(&[native * native, hidden], &positions)?)?,
-            native,
+                .upload(&from.floats(&[native_grid * native_grid, hidden], &positions)?)?,
+            native_grid,
             layers: (0..c.num_hidden_layers)
                 .map(layer)
                 .collect::<CandleResult<_>>()?,
             post_layernorm: norm(names::POST_LAYERNORM)?,
-            connector: from.linear(config.text_config.hidden_size, folded, names::CONNECTOR)?,
-            heads: Heads {
+            connector: from.linear(config.text_config.hidden_size, shuffled, names::CONNECTOR)?,
+            qkv_shape: QkvShape {
                 heads: c.num_attention_heads,
                 kv_heads: c.num_attention_heads,
-                size: hidden / c.num_attention_heads,
+                head_size: hidden / c.num_attention_heads,
             },
-            patch: c.patch_size,
-            fold: config.scale_factor,
-            inner,
-            values: from.upload(&image::values(preprocessor).concat())?,
+            patch_size: c.patch_size,
+            scale_factor: config.scale_factor,
+            intermediate,
+            pixel_table: from.upload(&image::values(preprocessor).concat())?,
             grids: HashMap::new(),
         })
     }
@@ -112,7 +114,7 @@ impl Encoder {
         self.post_layernorm.length
     }
 
-    /// Makes room for so many pictures; says whether something moved.
+    /// Makes room for so many images of a size. Returns whether memory moved.
     pub(crate) fn reserve(
         &mut self,
         gpu: &Gpu,
@@ -121,35 +123,39 @@ impl Encoder {
         side: usize,
     ) -> Result<bool> {
         if !self.grids.contains_key(&side) {
-            let grid = side / self.patch;
-            let positions = positions::position_ids(grid, grid, self.native);
-            let folded = positions::pixel_shuffle_order(grid, self.fold);
+            let grid = side / self.patch_size;
+            let position_ids = positions::position_ids(grid, grid, self.native_grid);
+            let order = positions::pixel_shuffle_order(grid, self.scale_factor);
             self.grids.insert(
                 side,
                 Grid {
-                    positions: gpu.upload(&positions)?,
+                    position_ids: gpu.upload(&position_ids)?,
                     patches: grid * grid,
-                    tokens: folded.len() / self.fold.pow(2),
-                    folded: gpu.upload(&folded)?,
+                    tokens: order.len() / self.scale_factor.pow(2),
+                    pixel_shuffle: gpu.upload(&order)?,
                 },
             );
         }
         let grid = &self.grids[&side];
         let hidden = self.hidden();
-        let rows = count * grid.patches.max(grid.tokens * self.fold.pow(2));
-        let widest = self.inner.max(self.patch_embedding.columns);
-        let moved = scratch.reserve(gpu, rows, [hidden, self.heads.width(), hidden, widest, 0])?;
+        let rows = count * grid.patches.max(grid.tokens * self.scale_factor.pow(2));
+        let widest = self.intermediate.max(self.patch_embedding.columns);
+        let moved = scratch.reserve(
+            gpu,
+            rows,
+            [hidden, self.qkv_shape.row_length(), hidden, widest, 0],
+        )?;
         let features = scratch.features(gpu, count * grid.tokens * self.connector.rows)?;
-        Ok(scratch.pictures(gpu, count * side * side * 3)? | features | moved)
+        Ok(scratch.images(gpu, count * side * side * 3)? | features | moved)
     }
 
-    /// Tokens of a picture of this side, which was reserved for.
+    /// Tokens of an image of this side, for which there must be room.
     pub(crate) fn tokens(&self, side: usize) -> usize {
         self.grids[&side].tokens
     }
 
-    /// The last state, normed but not folded, after a run.
-    pub(crate) fn normed(
+    /// The normed last hidden state, before the pixel shuffle, after a run.
+    pub(crate) fn last_hidden_state(
         &self,
         gpu: &Gpu,
         kernels: &Kernels,
@@ -159,10 +165,10 @@ impl Encoder {
         let rows = count * self.grids[&side].patches;
         let Scratch { x, normed, .. } = scratch;
         kernels.norm(gpu, (x, rows), &self.post_layernorm, normed, None)?;
-        kernels.number().read(gpu, normed, rows * self.hidden())
+        kernels.dtype().read(gpu, normed, rows * self.hidden())
     }
 
-    /// Runs the pictures in `scratch.rgb`; their features come to `scratch.features`. `after` hears of each state.
+    /// Encodes the images in `scratch.rgb` to `scratch.features`. `after` is called with each hidden state.
     pub(crate) fn run(
         &self,
         gpu: &Gpu,
@@ -177,57 +183,57 @@ impl Encoder {
             x,
             normed,
             qkv,
-            attended,
+            attn_out,
             inner,
             ..
         } = scratch;
         let grid = &self.grids[&side];
         let rows = count * grid.patches;
-        let pictures = Pictures {
+        let images = Images {
             rgb,
             count,
             side,
-            patch: self.patch,
+            patch_size: self.patch_size,
             columns: self.patch_embedding.columns,
-            values: &self.values,
+            pixel_table: &self.pixel_table,
         };
-        kernels.patches(gpu, pictures, inner)?;
-        let places = Places {
+        kernels.patchify(gpu, images, inner)?;
+        let positions = PositionEmbedding {
             table: &self.position_embedding,
-            positions: &grid.positions,
-            count: grid.patches,
+            ids: &grid.position_ids,
+            patches: grid.patches,
         };
         kernels.gemm(
             gpu,
             (inner, rows),
             &self.patch_embedding,
-            Then::Embed(places),
+            Epilogue::AddPositions(positions),
             x,
         )?;
         after(x, rows)?;
-        let attention = Attended::Pictures {
-            count,
+        let attention = Attention::Bidirectional {
+            images: count,
             rows: grid.patches,
         };
         for layer in &self.layers {
             kernels.norm(gpu, (x, rows), &layer.layer_norm1, normed, None)?;
-            kernels.gemm(gpu, (normed, rows), &layer.qkv, Then::Store, qkv)?;
-            kernels.attention(gpu, qkv, self.heads, attention, attended)?;
-            kernels.gemm(gpu, (attended, rows), &layer.out_proj, Then::Add, x)?;
+            kernels.gemm(gpu, (normed, rows), &layer.qkv, Epilogue::Store, qkv)?;
+            kernels.attention(gpu, qkv, self.qkv_shape, attention, attn_out)?;
+            kernels.gemm(gpu, (attn_out, rows), &layer.out_proj, Epilogue::AddF32, x)?;
             kernels.norm(gpu, (x, rows), &layer.layer_norm2, normed, None)?;
-            kernels.gemm(gpu, (normed, rows), &layer.fc1, Then::Gelu, inner)?;
-            kernels.gemm(gpu, (inner, rows), &layer.fc2, Then::Add, x)?;
+            kernels.gemm(gpu, (normed, rows), &layer.fc1, Epilogue::Gelu, inner)?;
+            kernels.gemm(gpu, (inner, rows), &layer.fc2, Epilogue::AddF32, x)?;
             after(x, rows)?;
         }
-        let places = grid.tokens * self.fold.pow(2);
-        let gather = Gather {
-            source: &grid.folded,
-            places,
+        let per_image = grid.tokens * self.scale_factor.pow(2);
+        let gather = RowGather {
+            indices: &grid.pixel_shuffle,
+            per_image,
             stride: grid.patches,
         };
         kernels.norm(
             gpu,
-            (x, count * places),
+            (x, count * per_image),
             &self.post_layernorm,
             normed,
             Some(gather),
@@ -236,7 +242,7 @@ impl Encoder {
             gpu,
             (normed, count * grid.tokens),
             &self.connector,
-            Then::Set,
+            Epilogue::StoreF32,
             features,
         )
     }

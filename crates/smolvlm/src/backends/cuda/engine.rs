@@ -14,11 +14,13 @@ use std::{
 use crate::{
     backends::cuda::{
         CANCELLED, COUNT, END, MOST_CAPTIONS, SAID, decoder::Decoder, encoder::Encoder,
-        scratch::Scratch, slot::Inner,
+        scratch::Scratch, slot::SlotBuffers,
     },
     error::Error,
 };
-use vlmnarrate_cuda::{Event, Gpu, Graph, Kernels, MOST_ROWS, Memory, Plan, Result, Row, Sequence};
+use vlmnarrate_cuda::{
+    DecodePlan, Event, Gpu, Graph, Kernels, MAX_ROWS, Memory, PromptRow, Result, Sequence,
+};
 
 /// A picture that is staged, and the row of the features that its own start at.
 #[derive(Debug, Clone, Copy)]
@@ -62,9 +64,9 @@ pub(crate) struct Outcome {
 }
 
 pub(crate) struct Job {
-    pub(crate) slot: Inner,
+    pub(crate) slot: SlotBuffers,
     pub(crate) work: GpuJob,
-    pub(crate) reply: Sender<(Inner, Result<Outcome, Error>)>,
+    pub(crate) reply: Sender<(SlotBuffers, Result<Outcome, Error>)>,
 }
 
 /// What is the same each time.
@@ -131,13 +133,13 @@ pub(crate) struct Engine {
     kernels: Kernels,
     encoder: Encoder,
     decoder: Decoder,
-    plan: Plan,
+    plan: DecodePlan,
     scratch: Scratch,
     graphs: Graphs,
     events: StageEvents,
     /// Made when somebody wants them.
     scores: Option<Memory>,
-    /// As [`Decode`](vlmnarrate_cuda::Decode) has them.
+    /// As [`DecodeInput`](vlmnarrate_cuda::DecodeInput) has them.
     stops: Memory,
 }
 
@@ -147,7 +149,7 @@ impl Engine {
         kernels: Kernels,
         encoder: Encoder,
         decoder: Decoder,
-        plan: Plan,
+        plan: DecodePlan,
         stops: Memory,
         most_tokens: usize,
     ) -> Result<Self> {
@@ -159,7 +161,7 @@ impl Engine {
                 read: event()?,
                 end: event()?,
             },
-            scratch: Scratch::new(&gpu, kernels.number(), most_tokens)?,
+            scratch: Scratch::new(&gpu, kernels.dtype(), most_tokens)?,
             graphs: Graphs::default(),
             scores: None,
             gpu,
@@ -199,7 +201,7 @@ impl Engine {
         self.gpu.record(&self.events.read)?;
         let scores = self.decode(jobs, &sequences)?;
         self.gpu.record(&self.events.end)?;
-        while !self.events.end.has_passed()? {
+        while !self.events.end.is_complete()? {
             thread::sleep(Duration::from_micros(20));
         }
         let StageEvents {
@@ -208,7 +210,11 @@ impl Engine {
             read,
             end,
         } = &self.events;
-        let times = (start.until(seen)?, seen.until(read)?, read.until(end)?);
+        let times = (
+            start.elapsed_until(seen)?,
+            seen.elapsed_until(read)?,
+            read.elapsed_until(end)?,
+        );
         let outcomes = jobs.iter().zip(scores).map(|(job, scores)| {
             let words = job.slot.words();
             let count = words.get(COUNT);
@@ -255,7 +261,7 @@ impl Engine {
             let (count, side) = (pictures.len(), pictures[0].2.side);
             graphs.moved(encoder.reserve(gpu, scratch, count, side))?;
             for (i, (slot, at, _)) in pictures.iter().enumerate() {
-                gpu.send(
+                gpu.copy_pinned(
                     &slot.pixels,
                     *at,
                     &mut scratch.rgb,
@@ -269,18 +275,18 @@ impl Engine {
                     Ok(())
                 };
                 encoder.run(gpu, kernels, scratch, (count, side), &mut keep)?;
-                states.push(encoder.normed(gpu, kernels, scratch, (count, side))?);
+                states.push(encoder.last_hidden_state(gpu, kernels, scratch, (count, side))?);
                 states.push(gpu.read(
                     &scratch.features,
                     0,
-                    encoder.tokens(side) * self.decoder.stack().hidden,
+                    encoder.tokens(side) * self.decoder.shape().hidden,
                 )?);
             } else {
                 graphs.run(gpu, Shape::Encode(count, side), || {
                     encoder.run(gpu, kernels, scratch, (count, side), &mut |_, _| Ok(()))
                 })?;
             }
-            let row = self.decoder.stack().hidden * size_of::<f32>();
+            let row = self.decoder.shape().hidden * size_of::<f32>();
             let length = encoder.tokens(side) * row;
             for (i, (slot, _, picture)) in pictures.iter().enumerate() {
                 gpu.copy(
@@ -319,27 +325,28 @@ impl Engine {
                     || work.max_tokens == 0 && position <= slot.capacity
             );
             sequences.push(Sequence {
-                cache: slot
-                    .cache
-                    .part(0, slot.capacity * decoder.cached(kernels.number().bytes())),
-                features: slot.features.part(0, 0),
+                kv_cache: slot.kv_cache.part(
+                    0,
+                    slot.capacity * decoder.kv_bytes_per_token(kernels.dtype().bytes()),
+                ),
+                image_features: slot.features.part(0, 0),
                 capacity: slot.capacity as i32,
                 first_row: rows.len() as i32,
                 rows: work.prompt.len() as i32,
                 past: work.past as i32,
                 token: work.token as i32,
                 position: position as i32,
-                most: work.max_tokens as i32,
-                guesses: work.draft_tokens.len() as i32,
-                guess: scratch.guesses.part(
+                max_tokens: work.max_tokens as i32,
+                draft_len: work.draft_tokens.len() as i32,
+                draft_tokens: scratch.draft_tokens.part(
                     first * size_of::<i32>(),
                     work.draft_tokens.len() * size_of::<i32>(),
                 ),
                 cancelled: words.part(CANCELLED, 1),
-                count: words.part(COUNT, 1),
-                said: words.part(SAID, work.max_tokens),
+                generated_len: words.part(COUNT, 1),
+                generated: words.part(SAID, work.max_tokens),
             });
-            rows.extend(work.prompt.iter().enumerate().map(|(i, &token)| Row {
+            rows.extend(work.prompt.iter().enumerate().map(|(i, &token)| PromptRow {
                 token,
                 sequence: sequence as i32,
                 position: (work.past + i) as i32,
@@ -347,7 +354,7 @@ impl Engine {
         }
         graphs.moved(decoder.reserve(gpu, scratch, rows.len()))?;
         gpu.write(&sequences, &mut scratch.sequences, 0)?;
-        gpu.write(&guesses, &mut scratch.guesses, 0)?;
+        gpu.write(&guesses, &mut scratch.draft_tokens, 0)?;
         if !rows.is_empty() {
             gpu.write(&rows, &mut scratch.rows, 0)?;
             let longest = sequences.iter().map(|s| s.rows as usize).max().unwrap_or(0);
@@ -391,10 +398,10 @@ impl Engine {
                 all.push(Vec::new());
                 continue;
             }
-            let vocabulary = decoder.stack().vocabulary;
+            let vocabulary = decoder.shape().vocab_size;
             let scores = match &mut self.scores {
                 Some(scores) => scores,
-                none => none.insert(gpu.memory(MOST_ROWS * vocabulary * size_of::<f32>())?),
+                none => none.insert(gpu.memory(MAX_ROWS * vocabulary * size_of::<f32>())?),
             };
             gpu.write(&[*sequence], &mut scratch.sequences, 0)?;
             decoder.decode(

@@ -32,7 +32,7 @@ use crate::{
 use decoder::Decoder;
 use encoder::Encoder;
 use engine::{Engine, Job};
-use vlmnarrate_cuda::{self as cuda, Gpu, Kernels, MOST_ROWS, Number, Words};
+use vlmnarrate_cuda::{self as cuda, Gpu, Kernels, MAX_ROWS, MappedWords};
 use vlmnarrate_engine::{DType, threads};
 
 use engine::{GpuJob, Outcome, StagedPicture};
@@ -50,11 +50,10 @@ const PERIOD: Duration = Duration::from_micros(200);
 pub(crate) struct Network {
     gpu: Arc<Gpu>,
     worker: Worker,
-    /// Bytes that a token takes in the cache.
-    cached: usize,
+    kv_bytes_per_token: usize,
     config: Config,
     vocabulary: usize,
-    most_rows: usize,
+    max_rows: usize,
 }
 
 /// The thread that works for the GPU. Dropped, it waits until that has ended and its memory is free.
@@ -95,13 +94,33 @@ impl Drop for Worker {
 impl From<cuda::Error> for Error {
     fn from(error: cuda::Error) -> Self {
         match error {
-            cuda::Error::Failed(_) => Self::Device(error.to_string()),
+            cuda::Error::Failed(_) => Self::Device(with_remedy(&error)),
             _ => Self::Setting {
                 property: "device",
-                reason: error.to_string(),
+                reason: with_remedy(&error),
             },
         }
     }
+}
+
+/// An error of the GPU with what to do about it, properties of the element among that.
+fn with_remedy(error: &cuda::Error) -> String {
+    let remedy = match error {
+        cuda::Error::NoDriver => "install it, or take device=cpu",
+        cuda::Error::OldDriver { .. } => {
+            "update the driver, build with an older CUDA toolkit, or take device=cpu"
+        }
+        cuda::Error::NoDevice { .. } => "see what nvidia-smi says, or take device=cpu",
+        cuda::Error::OldDevice { .. } => "take device=cpu",
+        cuda::Error::NoKernels => "build it with nvcc, or take device=cpu",
+        cuda::Error::OutOfMemory { .. } => {
+            "close what else uses it, take a smaller model, or device=cpu"
+        }
+        cuda::Error::Failed(_) => {
+            "what nvidia-smi and the kernel's log say may tell why. A new process may use it again"
+        }
+    };
+    format!("{error}; {remedy}")
 }
 
 impl Network {
@@ -120,15 +139,15 @@ impl Network {
             property: "device",
             reason: format!("the GPU's kernels don't know {reason}; take device=cpu"),
         })?;
-        let number = match dtype {
-            DType::Auto | DType::Bf16 => Number::Bf16,
-            DType::F16 => Number::F16,
-            DType::F32 => Number::F32,
+        let dtype = match dtype {
+            DType::Auto | DType::Bf16 => cuda::DType::Bf16,
+            DType::F16 => cuda::DType::F16,
+            DType::F32 => cuda::DType::F32,
         };
-        let kernels = Kernels::new(&gpu, number)?;
-        gpu.check_room(checkpoint.weights.values() * number.bytes() as u64)?;
+        let kernels = Kernels::new(&gpu, dtype)?;
+        gpu.check_free_memory(checkpoint.weights.values() * dtype.bytes() as u64)?;
         let said = Mutex::default();
-        let from = weights::Uploader::new(&gpu, number, loader, &said);
+        let from = weights::Uploader::new(&gpu, dtype, loader, &said);
         let why = |report, error| match said.lock().unwrap_or_else(|e| e.into_inner()).take() {
             Some(error) => cuda::Error::into(error),
             None => failed(report, error),
@@ -148,7 +167,8 @@ impl Network {
         let mut stop_tokens = gpu.memory(is_stop.len() * size_of::<u32>())?;
         gpu.write(&is_stop, &mut stop_tokens, 0)?;
         let gpu = Arc::new(gpu);
-        let (cached, most_rows) = (decoder.cached(number.bytes()), plan.most_rows());
+        let kv_bytes_per_token = decoder.kv_bytes_per_token(dtype.bytes());
+        let max_rows = plan.max_rows();
         let engine = Engine::new(
             gpu.clone(),
             kernels,
@@ -161,16 +181,16 @@ impl Network {
         Ok(Self {
             gpu,
             worker: Worker::new(move |asked| engine.serve(&asked))?,
-            cached,
+            kv_bytes_per_token,
             config: config.clone(),
             vocabulary: c.vocab_size,
-            most_rows,
+            max_rows,
         })
     }
 
-    /// Tokens that can be run at once for their scores.
-    pub(crate) fn most_rows(&self) -> usize {
-        self.most_rows.min(MOST_ROWS)
+    /// Tokens that can be run at once for their logits.
+    pub(crate) fn max_rows(&self) -> usize {
+        self.max_rows.min(MAX_ROWS)
     }
 
     pub(crate) fn vocabulary(&self) -> usize {
@@ -180,7 +200,7 @@ impl Network {
     pub(crate) fn slot(&self) -> Slot {
         Slot::new(
             self.gpu.clone(),
-            self.cached,
+            self.kv_bytes_per_token,
             self.config.text_config.hidden_size,
         )
     }
@@ -207,7 +227,7 @@ impl Network {
             return Err(gone());
         }
         let (mut heard, mut ended) = (Vec::new(), false);
-        let mut listen = |words: &Words| {
+        let mut listen = |words: &MappedWords| {
             if !ended && take_new(words, &mut heard) && said(&heard).is_break() {
                 words.set(CANCELLED, 1);
                 ended = true;
@@ -271,7 +291,7 @@ const SAID: usize = 2;
 const END: u32 = 24;
 
 /// Adds tokens that have come since; says whether there were any.
-fn take_new(words: &Words, heard: &mut Vec<u32>) -> bool {
+fn take_new(words: &MappedWords, heard: &mut Vec<u32>) -> bool {
     let before = heard.len();
     let count = (words.get(COUNT) & ((1 << END) - 1)) as usize;
     heard.extend((before..count).map(|i| words.get(SAID + i) as u32));

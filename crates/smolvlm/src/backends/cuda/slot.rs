@@ -1,4 +1,4 @@
-//! What one caller keeps on the GPU from caption to caption.
+//! What a sequence keeps on the GPU between requests.
 
 use std::sync::Arc;
 
@@ -6,47 +6,49 @@ use crate::{
     backends::cuda::{CANCELLED, COUNT, SAID},
     error::Error,
 };
-use vlmnarrate_cuda::{Gpu, Memory, Pinned, Result, Words};
+use vlmnarrate_cuda::{Gpu, MappedWords, Memory, Pinned, Result};
 
-/// The cache of keys and values, features of pictures, and room for the tokens of a caption.
+/// The KV cache, image features, and memory for generated tokens.
 #[derive(Debug)]
 pub(crate) struct Slot {
     gpu: Arc<Gpu>,
-    /// Away while somebody works with it.
-    inner: Option<Inner>,
-    /// Tokens that the cache holds, and that the caption at hand has room for.
+    /// `None` while a job has the buffers.
+    buffers: Option<SlotBuffers>,
+    /// Tokens in the KV cache.
     len: usize,
+    /// Tokens that the request at hand may have.
     limit: usize,
-    cached: usize,
+    kv_bytes_per_token: usize,
     hidden: usize,
 }
 
+/// The buffers of a slot, which move to a job and back.
 #[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) cache: Memory,
-    /// Tokens that there is room for.
+pub(crate) struct SlotBuffers {
+    pub(crate) kv_cache: Memory,
+    /// Tokens that the KV cache has room for.
     pub(crate) capacity: usize,
-    /// Rows of f32 values.
+    /// Image features, f32 `[tokens, hidden]`.
     pub(crate) features: Memory,
-    /// Pictures on their way to the GPU.
+    /// Staged pictures.
     pub(crate) pixels: Pinned,
-    words: Arc<Words>,
+    words: Arc<MappedWords>,
 }
 
-impl Inner {
-    pub(crate) fn words(&self) -> Arc<Words> {
+impl SlotBuffers {
+    pub(crate) fn words(&self) -> Arc<MappedWords> {
         self.words.clone()
     }
 }
 
 impl Slot {
-    pub(crate) fn new(gpu: Arc<Gpu>, cached: usize, hidden: usize) -> Self {
+    pub(crate) fn new(gpu: Arc<Gpu>, kv_bytes_per_token: usize, hidden: usize) -> Self {
         Self {
             gpu,
-            inner: None,
+            buffers: None,
             len: 0,
             limit: 0,
-            cached,
+            kv_bytes_per_token,
             hidden,
         }
     }
@@ -68,82 +70,83 @@ impl Slot {
         self.len = len;
     }
 
-    /// Makes room: for tokens in all and of a caption, rows of features, bytes of pictures. What the cache held is
-    /// forgotten if it must move, and so are features.
+    /// Makes room for `capacity` tokens in all, `max_tokens` generated ones, `features` rows of features and `bytes` of
+    /// staged pictures. A KV cache or features that must move are lost.
     pub(crate) fn reserve(
         &mut self,
         capacity: usize,
-        most: usize,
+        max_tokens: usize,
         features: usize,
         bytes: usize,
     ) -> Result<()> {
-        // Nothing until all is there.
+        // No room until everything is allocated.
         self.limit = 0;
         let gpu = &self.gpu;
-        let inner = match &mut self.inner {
-            Some(inner) => inner,
-            none => none.insert(Inner {
-                cache: gpu.memory(0)?,
+        let buffers = match &mut self.buffers {
+            Some(buffers) => buffers,
+            none => none.insert(SlotBuffers {
+                kv_cache: gpu.memory(0)?,
                 capacity: 0,
                 features: gpu.memory(0)?,
                 pixels: gpu.pinned(0)?,
-                words: Arc::new(gpu.words(SAID + most)?),
+                words: Arc::new(gpu.mapped_words(SAID + max_tokens)?),
             }),
         };
-        if inner.capacity < capacity {
-            (self.len, inner.capacity) = (0, 0);
-            inner.cache = gpu.memory(0)?;
-            inner.cache = gpu.memory(capacity * self.cached)?;
-            inner.capacity = capacity;
+        if buffers.capacity < capacity {
+            (self.len, buffers.capacity) = (0, 0);
+            buffers.kv_cache = gpu.memory(0)?;
+            buffers.kv_cache = gpu.memory(capacity * self.kv_bytes_per_token)?;
+            buffers.capacity = capacity;
         }
         let features = features * self.hidden * size_of::<f32>();
-        if inner.features.bytes() < features {
-            inner.features = gpu.memory(features)?;
+        if buffers.features.bytes() < features {
+            buffers.features = gpu.memory(features)?;
         }
-        if inner.pixels.bytes() < bytes {
-            inner.pixels = gpu.pinned(bytes)?;
+        if buffers.pixels.bytes() < bytes {
+            buffers.pixels = gpu.pinned(bytes)?;
         }
-        if inner.words.len() < SAID + most {
-            inner.words = Arc::new(gpu.words(SAID + most)?);
+        if buffers.words.len() < SAID + max_tokens {
+            buffers.words = Arc::new(gpu.mapped_words(SAID + max_tokens)?);
         }
         self.limit = capacity;
         self.len = self.len.min(capacity);
         Ok(())
     }
 
-    /// Rows of features that there is room for.
+    /// Rows of features that the slot has room for.
     pub(crate) fn features(&self) -> usize {
         let bytes = self
-            .inner
+            .buffers
             .as_ref()
-            .map_or(0, |inner| inner.features.bytes());
+            .map_or(0, |buffers| buffers.features.bytes());
         bytes / (self.hidden * size_of::<f32>())
     }
 
-    /// Features of all pictures, made before.
+    /// Sets the features of all images.
     pub(crate) fn set_features(&mut self, values: &[f32]) -> Result<()> {
-        match &mut self.inner {
-            Some(inner) => self.gpu.write(values, &mut inner.features, 0),
+        match &mut self.buffers {
+            Some(buffers) => self.gpu.write(values, &mut buffers.features, 0),
             None => Ok(()),
         }
     }
 
-    /// Puts a picture behind so many bytes of others.
+    /// Stages a picture from byte `at` on.
     pub(crate) fn stage(&mut self, at: usize, rgb: &[u8]) {
-        if let Some(inner) = &mut self.inner {
-            inner.pixels.write(at, rgb);
+        if let Some(buffers) = &mut self.buffers {
+            buffers.pixels.write(at, rgb);
         }
     }
 
-    pub(crate) fn take(&mut self) -> Result<Inner, Error> {
+    /// Takes the buffers for a job.
+    pub(crate) fn take(&mut self) -> Result<SlotBuffers, Error> {
         let lost = || Error::Device("its memory is lost with an earlier error".into());
-        let inner = self.inner.take().ok_or_else(lost)?;
-        inner.words.set(CANCELLED, 0);
-        inner.words.set(COUNT, 0);
-        Ok(inner)
+        let buffers = self.buffers.take().ok_or_else(lost)?;
+        buffers.words.set(CANCELLED, 0);
+        buffers.words.set(COUNT, 0);
+        Ok(buffers)
     }
 
-    pub(crate) fn put_back(&mut self, inner: Inner) {
-        self.inner = Some(inner);
+    pub(crate) fn put_back(&mut self, buffers: SlotBuffers) {
+        self.buffers = Some(buffers);
     }
 }

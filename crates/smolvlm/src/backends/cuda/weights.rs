@@ -1,4 +1,4 @@
-//! A checkpoint's tensors on their way to the GPU.
+//! Upload of a checkpoint's tensors.
 
 use std::sync::Mutex;
 
@@ -6,14 +6,14 @@ use candle_core::{DType, Error as CandleError, Result as CandleResult, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 
 use crate::files::weights::Loader;
-use vlmnarrate_cuda::{self as cuda, Gpu, Memory, Norm, Number, Weights};
+use vlmnarrate_cuda::{self as cuda, Gpu, Memory, Norm, Weights};
 
-/// A layer that is one with others.
+/// A linear layer that is concatenated with others.
 pub(crate) struct Part<'a> {
     rows: usize,
     name: &'a str,
-    /// The size of heads whose halves, which make pairs, come in turn.
-    turned: Option<usize>,
+    /// Head size of a layer whose halves are interleaved for RoPE.
+    halves_interleaved: Option<usize>,
 }
 
 impl<'a> Part<'a> {
@@ -21,21 +21,21 @@ impl<'a> Part<'a> {
         Self {
             rows,
             name,
-            turned: None,
+            halves_interleaved: None,
         }
     }
 
-    /// Of queries or keys, which are turned by their position.
-    pub(crate) fn turned(rows: usize, name: &'a str, head: usize) -> Self {
+    /// Queries or keys: the rows of each head's halves are interleaved, so that the pairs that RoPE rotates are adjacent.
+    pub(crate) fn halves_interleaved(rows: usize, name: &'a str, head_size: usize) -> Self {
         Self {
-            turned: Some(head),
+            halves_interleaved: Some(head_size),
             ..Self::plain(rows, name)
         }
     }
 }
 
-/// Rows of so many bytes, one from here and one from there.
-fn in_turn(first: &[u8], second: &[u8], row: usize) -> Vec<u8> {
+/// Rows of `row` bytes, alternately from `first` and `second`.
+fn interleave_rows(first: &[u8], second: &[u8], row: usize) -> Vec<u8> {
     let pairs = first.chunks_exact(row).zip(second.chunks_exact(row));
     let mut bytes = Vec::with_capacity(first.len() + second.len());
     for (first, second) in pairs {
@@ -45,31 +45,31 @@ fn in_turn(first: &[u8], second: &[u8], row: usize) -> Vec<u8> {
     bytes
 }
 
-/// Reads tensors and puts them on the GPU, blocks of quantized files widened.
+/// Loads tensors and uploads them, quantized ones dequantized.
 pub(crate) struct Uploader<'a> {
     pub(crate) gpu: &'a Gpu,
-    pub(crate) number: Number,
+    pub(crate) dtype: cuda::DType,
     loader: Loader<'a>,
-    /// What the GPU said, which is more than candle's error can carry.
+    /// The GPU's error, which candle's error can't carry.
     failed: &'a Mutex<Option<cuda::Error>>,
 }
 
 impl<'a> Uploader<'a> {
     pub(crate) fn new(
         gpu: &'a Gpu,
-        number: Number,
+        dtype: cuda::DType,
         loader: Loader<'a>,
         failed: &'a Mutex<Option<cuda::Error>>,
     ) -> Self {
         Self {
             gpu,
-            number,
+            dtype,
             loader,
             failed,
         }
     }
 
-    /// Keeps an error of the GPU for whoever asks why the load failed.
+    /// Keeps the GPU's error for the caller of the load.
     fn on_gpu<T>(&self, result: cuda::Result<T>) -> CandleResult<T> {
         result.map_err(|error| {
             let shown = CandleError::msg(error.to_string());
@@ -78,11 +78,11 @@ impl<'a> Uploader<'a> {
         })
     }
 
-    fn dtype(&self) -> DType {
-        match self.number {
-            Number::F32 => DType::F32,
-            Number::Bf16 => DType::BF16,
-            Number::F16 => DType::F16,
+    fn candle_dtype(&self) -> DType {
+        match self.dtype {
+            cuda::DType::F32 => DType::F32,
+            cuda::DType::Bf16 => DType::BF16,
+            cuda::DType::F16 => DType::F16,
         }
     }
 
@@ -95,7 +95,7 @@ impl<'a> Uploader<'a> {
         self.loader.contains_tensor(name)
     }
 
-    /// Values in f32: biases, norms and positions.
+    /// A tensor's values in f32.
     pub(crate) fn floats(&self, shape: &[usize], name: &str) -> CandleResult<Vec<f32>> {
         self.tensor(shape, name, DType::F32)?
             .flatten_all()?
@@ -106,7 +106,7 @@ impl<'a> Uploader<'a> {
         self.on_gpu(self.gpu.upload(values))
     }
 
-    /// A layer norm's parameters.
+    /// Parameters of a layer norm.
     pub(crate) fn layer_norm(&self, length: usize, epsilon: f64, name: &str) -> CandleResult<Norm> {
         let part = |part: &str| self.upload(&self.floats(&[length], &format!("{name}.{part}"))?);
         Ok(Norm {
@@ -117,27 +117,31 @@ impl<'a> Uploader<'a> {
         })
     }
 
-    /// Bytes of a matrix' rows.
+    /// Bytes of a matrix.
     fn rows(&self, rows: usize, columns: usize, name: &str) -> CandleResult<Vec<u8>> {
-        let tensor = self.tensor(&[rows, columns], &format!("{name}.weight"), self.dtype())?;
+        let tensor = self.tensor(
+            &[rows, columns],
+            &format!("{name}.weight"),
+            self.candle_dtype(),
+        )?;
         self.bytes(&tensor)
     }
 
     fn bytes(&self, tensor: &Tensor) -> CandleResult<Vec<u8>> {
         let tensor = tensor.flatten_all()?;
-        Ok(match self.number {
-            Number::F32 => bytemuck::cast_slice(&tensor.to_vec1::<f32>()?).to_vec(),
-            Number::Bf16 => bytemuck::cast_slice(&tensor.to_vec1::<half::bf16>()?).to_vec(),
-            Number::F16 => bytemuck::cast_slice(&tensor.to_vec1::<half::f16>()?).to_vec(),
+        Ok(match self.dtype {
+            cuda::DType::F32 => bytemuck::cast_slice(&tensor.to_vec1::<f32>()?).to_vec(),
+            cuda::DType::Bf16 => bytemuck::cast_slice(&tensor.to_vec1::<half::bf16>()?).to_vec(),
+            cuda::DType::F16 => bytemuck::cast_slice(&tensor.to_vec1::<half::f16>()?).to_vec(),
         })
     }
 
-    /// A layer without a bias.
+    /// A linear layer without a bias.
     pub(crate) fn linear(&self, rows: usize, columns: usize, name: &str) -> CandleResult<Weights> {
         self.layers(&[Part::plain(rows, name)], columns, false)
     }
 
-    /// Layers with the same input as one.
+    /// Linear layers with the same input, concatenated.
     pub(crate) fn layers(
         &self,
         parts: &[Part<'_>],
@@ -145,15 +149,15 @@ impl<'a> Uploader<'a> {
         has_bias: bool,
     ) -> CandleResult<Weights> {
         let rows = parts.iter().map(|part| part.rows).sum();
-        let row = columns * self.number.bytes();
+        let row = columns * self.dtype.bytes();
         let mut memory = self.on_gpu(self.gpu.memory(rows * row))?;
         let (mut at, mut biases) = (0, Vec::new());
         for part in parts {
             let mut bytes = self.rows(part.rows, columns, part.name)?;
-            if let Some(size) = part.turned {
+            if let Some(size) = part.halves_interleaved {
                 let heads = bytes.chunks_exact(size * row).flat_map(|head| {
                     let (first, second) = head.split_at(head.len() / 2);
-                    in_turn(first, second, row)
+                    interleave_rows(first, second, row)
                 });
                 bytes = heads.collect();
             }
@@ -171,15 +175,15 @@ impl<'a> Uploader<'a> {
         })
     }
 
-    /// Two layers of the same shape, their rows in turn.
-    pub(crate) fn paired(
+    /// Two linear layers of the same shape, their rows interleaved.
+    pub(crate) fn interleaved(
         &self,
         rows: usize,
         columns: usize,
         names: [&str; 2],
     ) -> CandleResult<Weights> {
         let [first, second] = names.map(|name| self.rows(rows, columns, name));
-        let bytes = in_turn(&first?, &second?, columns * self.number.bytes());
+        let bytes = interleave_rows(&first?, &second?, columns * self.dtype.bytes());
         Ok(Weights {
             memory: self.upload(&bytes)?,
             rows: 2 * rows,
@@ -188,10 +192,10 @@ impl<'a> Uploader<'a> {
         })
     }
 
-    /// A convolution whose steps are as long as its kernel: a row for each channel, zeros up to whole vectors.
+    /// A convolution with a stride as long as its kernel: a row for each channel, padded with zeros to whole vectors.
     pub(crate) fn patches(&self, hidden: usize, patch: usize, name: &str) -> CandleResult<Weights> {
         let shape = [hidden, 3, patch, patch];
-        let tensor = self.tensor(&shape, &format!("{name}.weight"), self.dtype())?;
+        let tensor = self.tensor(&shape, &format!("{name}.weight"), self.candle_dtype())?;
         let length = 3 * patch * patch;
         let columns = length.next_multiple_of(8);
         let tensor = tensor
