@@ -4,7 +4,7 @@ use gst::{glib, prelude::*, subclass::prelude::*};
 
 use crate::{
     caption::FrameStamp,
-    element::{model::CheckedRequest, model_control::check_image_size},
+    element::model::{CheckedRequest, check_image_size},
     log::CAT,
     prompt::IntervalRequest,
     worker::{

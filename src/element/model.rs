@@ -10,7 +10,7 @@ use crate::{
     prompt::{IntervalRequest, PictureSize},
     worker::Worker,
 };
-use vlmnarrate_engine::{EngineLoader, ModelSettings};
+use vlmnarrate_engine::{Checkpoint, EngineLoader, Error, ModelSettings};
 
 /// The engine loader of an element.
 pub(crate) struct Loader(pub(crate) Arc<dyn EngineLoader>);
@@ -71,5 +71,13 @@ impl LoadedModel {
             0 => Some(PictureSize::new(0, self.worker.checkpoint()?)),
             side => Some(PictureSize::Square(side)),
         }
+    }
+}
+
+/// Checks an `image-size`, of which 0 fits every model.
+pub(crate) fn check_image_size(checkpoint: &dyn Checkpoint, side: u32) -> Result<(), Error> {
+    match side {
+        0 => Ok(()),
+        side => checkpoint.check_image_size(side),
     }
 }

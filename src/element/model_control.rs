@@ -8,12 +8,12 @@ use crate::{
     element::{
         callbacks::ElementCallbacks,
         imp::VlmNarrate,
-        model::{CheckedRequest, LoadedModel},
+        model::{CheckedRequest, LoadedModel, check_image_size},
         panics,
     },
     worker::Worker,
 };
-use vlmnarrate_engine::{Checkpoint, Error, ErrorKind, Found, ModelSettings};
+use vlmnarrate_engine::{Error, ErrorKind, Found, ModelSettings};
 use vlmnarrate_mailbox::Epoch;
 
 impl VlmNarrate {
@@ -175,13 +175,5 @@ impl VlmNarrate {
             _ => "",
         };
         gst::element_imp_error!(self, class, ("{error}{remedy}"));
-    }
-}
-
-/// Checks an `image-size`, of which 0 fits every model.
-pub(crate) fn check_image_size(checkpoint: &dyn Checkpoint, side: u32) -> Result<(), Error> {
-    match side {
-        0 => Ok(()),
-        side => checkpoint.check_image_size(side),
     }
 }
