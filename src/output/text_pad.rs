@@ -93,7 +93,7 @@ impl TimeMap {
         };
     }
 
-    fn to_stream(&self, span: Range<ClockTime>) -> Range<ClockTime> {
+    fn stream_span(&self, span: Range<ClockTime>) -> Range<ClockTime> {
         match self.reverse {
             true => self.position_at(span.end)..self.position_at(span.start),
             false => self.position_at(span.start)..self.position_at(span.end),
@@ -235,7 +235,7 @@ impl State {
         let mut items = items(&mut self.cues, &time_map);
         for item in &mut items {
             let (TextItem::Gap(span) | TextItem::Cue(span, _)) = item;
-            *span = time_map.to_stream(span.clone());
+            *span = time_map.stream_span(span.clone());
         }
         items
     }

@@ -104,8 +104,10 @@ mod tests {
 
     #[test]
     fn a_secret_is_in_no_debug_output() {
-        let mut settings = ModelSettings::default();
-        settings.api_key = Some(Secret::new("sk-123"));
+        let settings = ModelSettings {
+            api_key: Some(Secret::new("sk-123")),
+            ..ModelSettings::default()
+        };
         assert!(!format!("{settings:?}").contains("123"));
         assert_eq!(settings.api_key.unwrap().reveal(), "sk-123");
     }
