@@ -358,7 +358,7 @@ impl VlmNarrate {
         }
     }
 
-    /// Whether a query would wait for this very thread. An ALLOCATION query after a change of the video's size waits
+    /// Whether a query would wait for the thread that it runs on. An ALLOCATION query after a change of the video's size waits
     /// until downstream queues are empty; the muxer that empties them waits for text, which this thread pushes. If the
     /// query fails, upstream allocates by itself.
     fn would_deadlock(&self, info: &gst::PadProbeInfo) -> bool {

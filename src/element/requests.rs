@@ -1,4 +1,4 @@
-//! RequestQueue of `describe-now` that are not answered yet.
+//! Requests of `describe-now` that are not answered yet.
 
 use std::sync::{
     Mutex, MutexGuard,

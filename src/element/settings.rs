@@ -1,4 +1,4 @@
-//! The element's settings and, in one table, the properties that show them.
+//! The element's settings and the table of their properties.
 
 use std::{ffi::OsString, sync::LazyLock};
 
@@ -162,6 +162,7 @@ pub(crate) struct PromptSettings {
     pub(crate) image_splitting: bool,
 }
 
+/// The values of all properties that can be set.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
     /// A path need not be UTF-8.

@@ -17,8 +17,8 @@ use crate::input::{
 };
 use vlmnarrate_engine::Picture;
 
-/// Scales frames of one format to RGB pictures of one size. Squares don't keep the aspect ratio: the models were trained
-/// so.
+/// Scales frames of one format to RGB pictures of one size. Squares don't keep the aspect ratio, as in the training of
+/// the models.
 ///
 /// The filter is linear with as many taps as the ratio needs, like that of `videoconvertscale method=bilinear2
 /// add-borders=false`: two taps would alias.
@@ -374,7 +374,7 @@ pub(crate) mod tests {
         (info, buffer)
     }
 
-    /// The same as `format` has it.
+    /// The same picture in `format`.
     pub(in super::super) fn frame(
         format: VideoFormat,
         (width, height): (u32, u32),
@@ -391,7 +391,7 @@ pub(crate) mod tests {
         config
     }
 
-    /// How far two pictures are apart, on average and at most.
+    /// Mean and maximum difference of two pictures.
     pub(in super::super) fn difference(a: &Picture, b: &Picture) -> (f64, f64) {
         assert_eq!((a.width, a.height), (b.width, b.height));
         assert_eq!(a.rgb.len(), b.rgb.len());
@@ -400,7 +400,7 @@ pub(crate) mod tests {
         (mean, off.fold(0.0, f64::max))
     }
 
-    /// What GStreamer's converter makes of it in one go.
+    /// The picture that GStreamer's converter makes in one step.
     fn reference(info: &VideoInfo, buffer: &gst::BufferRef, size: (u32, u32)) -> Picture {
         let rgb = VideoInfo::builder(VideoFormat::Rgb, size.0, size.1).fps(info.fps());
         let rgb = rgb.build().unwrap();
@@ -430,7 +430,7 @@ pub(crate) mod tests {
                 ((30, 20), (64, 64)),
             ];
             for ((width, height), to) in sizes {
-                // What ends within a group GStreamer itself doesn't show right.
+                // GStreamer itself is wrong where a row ends within a group.
                 let from = (u32::next_multiple_of(width, group), height);
                 let (info, buffer) = frame(format, from);
                 let mut downscaler = Downscaler::new(&info, to).unwrap();

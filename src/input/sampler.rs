@@ -18,7 +18,7 @@ impl SamplerSettings {
         (self.interval / u64::from(self.frames)).max(ClockTime::from_nseconds(1))
     }
 
-    /// DueFrame frames from the start of one clip to the start of the next, those that `every_nth` skips included.
+    /// Due frames from the start of one clip to the start of the next, those that `every_nth` skips included.
     pub(crate) fn period(&self) -> u64 {
         u64::from(self.frames) * u64::from(self.every_nth)
     }
@@ -33,7 +33,7 @@ pub(crate) struct Sampler {
     grid: Option<(ClockTime, ClockTime)>,
     /// The cell of the last due frame.
     cell: u64,
-    /// DueFrame frames since the clip period began, up to [`SamplerSettings::period`].
+    /// Due frames since the clip period began, up to [`SamplerSettings::period`].
     passed: u64,
     /// Number of frames taken of the clip in progress, if there is one.
     clip: Option<u32>,

@@ -370,7 +370,7 @@ fn weigh<const STEP: usize, const LANES: usize>(
     }
 }
 
-/// Apart from what becomes of the lanes, which would keep the compiler from seeing them as one.
+/// A function of its own, so that the compiler keeps the lanes in vectors.
 #[inline(never)]
 fn weigh_lanes<const LANES: usize>(weights: &[u16], sums: &[u16]) -> [u16; LANES] {
     let mut lanes = [0u16; LANES];
@@ -442,7 +442,7 @@ mod tests {
         out
     }
 
-    /// The same by its definition.
+    /// The same, computed from the definition.
     fn exact(
         (width, height): (usize, usize),
         (out_width, out_height): (usize, usize),

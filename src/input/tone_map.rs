@@ -229,7 +229,7 @@ impl ToneCurve {
     }
 }
 
-/// Of SMPTE ST 2084.
+/// Constants of SMPTE ST 2084.
 const M1: f64 = 2610.0 / 16384.0;
 const M2: f64 = 2523.0 / 4096.0 * 128.0;
 const C1: f64 = 3424.0 / 4096.0;
@@ -246,7 +246,7 @@ fn pq_code(light: f64) -> f64 {
     ((C1 + C2 * power) / (1.0 + C3 * power)).powf(M2)
 }
 
-/// Of ARIB STD-B67.
+/// Scene light of a code value, from ARIB STD-B67.
 fn hlg_scene(code: f64) -> f64 {
     const A: f64 = 0.178_832_77;
     const B: f64 = 1.0 - 4.0 * A;
@@ -271,11 +271,11 @@ fn srgb_code(light: f64) -> f64 {
     }
 }
 
-/// The shares of red, green and blue in luminance.
+/// Weights of red, green and blue in luminance.
 const BT2020_LUMINANCE: [f32; 3] = [0.2627, 0.6780, 0.0593];
 const BT709_LUMINANCE: [f32; 3] = [0.2126, 0.7152, 0.0722];
 
-/// From primaries to those of BT.709, all with the white of daylight.
+/// Conversions of primaries to BT.709, all with the white point D65.
 const BT2020: [[f32; 3]; 3] = [
     [1.660_491, -0.587_641_1, -0.072_849_9],
     [-0.124_550_5, 1.132_899_9, -0.008_349_4],
