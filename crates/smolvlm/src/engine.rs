@@ -13,9 +13,10 @@ use vlmnarrate_engine::{
 use vlmnarrate_engine::{Download, DownloadObserver};
 
 use crate::{
+    backends::device,
     error,
     files::{self, fingerprint::Fingerprint, source::Source},
-    run::{device, model::Model, options::LoadOptions, registry::Registry, session::Session},
+    run::{model::Model, options::LoadOptions, registry::Registry, session::Session},
 };
 
 /// Elements with the same model, loaded in the same way, share its weights and its threads.

@@ -42,9 +42,11 @@ mod error;
 mod families;
 mod files;
 mod image;
+mod machine;
 mod run;
 mod text;
 
+pub use backends::device::check as check_device;
 pub use engine::SmolVlmLoader;
 pub use error::{Error, Result};
 pub use families::idefics3::config::{
@@ -56,12 +58,8 @@ pub use files::{
     checkpoint::Checkpoint, fingerprint::Fingerprint, source::Source, weights::Progress,
 };
 pub use image::{Processed, Processor, resize};
-pub use run::{
-    device::{DeviceInfo, check as check_device},
-    model::Model,
-    options::LoadOptions,
-    session::Session,
-};
+pub use machine::device::DeviceInfo;
+pub use run::{model::Model, options::LoadOptions, session::Session};
 pub use text::{
     chat_template::{ChatTemplate, SpecialTokens},
     prompt::{Content, Message, Prompt, Prompter, Role, Span, question, video},

@@ -7,17 +7,23 @@ pub(crate) mod candle;
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+pub(crate) mod device;
+pub(crate) mod request_size;
 
 use std::{any::Any, fmt, ops::ControlFlow, time::Duration};
 
 use candle_core::Tensor;
 use vlmnarrate_engine::{Event, Observer, Picture};
 
+use self::request_size::RequestSize;
 use crate::{
     error::{Error, Result},
-    run::{memory::Work, stopwatch::Stopwatch},
+    machine::stopwatch::Stopwatch,
     text::prompt::Prompt,
 };
+
+/// The most draft tokens that are verified at once.
+pub(crate) const MAX_DRAFT: usize = 16;
 
 /// The network of a loaded model, on one device. Immutable: what changes is in a [`SequenceSlot`].
 pub(crate) trait Backend: fmt::Debug + Send + Sync {
@@ -34,7 +40,7 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
 
     /// Bytes of the machine's memory that a request takes at most; `None` where an allocation that fails is an error
     /// and no more.
-    fn memory(&self, work: &Work) -> Option<u64>;
+    fn memory(&self, size: &RequestSize) -> Option<u64>;
 
     /// Whether the slot keeps the features that it holds when it is reserved for so many rows of them.
     fn keeps_features(&self, slot: &dyn SequenceSlot, rows: usize) -> bool;

@@ -5,7 +5,7 @@ use candle_core::{DType, quantized::GgmlDType};
 
 use vlmnarrate_engine::{DeviceKind, Quantization};
 
-use crate::{families::idefics3::names, files::checkpoint::Checkpoint, run::device::takes_blocks};
+use crate::{families::idefics3::names, files::checkpoint::Checkpoint};
 
 /// Of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,12 +112,11 @@ pub(crate) fn named(dtype: vlmnarrate_engine::DType) -> Option<DType> {
 /// What `Auto` comes to on this device.
 pub(crate) fn resolve(
     quantization: Quantization,
-    device: DeviceKind,
+    (device, takes_blocks): (DeviceKind, bool),
     dtype: vlmnarrate_engine::DType,
 ) -> Quantization {
     match quantization {
-        // Its kernels take dense weights alone.
-        _ if !takes_blocks(device) => Quantization::None,
+        _ if !takes_blocks => Quantization::None,
         Quantization::Auto
             if (device, dtype) == (DeviceKind::Cpu, vlmnarrate_engine::DType::Auto) =>
         {

@@ -7,7 +7,7 @@ use crate::{
         formats::{Format, Formats, is_packed},
         weights::{Entry, Weights},
     },
-    run::memory::{Shortage, bytes},
+    machine::memory::{Shortage, bytes},
 };
 use vlmnarrate_engine::Quantization;
 
@@ -51,15 +51,15 @@ impl Weights {
         }
     }
 
-    /// Whether there can be memory for all of them, where `has_room` knows of memory.
+    /// Whether there can be memory for all of them, where `check_available` knows of memory.
     pub(crate) fn check_memory(
         &self,
         formats: Formats,
         is_cpu: bool,
-        has_room: impl Fn(u64) -> Result<(), Shortage>,
+        check_available: impl Fn(u64) -> Result<(), Shortage>,
     ) -> Result<()> {
         let size = self.size(formats, is_cpu);
-        has_room(size).map_err(|shortage| {
+        check_available(size).map_err(|shortage| {
             let remedy = match formats.quantization {
                 Quantization::Q4_0 => "take a smaller model",
                 // Those of a file stay as they are.
@@ -84,7 +84,7 @@ mod tests {
     use candle_core::{DType, quantized::GgmlDType};
 
     use super::*;
-    use crate::run::memory::has_room;
+    use crate::machine::memory::check_available;
 
     /// A file of any size that takes no room.
     struct Sparse {
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(size(DType::BF16, Quantization::None), 64 * 64 * 2);
         assert_eq!(size(DType::F32, Quantization::Q8_0), 64 * 2 * 34);
         let check = |weights: Weights, quantization| {
-            weights.check_memory(formats(DType::F32, quantization), true, has_room)
+            weights.check_memory(formats(DType::F32, quantization), true, check_available)
         };
         assert!(check(weights(64), Quantization::None).is_ok());
         for (quantization, says, remedy) in [

@@ -8,7 +8,7 @@ use candle_transformers::utils::apply_repeat_penalty;
 use vlmnarrate_engine::{Event, Observer, Request};
 
 use crate::{
-    backends::candle::values::look_at,
+    backends::{MAX_DRAFT, candle::values::look_at},
     error::{Error, Result},
     run::{model::Model, sampling, session::Session, speculation::Speculation},
     text::{choices::Walk, prompt::Prompt},
@@ -17,48 +17,51 @@ use crate::{
 /// What was generated, and how it ended.
 pub(crate) struct Generated {
     pub(crate) tokens: Vec<u32>,
-    /// Not by `max_tokens`.
+    /// By a stop token or string, not by `max_tokens`.
     pub(crate) stopped: bool,
     pub(crate) probability: f64,
 }
 
 impl Model {
-    /// Logits that choose the token behind `ids`, the caption so far, of at most `most`. The prompt has
-    /// `start` tokens.
+    /// Logits that choose the token behind `ids`, the answer so far, of at most `max_tokens`. The prompt has `start`
+    /// tokens. Where the draft goes on as the answer did, the rest of the draft is run with it.
     fn verify_draft(
         &self,
         session: &mut Session,
         start: usize,
         ids: &[u32],
-        most: usize,
+        max_tokens: usize,
         speculation: &mut Speculation<'_>,
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
-        if let Some(logits) = speculation.behind(ids) {
+        if let Some(logits) = speculation.logits_after(ids) {
             return Ok(logits);
         }
         let seen = ids.len() - 1;
-        // Whatever was drafted is in the way.
+        // Rejected draft tokens are in the way.
         session.slot.truncate(start + seen);
-        if !speculation.run.is_empty() {
-            let came_true = speculation.logits.len() > 1 && speculation.run == ids[..seen];
-            speculation.pace = match came_true {
-                true => Speculation::MOST.min(2 * speculation.pace),
-                false => Speculation::PACE,
+        if !speculation.tokens.is_empty() {
+            let accepted = speculation.logits.len() > 1 && speculation.tokens == ids[..seen];
+            speculation.draft_len = match accepted {
+                true => MAX_DRAFT.min(2 * speculation.draft_len),
+                false => Speculation::FIRST_DRAFT,
             };
         }
         let draft = match speculation.draft.get(seen) {
             Some(token) if *token == ids[seen] => &speculation.draft[seen + 1..],
             _ => &[],
         };
-        let draft = &draft[..draft.len().min(speculation.pace).min(most - ids.len())];
-        speculation.run = [ids, draft].concat();
-        let tokens = &speculation.run[seen..];
+        let draft = &draft[..draft
+            .len()
+            .min(speculation.draft_len)
+            .min(max_tokens - ids.len())];
+        speculation.tokens = [ids, draft].concat();
+        let tokens = &speculation.tokens[seen..];
         speculation.logits = self.run_tokens(session, tokens, observer)?;
         Ok(speculation.logits[0].clone())
     }
 
-    /// One of the choices; asks the model only where there is something to choose.
+    /// Tokens of one of the choices. The model is run only where there is something to choose.
     pub(crate) fn choose(
         &self,
         session: &mut Session,
@@ -146,8 +149,9 @@ impl Model {
             if ids.len() >= request.max_tokens {
                 return Ok(generated(ids, false));
             }
-            let (start, most) = (prompt.ids.len(), request.max_tokens);
-            logits = self.verify_draft(session, start, &ids, most, &mut speculation, observer)?;
+            let (start, max_tokens) = (prompt.ids.len(), request.max_tokens);
+            logits =
+                self.verify_draft(session, start, &ids, max_tokens, &mut speculation, observer)?;
         }
     }
 

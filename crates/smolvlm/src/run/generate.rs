@@ -8,13 +8,13 @@ use vlmnarrate_engine::{Answer, Observer, Picture, Request, Timings};
 use crate::{
     backends::{Greedy, ImageInput, Needs, Next, StartJob, Started},
     error::{Error, Result},
+    machine::stopwatch::Stopwatch,
     run::{
         decode::{Generated, before_stop},
         model::Model,
         prepare::PreparedRequest,
         sampling,
         session::{Last, Session},
-        stopwatch::Stopwatch,
     },
     text::prompt::{Prompt, check_token},
 };
@@ -236,7 +236,7 @@ impl Model {
         session.check(self.id)?;
         prompt.check(self.config.text_config.vocab_size)?;
         self.check_features(prompt, features)?;
-        let capacity = self.check_room(None, prompt, room)?;
+        let capacity = self.check_memory(None, prompt, room)?;
         session.last = None;
         let slot = &mut *session.slot;
         slot.truncate(0);

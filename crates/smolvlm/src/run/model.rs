@@ -17,6 +17,7 @@ use crate::{
         Backend,
         candle::{Candle, TensorBackend},
         cpu::Fused,
+        device::OpenDevice,
     },
     error::{self, Error, Result},
     families::idefics3::config::{Config, PreprocessorConfig},
@@ -26,11 +27,8 @@ use crate::{
         weights::{LoadProgress, Progress},
     },
     image,
-    run::{
-        device::{Chosen, DeviceInfo},
-        options::LoadOptions,
-        session::Session,
-    },
+    machine::device::DeviceInfo,
+    run::{options::LoadOptions, session::Session},
     text::prompt::{self, Prompter, Span},
 };
 
@@ -62,7 +60,7 @@ impl Model {
             device, threads, ..
         } = options;
         let formats = options.formats(checkpoint)?;
-        let chosen = Chosen::open(device)?;
+        let device = OpenDevice::open(device)?;
         let template = checkpoint.chat_template.clone();
         let prompter = Prompter::with_template(template, checkpoint.tokenizer()?)
             .map_err(|reason| checkpoint.file_error(source::TOKENIZER, reason))?;
@@ -98,10 +96,10 @@ impl Model {
             true => Error::Cancelled,
             false => report(checkpoint, error::plain(&error)),
         };
-        let info = chosen.info();
-        let backend: Box<dyn Backend> = match chosen {
+        let info = device.info();
+        let backend: Box<dyn Backend> = match device {
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(gpu) => {
+            OpenDevice::Cuda(gpu) => {
                 let loader = Loader {
                     weights: &checkpoint.weights,
                     device: &Device::Cpu,
@@ -112,14 +110,14 @@ impl Model {
                     *gpu, checkpoint, dtype, loader, &stop, failed,
                 )?)
             }
-            chosen => {
+            device => {
                 let formats = (formats, &add as &(dyn Fn(u64) -> bool + Sync));
-                match matches!(chosen, Chosen::Cpu) && formats.0.has_blocks(checkpoint) {
+                match matches!(device, OpenDevice::Cpu) && formats.0.has_blocks(checkpoint) {
                     true => Box::new(TensorBackend::<Fused>::load(
-                        checkpoint, &chosen, formats, failed, threads,
+                        checkpoint, &device, formats, failed, threads,
                     )?),
                     false => Box::new(TensorBackend::<Candle>::load(
-                        checkpoint, &chosen, formats, failed, threads,
+                        checkpoint, &device, formats, failed, threads,
                     )?),
                 }
             }

@@ -3,12 +3,12 @@
 use vlmnarrate_engine::{DType, DeviceKind, Quantization};
 
 use crate::{
+    backends::device,
     error::{Error, Result},
     files::{
         checkpoint::Checkpoint,
         formats::{self, Formats},
     },
-    run::device,
 };
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -29,7 +29,11 @@ impl LoadOptions {
         let device = device::resolve(self.device, checkpoint);
         Ok(Self {
             device,
-            quantization: formats::resolve(self.quantization, device, self.dtype),
+            quantization: formats::resolve(
+                self.quantization,
+                (device, device::takes_blocks(device)),
+                self.dtype,
+            ),
             ..self
         })
     }

@@ -6,10 +6,11 @@ use candle_core::Tensor;
 use vlmnarrate_engine::{Picture, Request};
 
 use crate::{
+    backends::request_size::RequestSize,
     error::{Error, Result},
     image::{self, Processed, Processor},
+    machine::memory::check_available,
     run::{
-        memory::{Work, has_room},
         model::Model,
         session::{PromptKey, Session},
     },
@@ -125,7 +126,7 @@ impl Model {
         };
         let prompt = session.prompt(&self.prompter, key)?;
         prompt.check(self.config.text_config.vocab_size)?;
-        self.check_room(Some(squares), &prompt, max_tokens)?;
+        self.check_memory(Some(squares), &prompt, max_tokens)?;
         let tiled = processor.map(|processor| pictures.map(|p| processor.split(p)).collect());
         Ok(PreparedRequest {
             choices,
@@ -176,7 +177,7 @@ impl Model {
     }
 
     /// Checks that there is memory for a request; returns the tokens of prompt and answer.
-    pub(crate) fn check_room(
+    pub(crate) fn check_memory(
         &self,
         squares: Option<Squares>,
         prompt: &Prompt,
@@ -184,18 +185,18 @@ impl Model {
     ) -> Result<usize> {
         let capacity = self.capacity(prompt.ids.len(), max_tokens)?;
         let squares = squares.unwrap_or_default();
-        let work = Work {
+        let size = RequestSize {
             squares: squares.count,
             tiles: squares.most,
             side: squares.side,
             tokens: prompt.ids.len(),
             capacity,
         };
-        if let Some(bytes) = self.backend.memory(&work) {
-            has_room(bytes).map_err(|shortage| Error::Memory {
+        if let Some(bytes) = self.backend.memory(&size) {
+            check_available(bytes).map_err(|shortage| Error::Memory {
                 megabytes: bytes / 1_000_000,
-                pictures: work.squares,
-                tokens: work.capacity,
+                pictures: size.squares,
+                tokens: size.capacity,
                 shortage: shortage.to_string(),
             })?;
         }

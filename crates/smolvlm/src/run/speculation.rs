@@ -2,38 +2,42 @@
 
 use candle_core::Tensor;
 
-/// Tokens that were run before anybody knew whether they would be chosen: those of the last caption, which
-/// says the same as long as the scene does.
+use crate::backends::MAX_DRAFT;
+
+/// Draft tokens and what became of them. The draft is the last caption, which says the same as long as the scene does.
 ///
-/// A draft that fails costs time and changes nothing: each choice is made from the same logits as without.
+/// A draft that is rejected costs time and changes nothing: each choice is made from the same logits as without.
 pub(crate) struct Speculation<'a> {
-    /// None of a decoder whose rows depend on how many are run at once.
+    /// Empty for a backend that isn't batch-invariant.
     pub(crate) draft: &'a [u32],
-    /// Tokens of the caption that were run, chosen or not, and the logits behind the last of them, each.
-    pub(crate) run: Vec<u32>,
+    /// Tokens of the answer that were run, accepted or not, and the logits behind the last of them, each.
+    pub(crate) tokens: Vec<u32>,
     pub(crate) logits: Vec<Tensor>,
-    /// How many to draft at once: more and more as they come true.
-    pub(crate) pace: usize,
+    /// How many to verify at once: more and more as they are accepted.
+    pub(crate) draft_len: usize,
 }
 
 impl<'a> Speculation<'a> {
-    pub(crate) const PACE: usize = 4;
-    pub(crate) const MOST: usize = 16;
+    pub(crate) const FIRST_DRAFT: usize = 4;
 
-    /// Of a prompt that is the same, pictures included, or not.
+    /// For a prompt that is the same as last time, pictures included, or not.
     pub(crate) fn new(draft: &'a [u32], is_same: bool) -> Self {
         Self {
             draft,
-            run: Vec::new(),
+            tokens: Vec::new(),
             logits: Vec::new(),
-            pace: if is_same { Self::MOST } else { Self::PACE },
+            draft_len: if is_same {
+                MAX_DRAFT
+            } else {
+                Self::FIRST_DRAFT
+            },
         }
     }
 
-    /// What is known to follow these tokens.
-    pub(crate) fn behind(&self, ids: &[u32]) -> Option<Tensor> {
-        let known = self.run.len() - self.logits.len();
+    /// Logits that were computed behind these tokens.
+    pub(crate) fn logits_after(&self, ids: &[u32]) -> Option<Tensor> {
+        let known = self.tokens.len() - self.logits.len();
         let at = ids.len().checked_sub(known + 1)?;
-        (self.run.get(..ids.len())? == ids).then(|| self.logits[at].clone())
+        (self.tokens.get(..ids.len())? == ids).then(|| self.logits[at].clone())
     }
 }

@@ -9,7 +9,7 @@ use candle_core::{
 
 use crate::{
     error::{Result, plain},
-    run::device::{DeviceInfo, refused},
+    machine::device::{DeviceInfo, device_error},
 };
 
 /// Whether the machine has a GPU.
@@ -29,7 +29,7 @@ pub(crate) fn dtype() -> DType {
 /// The first GPU, with a stream of its own each time.
 pub(crate) fn open() -> Result<CudaDevice> {
     CudaDevice::new_with_stream(0)
-        .map_err(|e| refused(format!("CUDA: {}; take device=cpu", plain(&e))))
+        .map_err(|e| device_error(format!("CUDA: {}; take device=cpu", plain(&e))))
 }
 
 pub(crate) fn info(device: &CudaDevice) -> DeviceInfo {

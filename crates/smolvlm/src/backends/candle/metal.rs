@@ -6,7 +6,7 @@ use objc2_metal::{MTLCopyAllDevices, MTLDevice};
 
 use crate::{
     error::{Result, plain},
-    run::device::{DeviceInfo, refused},
+    machine::device::{DeviceInfo, device_error},
 };
 
 /// What checkpoints are published in: their activations fit, where f16 may overflow. candle has a kernel in it for
@@ -22,11 +22,11 @@ pub(crate) fn is_there() -> bool {
 pub(crate) fn open() -> Result<MetalDevice> {
     // candle takes it for granted.
     if !is_there() {
-        return Err(refused(
+        return Err(device_error(
             "this machine has no GPU for Metal; take device=auto",
         ));
     }
-    let failed = |e| refused(format!("Metal: {}; take device=cpu", plain(&e)));
+    let failed = |e| device_error(format!("Metal: {}; take device=cpu", plain(&e)));
     MetalDevice::new(0).map_err(failed)
 }
 
@@ -42,6 +42,6 @@ pub(crate) fn info(device: &MetalDevice) -> DeviceInfo {
 
 /// Frees what Metal leaves to the thread's pool meanwhile: nobody else does before the thread ends, and candle
 /// doesn't either.
-pub(crate) fn pooled<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn with_autorelease_pool<T>(work: impl FnOnce() -> T) -> T {
     autoreleasepool(|_| work())
 }

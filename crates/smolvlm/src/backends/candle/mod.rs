@@ -19,17 +19,18 @@ use candle_core::{DType, Device, Module, Result as CandleResult, Tensor};
 use candle_nn::{RmsNorm, VarBuilder};
 use vlmnarrate_engine::{Observer, Picture};
 
-use super::{Backend, ImageInput, Needs, SequenceSlot, own};
+use super::{
+    Backend, ImageInput, Needs, SequenceSlot,
+    device::{OpenDevice, with_autorelease_pool},
+    own,
+    request_size::RequestSize,
+};
 use crate::{
     error::{Error, Result},
     families::idefics3::config::{Config, PreprocessorConfig},
     files::{checkpoint::Checkpoint, formats::Formats, weights::Loader},
     image,
-    run::{
-        device::{Chosen, pooled},
-        memory::Work,
-        pool::Pool,
-    },
+    machine::pool::Pool,
     text::prompt::Prompt,
 };
 use decoder::Decoder;
@@ -167,14 +168,14 @@ impl<P: Parts> TensorBackend<P> {
     /// Loads a checkpoint; `failed` makes an error of candle's that of a file.
     pub(crate) fn load(
         checkpoint: &Checkpoint,
-        chosen: &Chosen,
+        device: &OpenDevice,
         (formats, progress): (Formats, &(dyn Fn(u64) -> bool + Sync)),
         failed: impl Fn(fn(&Checkpoint, String) -> Error, candle_core::Error) -> Error,
         threads: usize,
     ) -> Result<Self> {
-        let device = chosen.tensors();
+        let has_room = |bytes| device.check_available(bytes);
+        let device = device.tensors();
         let dtype = formats.dtype;
-        let has_room = |bytes| chosen.has_room(bytes);
         checkpoint
             .weights
             .check_memory(formats, device.is_cpu(), has_room)?;
@@ -227,13 +228,13 @@ impl<P: Parts> Backend for TensorBackend<P> {
     }
 
     fn install(&self, work: &mut (dyn FnMut() + Send)) {
-        self.pool.install(|| pooled(work));
+        self.pool.install(|| with_autorelease_pool(work));
     }
 
-    fn memory(&self, work: &Work) -> Option<u64> {
+    fn memory(&self, size: &RequestSize) -> Option<u64> {
         let is_fused = self.encoder.is_fused() && self.decoder.is_fused();
         let is_cpu = self.device.is_cpu();
-        is_cpu.then(|| work.bytes(&self.config, self.dtype, is_fused))
+        is_cpu.then(|| size.bytes(&self.config, self.dtype, is_fused))
     }
 
     fn keeps_features(&self, _slot: &dyn SequenceSlot, _rows: usize) -> bool {

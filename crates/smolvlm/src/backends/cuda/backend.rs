@@ -9,9 +9,10 @@ use super::{GpuJob, Network, Outcome, Slot, StagedPicture};
 use crate::{
     backends::{
         Backend, Greedy, ImageInput, Needs, Next, SequenceSlot, StartJob, Started, layer_done, own,
+        request_size::RequestSize,
     },
     error::Result,
-    run::memory::Work,
+    machine::memory::Work,
     text::prompt::Prompt,
 };
 
@@ -102,7 +103,7 @@ impl Backend for Network {
         true
     }
 
-    fn memory(&self, _work: &Work) -> Option<u64> {
+    fn memory(&self, _size: &RequestSize) -> Option<u64> {
         None
     }
 

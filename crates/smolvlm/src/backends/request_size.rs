@@ -1,77 +1,26 @@
-//! Whether there is memory for what is about to be made: an allocation that fails ends the process, and
-//! what it was for is not told.
-
-use std::{fmt, path::Path};
+//! How much memory a request takes, known before it is run.
 
 use candle_core::DType;
 
-use crate::{
-    families::idefics3::config::Config,
-    run::{
-        memory_limits::{Limit, available},
-        speculation::Speculation,
-    },
-};
-
-/// Why there is no memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Shortage {
-    /// A limit that is known beforehand.
-    Limit(Limit),
-    /// The system doesn't say why, for instance beyond `ulimit -v`.
-    Refused,
-}
-
-impl fmt::Display for Shortage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Limit(limit) => limit.fmt(f),
-            Self::Refused => f.write_str("the system refuses to give this process so much"),
-        }
-    }
-}
-
-/// A number of bytes for people.
-pub(crate) fn bytes(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000_000 => format!("{} MB", bytes / 1_000_000),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
-    }
-}
-
-/// Whether so many bytes can be had: the system has them, and the process gets them. They are asked for and
-/// given back untouched, which costs nothing.
-pub(crate) fn has_room(bytes: u64) -> Result<(), Shortage> {
-    if let Some(limit) = available(Path::new("/")).filter(|limit| bytes > limit.free) {
-        return Err(Shortage::Limit(limit));
-    }
-    // glibc takes it for a habit when less than 32 MiB come and go, and keeps all smaller pieces for the
-    // process from then on.
-    const LEAST: u64 = (32 << 20) + 1;
-    let is_given = usize::try_from(bytes.max(LEAST))
-        .is_ok_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok());
-    match is_given {
-        true => Ok(()),
-        false => Err(Shortage::Refused),
-    }
-}
+use super::MAX_DRAFT;
+use crate::families::idefics3::config::Config;
 
 /// Small pieces, and what products keep of their factors.
 const REST: f64 = (16 << 20) as f64;
 
-/// What a caption is made of.
+/// What decides how much memory a request takes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Work {
+pub(crate) struct RequestSize {
     /// Square pictures, the tiles of larger ones included, and the most that one is cut into.
-    pub squares: usize,
-    pub tiles: usize,
-    pub side: usize,
+    pub(crate) squares: usize,
+    pub(crate) tiles: usize,
+    pub(crate) side: usize,
     /// Of the prompt, and with the caption's.
-    pub tokens: usize,
-    pub capacity: usize,
+    pub(crate) tokens: usize,
+    pub(crate) capacity: usize,
 }
 
-impl Work {
+impl RequestSize {
     /// Bytes that it takes at most beside the weights: what `forward` and its like hold at once. With `is_fused` kernels
     /// of our own do all of it.
     pub(crate) fn bytes(&self, config: &Config, dtype: DType, is_fused: bool) -> u64 {
@@ -132,7 +81,7 @@ impl Work {
         let heads = t.num_key_value_heads() * t.head_dim();
         let cache = stored * product(&[2, t.num_hidden_layers, self.capacity, heads]);
         // Sampling sorts them, each with its place.
-        let draft = if is_fused { Speculation::MOST + 1 } else { 0 };
+        let draft = if is_fused { MAX_DRAFT + 1 } else { 0 };
         let logits = product(&[8 + draft, size_of::<f32>(), t.vocab_size]);
 
         // The encoder's go before the decoder's come.

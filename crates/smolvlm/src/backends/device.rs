@@ -1,26 +1,23 @@
 //! Where a model runs.
 
-use std::{
-    fs::File,
-    io::{BufRead, BufReader},
-};
-
 use candle_core::{DType, Device};
-
-#[cfg(feature = "candle-cuda")]
-use crate::backends::candle::cuda as candle_cuda;
-#[cfg(feature = "metal")]
-use crate::backends::candle::metal;
-#[cfg(any(feature = "candle-cuda", feature = "metal"))]
-use crate::run::memory_limits::{Limit, Of};
 use vlmnarrate_engine::DeviceKind;
 
+#[cfg(feature = "candle-cuda")]
+use super::candle::cuda as candle_cuda;
+#[cfg(feature = "metal")]
+use super::candle::metal;
 #[cfg(feature = "cuda")]
-use crate::backends;
+use super::cuda;
+#[cfg(any(feature = "candle-cuda", feature = "metal"))]
+use crate::machine::memory_limits::{Limit, Of};
 use crate::{
-    error::{Error, Result},
+    error::Result,
     files::checkpoint::Checkpoint,
-    run::memory::{self, Shortage},
+    machine::{
+        device::{DeviceInfo, device_error},
+        memory::{self, Shortage},
+    },
 };
 
 /// Whether this build can run models there. Whether the machine can is seen when one is loaded.
@@ -32,7 +29,7 @@ pub fn check(kind: DeviceKind) -> Result<()> {
         DeviceKind::Metal if !cfg!(feature = "metal") => ("Metal", "metal` on a Mac"),
         _ => return Ok(()),
     };
-    Err(refused(format!(
+    Err(device_error(format!(
         "this build has no {name}; build it with `cargo build --release --features {features}, or take \
          device=auto"
     )))
@@ -44,9 +41,7 @@ pub(crate) fn resolve(kind: DeviceKind, checkpoint: &Checkpoint) -> DeviceKind {
     let _ = checkpoint;
     match kind {
         #[cfg(feature = "cuda")]
-        DeviceKind::Auto
-            if vlmnarrate_cuda::is_available() && backends::cuda::fits(checkpoint).is_ok() =>
-        {
+        DeviceKind::Auto if vlmnarrate_cuda::is_available() && cuda::fits(checkpoint).is_ok() => {
             DeviceKind::Cuda
         }
         #[cfg(feature = "candle-cuda")]
@@ -76,48 +71,8 @@ pub(crate) fn takes_blocks(kind: DeviceKind) -> bool {
     kind != DeviceKind::Cuda || cfg!(feature = "candle-cuda")
 }
 
-/// An error that concerns the property.
-pub(crate) fn refused(reason: impl Into<String>) -> Error {
-    Error::Setting {
-        property: "device",
-        reason: reason.into(),
-    }
-}
-
-/// What a model runs on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceInfo {
-    /// `cpu`, `cuda` or `metal`.
-    pub kind: &'static str,
-    pub name: String,
-    /// Bytes that it has in all, of a CPU those of the machine; 0 where nobody says.
-    pub memory: u64,
-}
-
-impl DeviceInfo {
-    fn cpu() -> Self {
-        let memory = described("/proc/meminfo", "MemTotal");
-        let kibibytes = memory.and_then(|memory| memory.trim_end_matches(" kB").parse().ok());
-        Self {
-            kind: "cpu",
-            name: described("/proc/cpuinfo", "model name")
-                .unwrap_or_else(|| std::env::consts::ARCH.into()),
-            memory: kibibytes.map_or(0, |kibibytes: u64| kibibytes << 10),
-        }
-    }
-}
-
-/// What stands behind a key in one of Linux' descriptions of the machine.
-fn described(path: &str, key: &str) -> Option<String> {
-    let lines = BufReader::new(File::open(path).ok()?).lines();
-    lines.map_while(|line| line.ok()).find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        (name.trim() == key).then(|| value.trim().to_owned())
-    })
-}
-
 /// A device that is open, for one model.
-pub(crate) enum Chosen {
+pub(crate) enum OpenDevice {
     Cpu,
     #[cfg(feature = "cuda")]
     Cuda(Box<vlmnarrate_cuda::Gpu>),
@@ -127,7 +82,7 @@ pub(crate) enum Chosen {
     Metal(candle_core::MetalDevice),
 }
 
-impl Chosen {
+impl OpenDevice {
     /// Of what `resolve` said.
     pub(crate) fn open(kind: DeviceKind) -> Result<Self> {
         match kind {
@@ -171,12 +126,12 @@ impl Chosen {
     }
 
     /// Whether so many bytes can be had for weights.
-    pub(crate) fn has_room(&self, bytes: u64) -> Result<(), Shortage> {
+    pub(crate) fn check_available(&self, bytes: u64) -> Result<(), Shortage> {
         match self {
             // Its engine asks it itself.
             #[cfg(feature = "cuda")]
             Self::Cuda(_) => Ok(()),
-            Self::Cpu => memory::has_room(bytes),
+            Self::Cpu => memory::check_available(bytes),
             #[cfg(feature = "candle-cuda")]
             // An allocation that fails is an error in any case.
             Self::CandleCuda(device) => {
@@ -197,9 +152,9 @@ fn on_gpu(bytes: u64, free: u64) -> Result<(), Shortage> {
 }
 
 /// Around each caption, on the thread that it is made on.
-pub(crate) fn pooled<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn with_autorelease_pool<T>(work: impl FnOnce() -> T) -> T {
     #[cfg(feature = "metal")]
-    return metal::pooled(work);
+    return metal::with_autorelease_pool(work);
     #[cfg(not(feature = "metal"))]
     work()
 }
@@ -235,10 +190,5 @@ mod tests {
         let demo = Checkpoint::open(&Source::Demo).unwrap();
         assert_ne!(resolve(DeviceKind::Auto, &demo), DeviceKind::Auto);
         assert_eq!(resolve(DeviceKind::Cpu, &demo), DeviceKind::Cpu);
-        let info = DeviceInfo::cpu();
-        assert_eq!(info.kind, "cpu");
-        assert!(!info.name.is_empty());
-        #[cfg(target_os = "linux")]
-        assert!(info.memory > 64 << 20, "{info:?}");
     }
 }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::run::memory::bytes;
+use crate::machine::memory::bytes;
 
 /// What there is, and who says that it is no more.
 #[derive(Debug, Clone, PartialEq, Eq)]
