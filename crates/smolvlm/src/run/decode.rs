@@ -11,7 +11,7 @@ use crate::{
     backends::{MAX_DRAFT, candle::values::look_at},
     error::{Error, Result},
     run::{model::Model, sampling, session::Session, speculation::Speculation},
-    text::{choices::Walk, prompt::Prompt},
+    text::{choices::ChoiceState, prompt::Prompt},
 };
 
 /// What was generated, and how it ended.
@@ -65,7 +65,7 @@ impl Model {
     pub(crate) fn choose(
         &self,
         session: &mut Session,
-        mut walk: Walk<'_>,
+        mut state: ChoiceState<'_>,
         logits: Tensor,
         request: &Request<'_>,
         observer: &mut Observer<'_>,
@@ -74,9 +74,9 @@ impl Model {
         let mut ids: Vec<u32> = Vec::new();
         // Tokens that the model has seen, and what it made of the last.
         let (mut seen, mut logits) = (0, Some(logits));
-        while !walk.is_done() {
-            if let Some(token) = walk.only() {
-                walk.take_only(token);
+        while !state.is_done() {
+            if let Some(token) = state.forced_token() {
+                state.accept_forced(token);
                 ids.push(token);
             } else {
                 for token in &ids[seen..] {
@@ -86,12 +86,12 @@ impl Model {
                 let Some(logits) = &logits else { break };
                 let mut scores = scores(logits)?;
                 check_scores(&scores)?;
-                walk.restrict(&mut scores, &self.stop);
+                state.mask_logits(&mut scores, &self.stop);
                 // Of those that are left too.
                 check_scores(&scores)?;
                 let restricted = Tensor::new(scores.as_slice(), logits.device())?;
                 let token = processor.sample(&restricted)?;
-                walk.take(token, &scores, &self.stop);
+                state.accept(token, &scores, &self.stop);
                 if self.stop.contains(&token) {
                     break;
                 }
@@ -102,7 +102,7 @@ impl Model {
         Ok(Generated {
             tokens: ids,
             stopped: true,
-            probability: walk.probability(),
+            probability: state.probability(),
         })
     }
 

@@ -207,8 +207,8 @@ impl Model {
             }
             Next::Logits(logits) => {
                 let is_same = in_common == prompt.ids.len();
-                let generated = match choices.walk() {
-                    Some(walk) => self.choose(session, walk, logits, request, observer),
+                let generated = match choices.start() {
+                    Some(state) => self.choose(session, state, logits, request, observer),
                     None => {
                         self.decode(session, prompt, logits, request, (draft, is_same), observer)
                     }

@@ -1,4 +1,4 @@
-//! From words to tokens and back.
+//! Prompts: chat template, tokenizer, and answers constrained to a list.
 
 pub(crate) mod chat_template;
 pub(crate) mod choices;

@@ -1,4 +1,6 @@
-//! Words and pictures to token ids, as the reference's processor writes them.
+//! Prompts: messages and pictures to token ids, as
+//! [`Idefics3Processor`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/idefics3/processing_idefics3.py)
+//! writes them.
 
 use std::path::Path;
 
@@ -10,91 +12,103 @@ use crate::{
     text::chat_template::{ChatTemplate, SpecialTokens},
 };
 
-/// The role of a message; `capitalize`d by the chat template.
+/// The author of a message. Chat templates write the role with a capital letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
+    /// Instructions for the whole conversation.
     System,
+    /// The question, with its pictures.
     User,
+    /// The model.
     Assistant,
 }
 
-/// A piece of a message, in the form that chat templates expect.
+/// A part of a message, serialized as chat templates expect it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Content {
+    /// Text, without `<image>`.
     Text {
+        /// The text.
         text: String,
     },
-    /// The place of the next picture.
+    /// A placeholder for the next picture.
     Image,
 }
 
 impl Content {
+    /// A [`Text`](Self::Text) part.
     pub fn text(text: impl Into<String>) -> Self {
         Self::Text { text: text.into() }
     }
 }
 
+/// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
+    /// Who wrote the message.
     pub role: Role,
+    /// Texts and pictures in reading order.
     pub content: Vec<Content>,
 }
 
-/// How one picture stands in the prompt.
+/// The image tokens of one picture in a prompt: its tiles row by row, then the whole picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
-    /// Rows and columns of tiles, zero for the whole picture alone.
+    /// Rows and columns of tiles; `(0, 0)` for the whole picture alone.
     pub grid: (usize, usize),
-    /// Tokens of each tile and of the whole picture.
+    /// Image tokens of each tile, and of the whole picture.
     pub tokens: usize,
 }
 
 pub(crate) const IMAGE: &str = "<image>";
 const FAKE: &str = "<fake_token_around_image>";
 const GLOBAL: &str = "<global-img>";
-/// The token that ends a turn and so a caption.
+/// The token that ends a message, and therefore a caption.
 pub(crate) const END_OF_UTTERANCE: &str = "<end_of_utterance>";
 
-/// Chat template and tokenizer of one checkpoint.
+/// The chat template and tokenizer of a checkpoint: messages to token ids and back.
 pub struct Prompter {
     template: ChatTemplate,
     tokenizer: Tokenizer,
-    image: u32,
+    image_token_id: u32,
 }
 
 impl std::fmt::Debug for Prompter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Prompter")
-            .field("image", &self.image)
+            .field("image_token_id", &self.image_token_id)
             .finish_non_exhaustive()
     }
 }
 
-/// Token ids and where the pictures' features go among them.
+/// The token ids of a prompt, and the positions that image features take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
+    /// All token ids, `<image>` tokens included.
     pub ids: Vec<u32>,
-    /// First position of each run of `<image>` tokens and its length: tiles row by row, whole picture last.
+    /// Start and length of each run of `<image>` tokens, in positions of `ids`: tiles row by row, whole picture last.
     pub images: Vec<(usize, usize)>,
 }
 
 impl Prompt {
-    /// That all tokens are of a vocabulary of so many, and each picture has a place of its own before the last token,
-    /// which the answer follows.
-    pub(crate) fn check(&self, vocabulary: usize) -> Result<()> {
+    /// Checks that all ids are below `vocab_size`, that the runs of image tokens do not overlap, and that the last token
+    /// is no image token.
+    pub(crate) fn check(&self, vocab_size: usize) -> Result<()> {
         let count = self.ids.len();
         if count == 0 {
             return Err(Error::Prompt("it has no tokens".into()));
         }
         self.ids
             .iter()
-            .try_for_each(|id| check_token(*id, vocabulary))?;
-        let mut free = 0;
+            .try_for_each(|id| check_token(*id, vocab_size))?;
+        let mut previous_end = 0;
         for &(start, len) in &self.images {
             match start.checked_add(len) {
-                Some(end) if len > 0 && start >= free && end < count => free = end,
+                Some(end) if len > 0 && start >= previous_end && end < count => {
+                    previous_end = end;
+                }
                 _ => {
                     return Err(Error::Prompt(format!(
                         "a picture takes {len} of {count} tokens from {start} on; each has some of its own, and text \
@@ -107,29 +121,29 @@ impl Prompt {
     }
 }
 
-/// That a token is one of a vocabulary of so many.
-pub(crate) fn check_token(token: u32, vocabulary: usize) -> Result<()> {
-    match (token as usize) < vocabulary {
+/// Checks that a token id is below `vocab_size`.
+pub(crate) fn check_token(token: u32, vocab_size: usize) -> Result<()> {
+    match (token as usize) < vocab_size {
         true => Ok(()),
         false => Err(Error::Prompt(format!(
-            "the token {token} is not one of the model's {vocabulary}"
+            "the token {token} is not one of the model's {vocab_size}"
         ))),
     }
 }
 
-/// The most tokens that one picture may take with its tiles, which no model has positions for.
-const MOST_PLACES: usize = 1 << 20;
+/// Image tokens of one picture with its tiles, at most: more than any model has positions for.
+const MAX_IMAGE_TOKENS: usize = 1 << 20;
 
 impl Span {
-    /// Of all its tiles and the whole picture.
+    /// Checks that the picture takes 1 to [`MAX_IMAGE_TOKENS`] tokens.
     fn check(&self) -> Result<()> {
         let (rows, cols) = self.grid;
         let tiles = rows
             .checked_mul(cols)
             .filter(|tiles| (*tiles == 0) == (self.grid == (0, 0)));
-        let places = tiles.and_then(|tiles| tiles.checked_add(1)?.checked_mul(self.tokens));
-        match places {
-            Some(1..=MOST_PLACES) => Ok(()),
+        let tokens = tiles.and_then(|tiles| tiles.checked_add(1)?.checked_mul(self.tokens));
+        match tokens {
+            Some(1..=MAX_IMAGE_TOKENS) => Ok(()),
             _ => Err(Error::Prompt(format!(
                 "a picture of {rows} × {cols} tiles and {} tokens each is none that a model reads",
                 self.tokens
@@ -139,32 +153,34 @@ impl Span {
 }
 
 impl Prompter {
-    /// `template` is Jinja source that knows no special tokens, and need not write a picture's place.
+    /// A prompter of Jinja source, which gets no special tokens and isn't tried on a picture, and of a tokenizer.
+    ///
+    /// Errors if the template doesn't parse or the tokenizer has no `<image>`.
     pub fn new(template: String, tokenizer: Tokenizer) -> Result<Self, String> {
         let path = Path::new("chat_template.jinja");
         let template = ChatTemplate::parse(&template, path, SpecialTokens::new());
         Self::with_template(template.map_err(|e| e.to_string())?, tokenizer)
     }
 
-    /// The error is a reason without the tokenizer's file.
+    /// A prompter of a parsed template and a tokenizer. The error is a reason without the tokenizer's file.
     pub fn with_template(template: ChatTemplate, mut tokenizer: Tokenizer) -> Result<Self, String> {
-        // Saved truncation would cut a tiled prompt, saved padding would lengthen it.
+        // A truncation in tokenizer.json would cut a tiled prompt, a padding would lengthen it.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
-        let image = tokenizer
+        let image_token_id = tokenizer
             .token_to_id(IMAGE)
             .ok_or_else(|| format!("the token `{IMAGE}` is missing"))?;
         Ok(Self {
             template,
             tokenizer,
-            image,
+            image_token_id,
         })
     }
 
-    /// That the tokenizer writes tokens of a vocabulary of so many alone. The error is a reason without its file.
-    pub(crate) fn check_vocabulary(&self, vocabulary: usize) -> Result<(), String> {
+    /// Checks that every token of the tokenizer has an id below `vocab_size`. The error is a reason without its file.
+    pub(crate) fn check_vocabulary(&self, vocab_size: usize) -> Result<(), String> {
         let tokens = self.tokenizer.get_vocab(true).into_iter();
-        // What a post-processor adds need not be a token by name.
+        // Tokens that the post-processor adds need not be in the vocabulary.
         let added = self.tokenizer.encode("", true).map_err(|e| e.to_string())?;
         let added = added
             .get_tokens()
@@ -172,18 +188,19 @@ impl Prompter {
             .cloned()
             .zip(added.get_ids().iter().copied());
         match tokens.chain(added).max_by_key(|(_, id)| *id) {
-            Some((token, id)) if id as usize >= vocabulary => Err(format!(
-                "has the token `{token}` with the number {id}, and the model's `vocab_size` is {vocabulary}"
+            Some((token, id)) if id as usize >= vocab_size => Err(format!(
+                "has the token `{token}` with the number {id}, and the model's `vocab_size` is {vocab_size}"
             )),
             _ => Ok(()),
         }
     }
 
+    /// The id of a token by its text, if the tokenizer has it.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.tokenizer.token_to_id(token)
     }
 
-    /// The messages as text, each picture still one `<image>`.
+    /// Renders the messages by the chat template, each picture still one `<image>`.
     fn render(&self, messages: &[Message]) -> Result<String> {
         for message in messages {
             let text = message.content.iter().find_map(|content| match content {
@@ -205,26 +222,30 @@ impl Prompter {
         self.template.render(messages)
     }
 
-    /// Ids of `messages`, whose pictures take the `spans` in order.
+    /// Encodes messages, whose pictures take `spans` in order.
+    ///
+    /// Errors if a text contains `<image>`, if the template fails, or if it writes another number of pictures.
     pub fn encode(&self, messages: &[Message], spans: &[Span]) -> Result<Prompt> {
         spans.iter().try_for_each(Span::check)?;
         let rendered = self.render(messages)?;
         let mut parts = rendered.split(IMAGE);
         let mut text = parts.next().unwrap_or_default().to_owned();
-        let places = rendered.matches(IMAGE).count();
-        if places != spans.len() {
-            return Err(self.template.wrong_places(places, spans.len(), messages));
+        let placeholders = rendered.matches(IMAGE).count();
+        if placeholders != spans.len() {
+            return Err(self
+                .template
+                .placeholder_error(placeholders, spans.len(), messages));
         }
         for (part, span) in parts.zip(spans) {
-            expand(&mut text, *span);
+            push_image_tokens(&mut text, *span);
             text.push_str(part);
         }
-        // A template may write what the tokenizer adds, as the reference knows.
+        // As in transformers: a template may write the BOS token that the tokenizer would add.
         let bos = self.template.bos_token();
-        let add = !bos.is_some_and(|bos| rendered.starts_with(bos));
+        let add_special_tokens = !bos.is_some_and(|bos| rendered.starts_with(bos));
         let encoding = self
             .tokenizer
-            .encode(text, add)
+            .encode(text, add_special_tokens)
             .map_err(|e| Error::Prompt(format!("the tokenizer fails: {e}")))?;
         let ids = encoding.get_ids().to_vec();
         if ids.is_empty() {
@@ -232,7 +253,7 @@ impl Prompter {
                 "nothing is left of it after tokenization".into(),
             ));
         }
-        let images = runs(&ids, self.image);
+        let images = runs(&ids, self.image_token_id);
         let pictures = spans.iter().map(|s| s.grid.0 * s.grid.1 + 1).sum::<usize>();
         if images.len() != pictures {
             return Err(Error::Prompt(format!(
@@ -243,7 +264,7 @@ impl Prompter {
         Ok(Prompt { ids, images })
     }
 
-    /// Ids of a text as a model would write it.
+    /// Encodes a text without special tokens, as a model would write it.
     pub(crate) fn ids(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode(text, false);
         encoding
@@ -251,7 +272,7 @@ impl Prompter {
             .map_err(|e| Error::Prompt(format!("the tokenizer fails: {e}")))
     }
 
-    /// Text of generated ids without special tokens, as the reference decodes it.
+    /// Decodes generated ids to text without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.tokenizer
             .decode(ids, true)
@@ -259,8 +280,8 @@ impl Prompter {
     }
 }
 
-/// Writes the tokens of one picture: its tiles, a newline after each row, then the whole picture.
-fn expand(text: &mut String, Span { grid, tokens }: Span) {
+/// Appends the tokens of one picture: its tiles, a newline after each row, then the whole picture.
+fn push_image_tokens(text: &mut String, Span { grid, tokens }: Span) {
     let (rows, cols) = grid;
     for row in 1..=rows {
         for col in 1..=cols {
@@ -291,8 +312,8 @@ fn runs(ids: &[u32], token: u32) -> Vec<(usize, usize)> {
         .collect()
 }
 
-/// The message list of a caption: an optional system message, then pictures or a [`video`] and the question
-/// from the user.
+/// The messages of a caption: an optional system message, then one of the user with pictures or a [`video`] and the
+/// prompt.
 pub fn question(system: Option<&str>, pictures: Vec<Content>, prompt: &str) -> Vec<Message> {
     let mut content = pictures;
     content.push(Content::text(prompt));
@@ -309,8 +330,9 @@ pub fn question(system: Option<&str>, pictures: Vec<Content>, prompt: &str) -> V
         .collect()
 }
 
-/// What stands for a video in a message (SmolVLM2): its frames, each behind its time in seconds, after the
-/// reference's
+/// A video as parts of a message (SmolVLM2): an introduction, then each frame behind its timestamp.
+///
+/// `frames` are timestamps and `duration` is the length of the video, both in seconds. The texts are those of
 /// [`processing_smolvlm.py`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/smolvlm/processing_smolvlm.py).
 pub fn video(frames: &[u64], duration: u64) -> Vec<Content> {
     let clock = |t: u64| format!("{:02}:{:02}", t / 60, t % 60);
@@ -331,7 +353,7 @@ pub fn video(frames: &[u64], duration: u64) -> Vec<Content> {
         .collect()
 }
 
-/// As `num2words` writes them, up to the reference's most frames (64).
+/// A number in words as Python's `num2words` writes it, up to 99; transformers samples 64 frames at most.
 fn number_in_words(n: usize) -> String {
     const ONES: [&str; 20] = [
         "zero",
@@ -379,7 +401,7 @@ mod tests {
     #[test]
     fn tiles_are_written_row_by_row() {
         let mut text = String::new();
-        expand(
+        push_image_tokens(
             &mut text,
             Span {
                 grid: (1, 2),

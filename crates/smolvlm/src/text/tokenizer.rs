@@ -1,25 +1,27 @@
-//! `tokenizer.json`, looked at before `tokenizers` believes it: that panics on parts that don't parse, on merges
-//! whose token isn't there and on words shorter than a prefix of theirs. What no SmolVLM has is not read at all.
+//! `tokenizer.json`, checked before the `tokenizers` crate parses it.
+//!
+//! The crate panics on components that don't parse, on merges into missing tokens and on words shorter than their
+//! `continuing_subword_prefix`. Components that no SmolVLM has are refused.
 
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-/// The error is a reason without the file's name.
+/// Checks and parses a `tokenizer.json`. The error is a reason without the file's name.
 pub(crate) fn from_json(json: &[u8]) -> Result<Tokenizer, String> {
     let json: Value = serde_json::from_slice(json).map_err(|e| e.to_string())?;
     for key in ["normalizer", "pre_tokenizer", "post_processor", "decoder"] {
-        check_part(key, &json[key])?;
+        check_component(key, &json[key])?;
     }
     check_model(&json["model"])?;
-    // Not the file once more: of a key that is there twice, another may be read.
+    // Not the file's bytes: of a duplicate key, `tokenizers` might take the value that was not checked.
     Tokenizer::from_bytes(json.to_string()).map_err(|e| e.to_string())
 }
 
-fn check_part(key: &str, part: &Value) -> Result<(), String> {
-    let parts = match part["type"].as_str() {
-        None if part.is_null() => return Ok(()),
+fn check_component(key: &str, component: &Value) -> Result<(), String> {
+    let lists = match component["type"].as_str() {
+        None if component.is_null() => return Ok(()),
         Some("ByteLevel" | "Digits") => return Ok(()),
-        Some("TemplateProcessing") => return check_template(part),
+        Some("TemplateProcessing") => return check_template(component),
         Some("Sequence") => ["pretokenizers", "processors", "decoders"],
         kind => {
             return Err(format!(
@@ -28,11 +30,13 @@ fn check_part(key: &str, part: &Value) -> Result<(), String> {
             ));
         }
     };
-    let parts = parts.iter().filter_map(|list| part[*list].as_array());
-    parts.flatten().try_for_each(|part| check_part(key, part))
+    let components = lists.iter().filter_map(|list| component[*list].as_array());
+    components
+        .flatten()
+        .try_for_each(|component| check_component(key, component))
 }
 
-/// Of one text, between special tokens that are there.
+/// Checks that a `TemplateProcessing` takes one text and knows its special tokens.
 fn check_template(template: &Value) -> Result<(), String> {
     let is_known = |piece: &Value| {
         let special = piece["SpecialToken"]["id"].as_str();
@@ -56,7 +60,7 @@ fn check_model(model: &Value) -> Result<(), String> {
     let is_token = |token: &str| model["vocab"].get(token).is_some();
     let merges = model["merges"].as_array();
     merges.into_iter().flatten().try_for_each(|merge| {
-        // As written now, and as written once.
+        // Pairs since tokenizers 0.20, lines before.
         let pair = match merge {
             Value::Array(pair) => match &pair[..] {
                 [Value::String(left), Value::String(right)] => Some((&left[..], &right[..])),
@@ -72,7 +76,7 @@ fn check_model(model: &Value) -> Result<(), String> {
     })
 }
 
-/// What two tokens make must be one.
+/// Checks that the merge of two tokens is a token.
 pub(crate) fn check_merge(
     left: &str,
     right: &str,

@@ -1,4 +1,5 @@
-//! Where a checkpoint has its chat template and the tokens that go into it, in transformers' order.
+//! The files of a checkpoint that hold its chat template and special tokens, in the order in which transformers looks
+//! for them.
 
 use std::path::PathBuf;
 
@@ -10,7 +11,7 @@ use crate::{
     text::chat_template::SpecialTokens,
 };
 
-/// For folders that come without one: the demo model has the template of every published checkpoint.
+/// The template of every published checkpoint, for models that come without one.
 pub(crate) const PUBLISHED: &str = include_str!("../../../models/demo/chat_template.jinja");
 
 const TEMPLATE: &str = "chat_template.jinja";
@@ -20,7 +21,7 @@ const DEFAULT: &str = "default";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 
-/// Those that every tokenizer may have.
+/// Special tokens with a name of their own in every tokenizer.
 const SPECIAL_TOKENS: [&str; 7] = [
     "bos_token",
     "eos_token",
@@ -31,7 +32,7 @@ const SPECIAL_TOKENS: [&str; 7] = [
     "mask_token",
 ];
 
-/// What the template and its tokens may be from.
+/// Files that the template and its special tokens may come from.
 pub(crate) const FILES: [&str; 5] = [
     TEMPLATE,
     "additional_chat_templates/default.jinja",
@@ -40,7 +41,7 @@ pub(crate) const FILES: [&str; 5] = [
     SPECIAL_TOKENS_MAP,
 ];
 
-/// Whether a file of a repository is one of its named templates.
+/// Whether a file of a repository is one of its additional templates.
 #[cfg(feature = "hub")]
 pub(crate) fn is_additional(file: &str) -> bool {
     let name = file
@@ -49,7 +50,11 @@ pub(crate) fn is_additional(file: &str) -> bool {
     name.is_some_and(|name| !name.contains('/') && name.ends_with(".jinja"))
 }
 
-/// The template that is named `default` where there are several, and its file.
+/// Reads the template and returns it with its path; of several, the one named `default`.
+///
+/// In the order of `ProcessorMixin.get_processor_dict`
+/// ([`processing_utils.py`](https://github.com/huggingface/transformers/blob/main/src/transformers/processing_utils.py)),
+/// then from the tokenizer's configuration, then [`PUBLISHED`].
 pub(crate) fn chat_template(source: &Source) -> Result<(String, PathBuf)> {
     let others = additional_names(source);
     if source.open(LEGACY)?.is_some() && !others.is_empty() {
@@ -92,13 +97,13 @@ fn in_json(source: &Source, name: &str) -> Result<Option<(String, PathBuf)>> {
     let json = source.json(name)?;
     let found = json.as_ref().and_then(|json| json.get("chat_template"));
     let path = source.path(name);
-    let template = found.map(named).transpose();
+    let template = found.map(parse_key).transpose();
     let template = template.map_err(|reason| Error::file(&path, reason, NAME_IT))?;
     Ok(template.flatten().map(|template| (template, path)))
 }
 
-/// A template, or several by name, as a dict or as a list.
-fn named(templates: &Value) -> Result<Option<String>, String> {
+/// The template of a `chat_template` key: a text, or several with names as an object or a list.
+fn parse_key(templates: &Value) -> Result<Option<String>, String> {
     let of_list = |template: &Value| {
         let text = |key| template.get(key)?.as_str().map(str::to_owned);
         Some((text("name")?, text("template")?))
@@ -118,7 +123,7 @@ fn named(templates: &Value) -> Result<Option<String>, String> {
     choose(templates)
 }
 
-/// The template to take of several; `None` of none.
+/// The template named `default` of (name, template) pairs; `None` if there are no pairs.
 pub(crate) fn choose(mut templates: Vec<(String, String)>) -> Result<Option<String>, String> {
     let default = templates.iter().position(|(name, _)| name == DEFAULT);
     match default {
@@ -158,9 +163,10 @@ fn additional_names(source: &Source) -> Vec<String> {
     names
 }
 
-/// Of the tokenizer's configuration, or of the older file of their own, by the names that transformers gives them in
-/// templates (`special_tokens_map` of its version 5): those of [`SPECIAL_TOKENS`], of keys that end in `_token`, and of
-/// `extra_special_tokens` where that is a dict. Tokens without a name have none.
+/// Reads the special tokens by the names that transformers 5 gives them in templates (`special_tokens_map`).
+///
+/// From `tokenizer_config.json` or the older `special_tokens_map.json`: those of [`SPECIAL_TOKENS`], keys that end in
+/// `_token`, and `extra_special_tokens` if an object. Tokens without a name are left out.
 pub(crate) fn special_tokens(source: &Source) -> Result<SpecialTokens> {
     let config = source.json(TOKENIZER_CONFIG)?.unwrap_or_default();
     let map = match config.get("added_tokens_decoder") {
@@ -169,7 +175,7 @@ pub(crate) fn special_tokens(source: &Source) -> Result<SpecialTokens> {
     };
     let is_standard = |name: &str| SPECIAL_TOKENS.contains(&name);
     let mut tokens = SpecialTokens::new();
-    // The later of two that have the same name is it.
+    // Later files override earlier ones.
     for (json, must_be_typed) in [(&map, false), (&config, true)] {
         let own = json.as_object().into_iter().flatten();
         let own = own.filter(|(name, token)| {
@@ -189,7 +195,7 @@ pub(crate) fn special_tokens(source: &Source) -> Result<SpecialTokens> {
     Ok(tokens)
 }
 
-/// A token as it is, or with how it is looked for.
+/// A token given as text or as an `AddedToken` object.
 fn named_token((name, token): (impl Into<String>, &Value)) -> Option<(String, String)> {
     let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
     Some((name.into(), text.into()))
@@ -223,7 +229,7 @@ mod tests {
     const NO_TEMPLATE: (&str, &str) = (PROCESSOR_CONFIG, r#"{"chat_template": null}"#);
     const TOKENIZER: (&str, &str) = (TOKENIZER_CONFIG, r#"{"chat_template": "tokenizer"}"#);
 
-    /// As `ProcessorMixin.get_processor_dict` looks for it, and behind that a tokenizer's.
+    /// The order of `ProcessorMixin.get_processor_dict`, then the tokenizer's configuration.
     #[test]
     fn a_template_is_looked_for_in_transformers_order() {
         for (files, template, file) in [

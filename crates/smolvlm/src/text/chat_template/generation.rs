@@ -1,7 +1,7 @@
-//! `{% generation %}`, which transformers knows and minijinja doesn't: it marks what the assistant said.
+//! The statement `{% generation %}`, with which transformers marks the assistant's text and which minijinja lacks.
 
-/// The template with each pair of `{% generation %}` and `{% endgeneration %}` as `{% with %}` and
-/// `{% endwith %}`, which do as little and keep lines, white space and scopes as they are.
+/// Replaces each `{% generation %}` … `{% endgeneration %}` by `{% with %}` … `{% endwith %}`, which does nothing either
+/// and keeps lines, white space and scopes.
 pub(crate) fn without_generation(template: &str) -> String {
     let mut written = String::with_capacity(template.len());
     let mut rest = template;
@@ -31,7 +31,7 @@ pub(crate) fn without_generation(template: &str) -> String {
     written
 }
 
-/// Of the statement that a text begins with, or empty.
+/// Name of the statement at the start of `tag`, or empty.
 fn name(tag: &str) -> &str {
     let Some(inside) = tag.strip_prefix("{%") else {
         return "";
@@ -62,7 +62,7 @@ fn expression(tag: &str, close: &str) -> usize {
     tag.len()
 }
 
-/// Length of what stands from `{% raw %}` to `{% endraw %}`.
+/// Length of a block from `{% raw %}` to `{% endraw %}`.
 fn raw(tag: &str) -> usize {
     let ends = tag.match_indices("{%");
     let mut ends = ends.filter(|(at, _)| name(&tag[*at..]) == "endraw");

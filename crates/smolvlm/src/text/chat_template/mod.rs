@@ -1,6 +1,7 @@
-//! Chat templates, rendered as transformers does it (`chat_template_utils.py`), by minijinja.
+//! Chat templates, rendered by minijinja as transformers renders them with Jinja
+//! ([`chat_template_utils.py`](https://github.com/huggingface/transformers/blob/main/src/transformers/utils/chat_template_utils.py)).
 //!
-//! They come with a model from anywhere: what one may compute and write is limited.
+//! A template comes with the model and is not trusted: instructions, stack and output are limited.
 
 mod files;
 mod generation;
@@ -26,61 +27,64 @@ use crate::{
 };
 use vlmnarrate_engine::threads;
 
-/// Instructions that a template may take: a published one takes a few hundred, and about 15 a frame of a clip.
+/// minijinja instructions that one rendering may take. A published template takes a few hundred, and about 15 for each
+/// frame of a clip.
 const FUEL: u64 = 50_000;
 
-/// Each instruction may put a value into another, and what is so deep takes a call a level to be dropped.
-const STACK: usize = 64 << 20;
+/// Stack of the rendering thread in bytes: each instruction may nest a value once more, and dropping a nested value takes
+/// a call for each level.
+const STACK_SIZE: usize = 64 << 20;
 
-/// Bytes that a template may add to the messages, of which published ones take a hundred. Attention grows with
-/// the square of what it writes.
+/// Bytes that a template may add to the texts of the messages. Published templates add a hundred; attention grows with
+/// the square of the prompt's length.
 const MAX_ADDED: usize = 8192;
 
 const NAME: &str = "chat_template";
 
-/// `bos_token` and the like, by these names.
+/// Special tokens by the names that templates use, such as `bos_token`.
 pub type SpecialTokens = BTreeMap<String, String>;
 
-/// The template of one checkpoint, known to render a question about a picture.
+/// The chat template of a checkpoint, known to render a question about a picture.
 #[derive(Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     tokens: SpecialTokens,
-    /// The file that it is from.
+    /// The file with the template, for errors.
     path: PathBuf,
-    style: Style,
+    content_format: ContentFormat,
 }
 
-/// How templates get the content of a message.
+/// The form in which a template gets the content of a message; `openai` and `string` in vLLM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Style {
-    /// As a list of texts and pictures.
+enum ContentFormat {
+    /// A list of texts and pictures.
     Parts,
-    /// As one text, for templates of text models.
+    /// One text, for templates of text models.
     Text,
 }
 
+/// A message whose content is one text.
 #[derive(Serialize)]
-struct Flat {
+struct TextMessage {
     role: Role,
     content: String,
 }
 
 impl ChatTemplate {
-    /// Parses Jinja source and tries it on a question; errors name the file at `path`.
+    /// Parses Jinja source and tries it on a question about a picture. Errors name the file at `path`.
     pub fn new(source: &str, path: &Path, tokens: SpecialTokens) -> Result<Self> {
         let mut template = Self::parse(source, path, tokens)?;
-        template.choose_style()?;
+        template.detect_content_format()?;
         Ok(template)
     }
 
-    /// Parses it alone.
+    /// Parses Jinja source without trying it.
     pub(crate) fn parse(source: &str, path: &Path, tokens: SpecialTokens) -> Result<Self> {
         let failed = |e: minijinja::Error| {
             let reason = format!("the chat template does not parse: {}", reason(&e));
             Error::file(path, reason, REMEDY)
         };
-        // As Python reads them.
+        // Python opens the file with universal newlines.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
@@ -95,20 +99,20 @@ impl ChatTemplate {
             environment,
             tokens,
             path: path.to_owned(),
-            style: Style::Parts,
+            content_format: ContentFormat::Parts,
         })
     }
 
-    /// The first style in which a picture and a text come out, or the reason why there is none.
-    fn choose_style(&mut self) -> Result<()> {
+    /// Sets the first content format in which both a picture and a text are rendered. Errors if no picture is.
+    fn detect_content_format(&mut self) -> Result<()> {
         const TEXT: &str = "What is seen here?";
         let messages = question(None, vec![Content::Image], TEXT);
-        let mut tried = [Style::Parts, Style::Text].map(|style| {
-            self.style = style;
+        let mut tried = [ContentFormat::Parts, ContentFormat::Text].map(|format| {
+            self.content_format = format;
             let text = self.render(&messages)?;
             match text.matches(IMAGE).count() {
-                1 => Ok((style, text.contains(TEXT))),
-                places => Err(self.wrong_places(places, 1, &messages)),
+                1 => Ok((format, text.contains(TEXT))),
+                placeholders => Err(self.placeholder_error(placeholders, 1, &messages)),
             }
         });
         let has_text = tried
@@ -116,29 +120,31 @@ impl ChatTemplate {
             .flatten()
             .find(|(_, has_text)| *has_text)
             .copied();
-        self.style = match has_text {
-            Some((style, _)) => style,
-            // A template may leave the text out if it likes.
-            None => std::mem::replace(&mut tried[0], Ok((Style::Parts, false)))?.0,
+        self.content_format = match has_text {
+            Some((format, _)) => format,
+            // A template that leaves the text out is odd, not broken.
+            None => std::mem::replace(&mut tried[0], Ok((ContentFormat::Parts, false)))?.0,
         };
         Ok(())
     }
 
-    /// What a text begins with to which the tokenizer must not add it again.
+    /// The BOS token, which the tokenizer must not add to a prompt that begins with it.
     pub(crate) fn bos_token(&self) -> Option<&str> {
         self.tokens.get("bos_token").map(String::as_str)
     }
 
-    /// The messages as text, each picture still one `<image>`.
+    /// Renders the messages, each picture as one `<image>`.
+    ///
+    /// Errors if the template fails, takes too many instructions or writes too much.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
         let has_system = has_system(messages);
         let rendered = thread::scope(|scope| {
             let thread = thread::Builder::new()
                 .name("vlmnarrate-cpu-template".into())
-                .stack_size(STACK);
+                .stack_size(STACK_SIZE);
             let render = || {
                 threads::mark_own();
-                let result = self.render_here(messages);
+                let result = self.render_on_this_thread(messages);
                 result.map_err(|e| self.error(format!("fails: {}", reason(&e)), has_system))
             };
             match thread.spawn_scoped(scope, render) {
@@ -152,19 +158,21 @@ impl ChatTemplate {
             Content::Text { text } => text.len(),
             Content::Image => IMAGE.len(),
         });
-        let most = texts.sum::<usize>() + MAX_ADDED;
-        if rendered.len() > most {
+        let limit = texts.sum::<usize>() + MAX_ADDED;
+        if rendered.len() > limit {
             let len = rendered.len();
-            let reason = format!("makes {len} bytes of the messages, at most {most} are read");
+            let reason = format!("makes {len} bytes of the messages, at most {limit} are read");
             return Err(self.error(reason, has_system));
         }
         Ok(rendered)
     }
 
-    fn render_here(&self, messages: &[Message]) -> Result<String, minijinja::Error> {
-        let messages = match self.style {
-            Style::Parts => Value::from(Serde(messages)),
-            Style::Text => Value::from(Serde(messages.iter().map(flat).collect::<Vec<_>>())),
+    fn render_on_this_thread(&self, messages: &[Message]) -> Result<String, minijinja::Error> {
+        let messages = match self.content_format {
+            ContentFormat::Parts => Value::from(Serde(messages)),
+            ContentFormat::Text => {
+                Value::from(Serde(messages.iter().map(as_text).collect::<Vec<_>>()))
+            }
         };
         let tokens = Value::from(Serde(&self.tokens));
         let variables = context! {
@@ -173,10 +181,10 @@ impl ChatTemplate {
         self.environment.get_template(NAME)?.render(variables)
     }
 
-    /// The error that it writes so many places for pictures.
-    pub(crate) fn wrong_places(
+    /// The error of a template that writes another number of `<image>` than there are pictures.
+    pub(crate) fn placeholder_error(
         &self,
-        places: usize,
+        placeholders: usize,
         pictures: usize,
         messages: &[Message],
     ) -> Error {
@@ -185,7 +193,7 @@ impl ChatTemplate {
             n => format!("{n} pictures"),
         };
         self.error(
-            format!("writes {places} times `{IMAGE}` for {pictures}"),
+            format!("writes {placeholders} times `{IMAGE}` for {pictures}"),
             has_system(messages),
         )
     }
@@ -205,18 +213,18 @@ fn has_system(messages: &[Message]) -> bool {
     messages.iter().any(|message| message.role == Role::System)
 }
 
-fn flat(message: &Message) -> Flat {
+fn as_text(message: &Message) -> TextMessage {
     let texts = message.content.iter().map(|c| match c {
         Content::Text { text } => text.as_str(),
         Content::Image => IMAGE,
     });
-    Flat {
+    TextMessage {
         role: message.role,
         content: texts.collect(),
     }
 }
 
-/// What is wrong, and in which line of the template.
+/// The message of a minijinja error and the line of the template.
 fn reason(error: &minijinja::Error) -> String {
     let what = match (error.kind(), error.detail()) {
         (ErrorKind::OutOfFuel, _) => format!("it takes more than {FUEL} instructions"),
@@ -256,7 +264,7 @@ mod tests {
         struct Golden {
             name: String,
             template: String,
-            /// By chat; none where it is an error.
+            /// The rendered prompt of each chat; null where transformers raises an error.
             prompts: BTreeMap<String, Option<String>>,
         }
         let goldens = std::fs::read("tests/data/reference/templates.json").unwrap();
@@ -295,13 +303,13 @@ mod tests {
             let error = rendered(template).unwrap_err().to_string();
             assert!(error.contains("the chat template makes 90"), "{error}");
         }
-        // It stops before there is that much.
+        // Fuel runs out before the text is that long.
         let doubled = "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
         let error = rendered(doubled).unwrap_err().to_string();
         assert!(error.contains("the chat template fails"), "{error}");
     }
 
-    /// Deep values are dropped, written and compared by a call a level.
+    /// minijinja drops, writes and compares nested values recursively.
     #[test]
     fn a_template_does_not_overflow_the_stack() {
         let deep = |last: &str| {
@@ -365,7 +373,7 @@ mod tests {
             template.render(&messages).unwrap(),
             "<|im_start|>system\nBe brief.<|im_end|><|im_start|>user\n<image>What?<|im_end|>"
         );
-        // Not Python's way to write a list.
+        // Python would write the list of parts.
         let template = new("{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
         assert_eq!(template.render(&messages).unwrap(), "Be brief.<image>What?");
         let error = new("{{ messages[0].role }}").err().unwrap().to_string();

@@ -1,4 +1,4 @@
-//! What templates use of Python that minijinja doesn't have: methods of its types, filters and functions.
+//! Python as chat templates use it and minijinja lacks it: methods of its types, filters and functions.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use minijinja_contrib::pycompat;
 
 pub(crate) fn add_to(environment: &mut Environment<'_>) {
     minijinja_contrib::add_to_environment(environment);
-    // For people who look for a fault: what they write grows with the square of what they are given.
+    // Debugging aids, whose output grows with the square of their input.
     environment.remove_filter("pprint");
     environment.remove_global("debug");
     environment.set_unknown_method_callback(method);
@@ -30,7 +30,7 @@ pub(crate) fn add_to(environment: &mut Environment<'_>) {
         !value.is_none() && value.try_iter().is_ok()
     });
     environment.add_test("callable", |value: &Value| {
-        // Functions alone, among what templates are given.
+        // Of the values that templates get, only functions are plain.
         value.kind() == ValueKind::Plain
     });
     environment.add_function("dict", dict);
@@ -46,18 +46,18 @@ pub(crate) fn add_to(environment: &mut Environment<'_>) {
     environment.add_function("strftime_now", strftime_now);
 }
 
-fn refused(reason: impl Into<String>) -> Error {
+fn invalid(reason: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, reason.into())
 }
 
-/// In local time.
+/// The local time by a format of Python's `strftime`.
 fn strftime_now(format: &str) -> Result<String, Error> {
     let now = jiff::Zoned::now();
     let text = jiff::fmt::strtime::format(format, &now);
-    text.map_err(|e| refused(format!("strftime_now('{format}'): {e}")))
+    text.map_err(|e| invalid(format!("strftime_now('{format}'): {e}")))
 }
 
-/// minijinja's takes no keyword.
+/// Jinja's `default`; that of minijinja takes no keyword arguments.
 fn default(value: &Value, args: Rest<Value>, keywords: Kwargs) -> Result<Value, Error> {
     let argument = |place: usize, name: &str| -> Result<Option<Value>, Error> {
         let by_name: Option<Value> = keywords.get(name)?;
@@ -72,7 +72,7 @@ fn default(value: &Value, args: Rest<Value>, keywords: Kwargs) -> Result<Value, 
     }
 }
 
-/// minijinja's takes no pairs.
+/// Python's `dict`; that of minijinja takes no pairs.
 fn dict(args: Rest<Value>, keywords: Kwargs) -> Result<Value, Error> {
     let mut items: Vec<(Value, Value)> = Vec::new();
     for arg in args.iter() {
@@ -89,7 +89,7 @@ fn dict(args: Rest<Value>, keywords: Kwargs) -> Result<Value, Error> {
     Ok(Value::from_pairs(items))
 }
 
-/// Arguments by name where Python takes them so, in their places.
+/// Parameters that Python's methods take by keyword, in positional order.
 const KEYWORDS: [(&str, &[&str]); 3] = [
     ("split", &["sep", "maxsplit"]),
     ("rsplit", &["sep", "maxsplit"]),
@@ -135,11 +135,11 @@ enum Side {
     Both,
 }
 
-/// Python puts the odd one of a centred text to the left if both lengths are odd.
+/// Pads a text. As in Python, a centred text gets the odd character on the left if both lengths are odd.
 fn pad(text: &str, width: usize, fill: char, side: Side) -> Result<String, Error> {
-    // As much as a prompt may be.
+    // No rendered prompt may be longer.
     if width > super::MAX_ADDED {
-        return Err(refused(format!("a text of {width} characters is too long")));
+        return Err(invalid(format!("a text of {width} characters is too long")));
     }
     let len = text.chars().count();
     let missing = width.saturating_sub(len);
@@ -153,7 +153,7 @@ fn pad(text: &str, width: usize, fill: char, side: Side) -> Result<String, Error
     Ok(text.collect())
 }
 
-/// Longer texts by a few characters stay as they are.
+/// Jinja's `truncate`, which keeps texts that are longer by up to `leeway` characters.
 fn truncate(text: &str, args: Rest<Value>, keywords: Kwargs) -> Result<String, Error> {
     let argument = |place: usize, name: &str| -> Result<Option<Value>, Error> {
         let by_name: Option<Value> = keywords.get(name)?;
@@ -184,7 +184,7 @@ fn string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Err
     };
     let place = |found: Option<usize>| match found {
         Some(at) => Ok(Value::from(text[..at].chars().count())),
-        None => Err(refused("substring not found")),
+        None => Err(invalid("substring not found")),
     };
     let three = |found: Option<(&str, &str)>, others: [&str; 3]| {
         let parts = match found {
@@ -196,20 +196,20 @@ fn string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Err
     let separator = || -> Result<&str, Error> {
         let (separator,): (&str,) = from_args(args)?;
         match separator {
-            "" => Err(refused("empty separator")),
+            "" => Err(invalid("empty separator")),
             separator => Ok(separator),
         }
     };
     Ok(Some(match method {
         "split" => {
-            let (separator, most): (Option<&str>, Option<i64>) = from_args(args)?;
-            let most = most.and_then(|most| usize::try_from(most).ok());
-            split(text, separator, most)?
+            let (separator, max): (Option<&str>, Option<i64>) = from_args(args)?;
+            let max = max.and_then(|max| usize::try_from(max).ok());
+            split(text, separator, max)?
         }
         "rsplit" => {
-            let (separator, most): (Option<&str>, Option<i64>) = from_args(args)?;
-            match most.and_then(|most| usize::try_from(most).ok()) {
-                Some(most) => rsplit(text, separator, most)?,
+            let (separator, max): (Option<&str>, Option<i64>) = from_args(args)?;
+            match max.and_then(|max| usize::try_from(max).ok()) {
+                Some(max) => rsplit(text, separator, max)?,
                 None => split(text, separator, None)?,
             }
         }
@@ -271,16 +271,16 @@ fn string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Err
     }))
 }
 
-/// At white space or at a separator, `most` times.
-fn split(text: &str, separator: Option<&str>, most: Option<usize>) -> Result<Value, Error> {
-    let parts = most.map_or(usize::MAX, |most| most.saturating_add(1));
+/// Python's `str.split`: at white space or at a separator, at most `max` times.
+fn split(text: &str, separator: Option<&str>, max: Option<usize>) -> Result<Value, Error> {
+    let parts = max.map_or(usize::MAX, |max| max.saturating_add(1));
     let Some(separator) = separator else {
         let mut found = Vec::new();
         let mut rest = text.trim_start();
         while !rest.is_empty() {
             let end = match found.len() + 1 < parts {
                 true => rest.find(char::is_whitespace).unwrap_or(rest.len()),
-                // Behind the last one white space stays.
+                // The last part keeps its inner white space.
                 false => rest.len(),
             };
             found.push(&rest[..end]);
@@ -289,20 +289,21 @@ fn split(text: &str, separator: Option<&str>, most: Option<usize>) -> Result<Val
         return Ok(found.into_iter().collect());
     };
     match separator {
-        "" => Err(refused("empty separator")),
+        "" => Err(invalid("empty separator")),
         separator => Ok(text.splitn(parts, separator).collect()),
     }
 }
 
-fn rsplit(text: &str, separator: Option<&str>, most: usize) -> Result<Value, Error> {
+/// Python's `str.rsplit`.
+fn rsplit(text: &str, separator: Option<&str>, max: usize) -> Result<Value, Error> {
     let mut found = Vec::new();
     match separator {
-        Some("") => return Err(refused("empty separator")),
-        Some(separator) => found.extend(text.rsplitn(most.saturating_add(1), separator)),
+        Some("") => return Err(invalid("empty separator")),
+        Some(separator) => found.extend(text.rsplitn(max.saturating_add(1), separator)),
         None => {
             let mut rest = text.trim_end();
             while !rest.is_empty() {
-                let space = match found.len() < most {
+                let space = match found.len() < max {
                     true => rest.char_indices().rev().find(|(_, c)| c.is_whitespace()),
                     false => None,
                 };
@@ -315,7 +316,7 @@ fn rsplit(text: &str, separator: Option<&str>, most: usize) -> Result<Value, Err
     Ok(found.into_iter().rev().collect())
 }
 
-/// Whether each word has its first letter alone in capitals.
+/// Python's `str.istitle`: whether the first letter of each word, and no other, is a capital.
 fn is_title(text: &str) -> bool {
     let mut inside = false;
     let mut cased = false;
@@ -339,14 +340,14 @@ fn sequence(value: &Value, method: &str, args: &[Value]) -> Result<Option<Value>
             let (item,): (&Value,) = from_args(args)?;
             match value.try_iter()?.position(|other| other == *item) {
                 Some(at) => Ok(Some(at.into())),
-                None => Err(refused(format!("{item} is not in list"))),
+                None => Err(invalid(format!("{item} is not in list"))),
             }
         }
         _ => Ok(None),
     }
 }
 
-/// As transformers has it, which is Python's `json.dumps`: what stands in the prompt is what was trained on.
+/// transformers' `tojson`, which is Python's `json.dumps`: the prompt must be the one that the model was trained on.
 fn tojson(value: &Value, args: Rest<Value>, keywords: Kwargs) -> Result<String, Error> {
     let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
     let argument = |place: usize| -> Result<Value, Error> {
@@ -358,11 +359,11 @@ fn tojson(value: &Value, args: Rest<Value>, keywords: Kwargs) -> Result<String, 
     let indent = match indent.as_str() {
         Some(text) => Some(text.to_owned()),
         None if indent.is_none() || indent.is_undefined() => None,
-        // A negative one is none.
+        // Python takes a negative indent as none.
         None => Some(" ".repeat(i64::try_from(indent)?.clamp(0, 64) as usize)),
     };
     let separators = argument(2)?;
-    let (item, key) = match separators.is_none() || separators.is_undefined() {
+    let (item_separator, key_separator) = match separators.is_none() || separators.is_undefined() {
         true if indent.is_some() => (",".into(), ": ".into()),
         true => (", ".into(), ": ".into()),
         false => {
@@ -370,12 +371,12 @@ fn tojson(value: &Value, args: Rest<Value>, keywords: Kwargs) -> Result<String, 
             (separator(0)?, separator(1)?)
         }
     };
-    let mut json = Json {
-        ascii: argument(0)?.is_true(),
-        sorted: argument(3)?.is_true(),
+    let mut json = JsonWriter {
+        ensure_ascii: argument(0)?.is_true(),
+        sort_keys: argument(3)?.is_true(),
         indent,
-        item,
-        key,
+        item_separator,
+        key_separator,
         text: String::new(),
     };
     keywords.assert_all_used()?;
@@ -383,30 +384,30 @@ fn tojson(value: &Value, args: Rest<Value>, keywords: Kwargs) -> Result<String, 
     Ok(json.text)
 }
 
-struct Json {
-    ascii: bool,
-    sorted: bool,
+/// Writes a value as `json.dumps` does.
+struct JsonWriter {
+    ensure_ascii: bool,
+    sort_keys: bool,
     indent: Option<String>,
-    /// Separators.
-    item: String,
-    key: String,
+    item_separator: String,
+    key_separator: String,
     text: String,
 }
 
-impl Json {
-    /// Python's limit is about as deep.
-    const DEEPEST: usize = 900;
+impl JsonWriter {
+    /// About Python's recursion limit.
+    const MAX_DEPTH: usize = 900;
 
     fn write(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        // What is longer is no prompt.
-        if depth > Self::DEEPEST || self.text.len() > 64 * super::MAX_ADDED {
-            return Err(refused("tojson: the value is too deep or too long"));
+        // A longer text could be no prompt.
+        if depth > Self::MAX_DEPTH || self.text.len() > 64 * super::MAX_ADDED {
+            return Err(invalid("tojson: the value is too deep or too long"));
         }
         match value.kind() {
             ValueKind::None => self.text.push_str("null"),
             ValueKind::Bool if value.is_true() => self.text.push_str("true"),
             ValueKind::Bool => self.text.push_str("false"),
-            // As Python writes them, too.
+            // minijinja writes numbers as Python does.
             ValueKind::Number => {
                 let _ = write!(self.text, "{value}");
             }
@@ -421,12 +422,12 @@ impl Json {
                     let item = value.get_item(&key)?;
                     items.push((Some(key), item));
                 }
-                if self.sorted {
+                if self.sort_keys {
                     items.sort_by(|(a, _), (b, _)| a.cmp(b));
                 }
                 self.items(('{', '}'), items.into_iter(), depth)?;
             }
-            kind => return Err(refused(format!("tojson: {kind} is not JSON"))),
+            kind => return Err(invalid(format!("tojson: {kind} is not JSON"))),
         }
         Ok(())
     }
@@ -441,7 +442,7 @@ impl Json {
         let mut is_empty = true;
         for (key, item) in items {
             if !std::mem::take(&mut is_empty) {
-                self.text.push_str(&self.item);
+                self.text.push_str(&self.item_separator);
             }
             self.line(depth + 1);
             if let Some(key) = key {
@@ -453,7 +454,7 @@ impl Json {
                         self.text.push('"');
                     }
                 }
-                self.text.push_str(&self.key);
+                self.text.push_str(&self.key_separator);
             }
             self.write(&item, depth + 1)?;
         }
@@ -474,7 +475,7 @@ impl Json {
 
     fn string(&mut self, text: &str) {
         let quoted = serde_json::Value::from(text).to_string();
-        if !self.ascii {
+        if !self.ensure_ascii {
             return self.text.push_str(&quoted);
         }
         for c in quoted.chars() {
