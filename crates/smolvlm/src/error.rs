@@ -1,73 +1,100 @@
-//! What can go wrong between a model's files and a caption.
+//! The error of this crate: what can go wrong between a model's files and a caption.
 
 use std::path::{Path, PathBuf};
 
 use vlmnarrate_engine::ErrorKind;
 
-/// What can go wrong between a model's files and a caption.
+/// Everything that can go wrong between a model's files and a caption.
 ///
-/// `Display` is one line that names the file or the property and what to do about it, because that
-/// line is what a person reads in `gst-launch-1.0`.
+/// `Display` writes one line that names the file or the setting and a remedy: the line is what `gst-launch-1.0` shows.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
+    /// A file or folder that does not exist.
     #[error("{path}: no such {what}. {remedy}")]
     NotFound {
+        /// The path as it was asked for.
         path: PathBuf,
+        /// The kind of thing that was expected there, as in `model folder`.
         what: &'static str,
+        /// A sentence without its full stop: what to do.
         remedy: String,
     },
+    /// A file that exists and can't be read or used.
     #[error("{path}: {reason}. {remedy}")]
     File {
+        /// The file or folder at fault.
         path: PathBuf,
+        /// What is wrong with the file, on one line.
         reason: String,
+        /// A sentence without its full stop: what to do.
         remedy: String,
     },
+    /// A setting that the model or the machine can't follow.
     #[error("{property}: {reason}")]
     Setting {
+        /// Name of the setting, as the element's property has it.
         property: &'static str,
+        /// What is wrong with its value, and what to set instead.
         reason: String,
     },
-    /// Something about a model of the hub; `remedy` is a sentence or two.
+    /// A model of the Hugging Face hub that can't be had.
     #[error("{property}={value}: {reason}. {remedy}")]
     Hub {
+        /// Name of the setting, `model` or `revision`.
         property: &'static str,
+        /// Its value.
         value: String,
+        /// The class of the failure, from no network to no permission.
         kind: ErrorKind,
+        /// What happened, on one line.
         reason: String,
+        /// A sentence or two: what to do.
         remedy: String,
     },
+    /// Work that was cancelled by its observer.
     #[error("cancelled")]
     Cancelled,
+    /// A prompt that the model can't take.
     #[error("prompt: {0}")]
     Prompt(String),
+    /// A request that needs more memory than there is.
     #[error(
         "there is no memory for the {megabytes} MB that {pictures} pictures and {tokens} tokens take: {shortage}; \
          lower frames, image-size or max-tokens"
     )]
     Memory {
+        /// Memory that the request needs, in MB (10⁶ bytes).
         megabytes: u64,
+        /// Pictures of the request, tiles included.
         pictures: usize,
+        /// Tokens of the prompt and the answer.
         tokens: usize,
-        /// Whose limit it is, and what is free.
+        /// Which limit is in the way, and what is free.
         shortage: String,
     },
+    /// A picture whose bytes do not match its width and height.
     #[error("picture: {0}")]
     Picture(String),
+    /// A session that belongs to another model.
     #[error("session: {0}")]
     Session(String),
+    /// Logits that are infinite or no numbers.
     #[error(
         "the model's scores are not finite: with dtype=f16 its values may be too large, take dtype=bf16 or \
          dtype=f32; with those its weights are broken, download it again"
     )]
     NotFinite,
-    /// The GPU can't go on, and won't for the next caption either.
+    /// A GPU that failed and stays unusable for this process.
     #[error("device: {0}")]
     Device(String),
+    /// A failure inside candle.
     #[error("inference failed: {}", plain(.0))]
     Inference(#[from] candle_core::Error),
 }
 
 impl Error {
+    /// The class of the error, which decides the GStreamer error that the element posts.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound { .. } => ErrorKind::NotFound,
@@ -85,7 +112,7 @@ impl Error {
         }
     }
 
-    /// A file that is there and unusable; `remedy` is a sentence.
+    /// A [`File`](Self::File) error; newlines of `reason` become spaces.
     pub(crate) fn file(
         path: &Path,
         reason: impl std::fmt::Display,
@@ -93,7 +120,7 @@ impl Error {
     ) -> Self {
         Self::File {
             path: path.to_owned(),
-            // Parsers' messages may span lines; the bus shows one.
+            // Parsers' messages may span lines, and a message on the bus is one line.
             reason: reason.to_string().replace('\n', " "),
             remedy: remedy.into(),
         }
@@ -110,6 +137,7 @@ pub(crate) fn plain(error: &candle_core::Error) -> String {
     }
 }
 
+/// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl From<Error> for vlmnarrate_engine::Error {

@@ -1,9 +1,8 @@
-//! Pictures on their way to pixel values.
+//! Image preprocessing: from RGB pictures to pixel values.
 //!
-//! Two roads. A live frame is scaled once, straight to the encoder's square, by whoever has the frame.
-//! The reference's processor first resizes to a long edge of 2048 (2.2B: 1536) and then to that square,
-//! or to tiles of it, each time with Pillow's Lanczos filter on 8-bit RGB; [`Processor`] does exactly
-//! that, for parity and for detail.
+//! A live frame is scaled once, straight to the encoder's input size, before it reaches this crate. [`Processor`] is the
+//! other way, for parity and for detail: as in transformers, a picture is first resized to a long edge of 2048 (2.2B:
+//! 1536) and then to the input size or to tiles of it, each time with Pillow's Lanczos filter on 8-bit RGB.
 
 use vlmnarrate_engine::Picture;
 
@@ -12,7 +11,7 @@ use crate::{
     families::idefics3::config::PreprocessorConfig,
 };
 
-/// Checks that a picture is one, whoever filled in its fields.
+/// Checks that the bytes of a picture match its width and height.
 pub(crate) fn check(picture: &Picture) -> Result<()> {
     match picture.is_whole() {
         true => Ok(()),
@@ -27,10 +26,9 @@ pub(crate) fn check(picture: &Picture) -> Result<()> {
 
 /// Pillow's `Image.resize((width, height), Image.LANCZOS)`, to the bit.
 ///
-/// `fast_image_resize` comes close: of a 1280×720 zone plate at 512×512, 18 % of its values are off by a
-/// level or two.
+/// A picture whose bytes do not match its width and height becomes black.
 ///
-/// What is no picture, its bytes being others than its sides say, becomes a black one.
+/// Not `fast_image_resize`: for a 1280×720 zone plate at 512×512, 18 % of its values differ from Pillow's by 1 or 2.
 pub fn resize(picture: &Picture, width: u32, height: u32) -> Picture {
     if !picture.is_whole() || width == 0 || height == 0 {
         let rgb = vec![0; width as usize * height as usize * 3];
@@ -93,7 +91,7 @@ fn resample_columns(picture: &Picture, height: u32) -> Picture {
     }
 }
 
-/// The part of `width` × `height` pixels at `(x, y)`, which must lie inside.
+/// The part of `width` × `height` pixels at `(x, y)`, which must be inside the picture.
 fn crop(picture: &Picture, x: u32, y: u32, width: u32, height: u32) -> Picture {
     let stride = picture.width as usize * 3;
     let rgb = picture
@@ -107,9 +105,9 @@ fn crop(picture: &Picture, x: u32, y: u32, width: u32, height: u32) -> Picture {
     Picture { width, height, rgb }
 }
 
-/// Normalised values, one plane a channel: `(value · rescale − mean) / std`.
-pub(crate) fn normalise(picture: &Picture, config: &PreprocessorConfig) -> Vec<f32> {
-    let tables = values(config);
+/// Pixel values `[3, height, width]`, normalized: `(value · rescale_factor − mean) / std`.
+pub(crate) fn normalize(picture: &Picture, config: &PreprocessorConfig) -> Vec<f32> {
+    let tables = normalization_tables(config);
     let mut planes = Vec::with_capacity(picture.rgb.len());
     for (channel, table) in tables.iter().enumerate() {
         planes.extend(
@@ -122,8 +120,8 @@ pub(crate) fn normalise(picture: &Picture, config: &PreprocessorConfig) -> Vec<f
     planes
 }
 
-/// What each byte of each channel is to the model. Rescaled in f64 and rounded, as numpy does.
-pub(crate) fn values(config: &PreprocessorConfig) -> [[f32; 256]; 3] {
+/// The normalized value of each byte, for each channel. Rescaled in f64 and rounded to f32, as numpy does.
+pub(crate) fn normalization_tables(config: &PreprocessorConfig) -> [[f32; 256]; 3] {
     std::array::from_fn(|c| {
         std::array::from_fn(|value| {
             let rescaled = (value as f64 * config.rescale_factor) as f32;
@@ -132,7 +130,8 @@ pub(crate) fn values(config: &PreprocessorConfig) -> [[f32; 256]; 3] {
     })
 }
 
-/// Bits behind the point in Pillow's fixed-point weights (`PRECISION_BITS` in `Resample.c`).
+/// Fractional bits of Pillow's fixed-point weights (`PRECISION_BITS` in
+/// [`Resample.c`](https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c)).
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 const ROUND: i32 = 1 << (PRECISION_BITS - 1);
 
@@ -140,7 +139,7 @@ fn clip(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// For each output position: the first input position and the weights from there.
+/// The filter of one axis: for each output position, the first input position and the weights from there.
 struct Taps {
     bounds: Vec<(usize, usize)>,
     weights: Vec<i32>,
@@ -201,29 +200,30 @@ fn sinc(x: f64) -> f64 {
     }
 }
 
-/// One picture as the reference's processor hands it to the model.
+/// A picture as the image processor hands it to the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Processed {
-    /// Tiles row by row and the whole picture last; without splitting, the whole picture alone.
+    /// Tiles row by row, then the whole picture; without splitting, the whole picture alone.
     pub pictures: Vec<Picture>,
-    /// Rows and columns of tiles; zero without splitting.
+    /// Rows and columns of tiles; `(0, 0)` without splitting.
     pub grid: (usize, usize),
 }
 
-/// The reference's image processor
-/// ([`Idefics3ImageProcessor`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/idefics3/image_processing_idefics3.py)).
+/// The image processor of transformers,
+/// [`Idefics3ImageProcessor`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/idefics3/image_processing_idefics3.py).
 #[derive(Debug, Clone, Copy)]
 pub struct Processor {
-    /// Long edge of the first resize.
+    /// Long edge of the first resize in pixels.
     pub longest_edge: u32,
-    /// Side of the encoder's square, at least 1.
+    /// Side of the encoder's input and of a tile in pixels, at least 1.
     pub side: u32,
 }
 
-/// The reference's bound on either side after the first resize.
+/// Limit of transformers on either side after the first resize, in pixels.
 const MAX_IMAGE_SIZE: u32 = 4096;
 
 impl Processor {
+    /// The processor of a `preprocessor_config.json`.
     pub fn new(config: &PreprocessorConfig) -> Self {
         Self {
             longest_edge: config.size.longest_edge as u32,
@@ -231,7 +231,7 @@ impl Processor {
         }
     }
 
-    /// The whole picture squashed to the square, aspect not kept.
+    /// The whole picture at the encoder's input size, with its aspect ratio not kept.
     pub fn whole(&self, picture: &Picture) -> Processed {
         let resized = self.first_resize(picture);
         Processed {
@@ -240,7 +240,7 @@ impl Processor {
         }
     }
 
-    /// The picture cut into tiles of the square's size, and the whole one after them.
+    /// The picture split into tiles of the encoder's input size, then the whole picture.
     pub fn split(&self, picture: &Picture) -> Processed {
         let resized = self.first_resize(picture);
         let (width, height) = self.tiled_size(resized.width, resized.height);
@@ -270,7 +270,7 @@ impl Processor {
         self.grid(width, height)
     }
 
-    /// Rows and columns of tiles in a picture of a [`tiled_size`](Self::tiled_size); none if one would do.
+    /// Rows and columns of tiles in a picture of a [`tiled_size`](Self::tiled_size); `(0, 0)` if one tile would do.
     pub fn grid(&self, width: u32, height: u32) -> (usize, usize) {
         match (height / self.side, width / self.side) {
             (0..=1, 0..=1) => (0, 0),
@@ -283,7 +283,8 @@ impl Processor {
         resize(picture, width, height)
     }
 
-    /// Long edge to [`longest_edge`](Self::longest_edge), short edge truncated and then made even.
+    /// Width and height after the first resize: the long edge is [`longest_edge`](Self::longest_edge), the short edge is
+    /// truncated and then made even.
     pub fn longest_edge_size(&self, width: u32, height: u32) -> (u32, u32) {
         let edge = self.longest_edge.min(MAX_IMAGE_SIZE);
         let aspect = f64::from(width) / f64::from(height);
@@ -296,7 +297,8 @@ impl Processor {
         }
     }
 
-    /// Both sides up to multiples of the square, the long one first and the short one from its aspect.
+    /// Width and height before splitting: both are rounded up to multiples of [`side`](Self::side), the long edge first
+    /// and the short edge from the aspect ratio.
     pub fn tiled_size(&self, width: u32, height: u32) -> (u32, u32) {
         let aspect = f64::from(width) / f64::from(height);
         let up = |side: u32| side.next_multiple_of(self.side).max(self.side);

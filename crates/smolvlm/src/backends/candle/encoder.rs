@@ -21,7 +21,7 @@ use crate::{
     families::idefics3::{
         config::{Config, VisionConfig},
         names::{self, encoder_layer as module},
-        positions::{position_ids, repeated},
+        positions::{padded_indices, position_ids},
     },
 };
 
@@ -190,7 +190,7 @@ fn repeat_edges(x: &Tensor, dim: usize, multiple: usize) -> CandleResult<Tensor>
     if n.is_multiple_of(multiple) {
         return Ok(x.clone());
     }
-    x.index_select(&Tensor::new(repeated(n, multiple), x.device())?, dim)
+    x.index_select(&Tensor::new(padded_indices(n, multiple), x.device())?, dim)
 }
 
 #[derive(Debug)]

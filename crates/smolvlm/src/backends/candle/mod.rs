@@ -206,7 +206,7 @@ impl<P: Parts> TensorBackend<P> {
     /// Normalised pixel values, `[3, height, width]`, in the type and on the device of the tensors.
     fn pixels(&self, picture: &Picture) -> Result<Tensor> {
         let shape = (3, picture.height as usize, picture.width as usize);
-        let planes = image::normalise(picture, &self.preprocessor);
+        let planes = image::normalize(picture, &self.preprocessor);
         Ok(Tensor::from_vec(planes, shape, &self.device)?.to_dtype(self.dtype)?)
     }
 

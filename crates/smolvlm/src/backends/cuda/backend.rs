@@ -12,7 +12,6 @@ use crate::{
         request_size::RequestSize,
     },
     error::Result,
-    machine::memory::Work,
     text::prompt::Prompt,
 };
 

@@ -105,7 +105,7 @@ impl Encoder {
             patch_size: c.patch_size,
             scale_factor: config.scale_factor,
             intermediate,
-            pixel_table: from.upload(&image::values(preprocessor).concat())?,
+            pixel_table: from.upload(&image::normalization_tables(preprocessor).concat())?,
             grids: HashMap::new(),
         })
     }

@@ -1,43 +1,62 @@
-//! What `config.json` and `preprocessor_config.json` say, checked before anything is allocated.
+//! `config.json` and `preprocessor_config.json`, parsed and checked before anything is allocated.
 //!
-//! Both model types (`idefics3`, `smolvlm`) and both ways of writing them are read: the published
-//! files (`torch_dtype`, `rope_theta`) and those that transformers 5 saves (`dtype`,
-//! `rope_parameters`). Missing fields take the defaults of
+//! Both model types (`idefics3`, `smolvlm`) and both layouts are accepted: the published files (`torch_dtype`,
+//! `rope_theta`) and those that transformers 5 saves (`dtype`, `rope_parameters`). Missing fields take the defaults of
 //! [`Idefics3Config`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/idefics3/configuration_idefics3.py).
 
 use serde::Deserialize;
 
-/// Shape of one SmolVLM checkpoint.
+/// The architecture of a checkpoint, from its `config.json`.
+///
+/// Mirrors
+/// [`Idefics3Config`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/idefics3/configuration_idefics3.py).
 #[derive(Debug, Clone, Deserialize)]
+#[non_exhaustive]
 pub struct Config {
+    /// `idefics3` or `smolvlm`.
     pub model_type: String,
-    /// Side, in patches, of the square that pixel shuffle folds into one token.
+    /// Pixel-shuffle factor: `scale_factor`² patches become one token.
     #[serde(default = "default_scale_factor")]
     pub scale_factor: usize,
-    /// Whether a missing `lm_head` is the embedding table; the decoder's own key does not count.
+    /// Whether the token embeddings serve as `lm_head` where the weights have none. The key of the same name in
+    /// `text_config` is ignored, as in transformers.
     #[serde(default)]
     pub tie_word_embeddings: bool,
+    /// Id of the token `<image>`, if the file has it.
     #[serde(default)]
     pub image_token_id: Option<u32>,
+    /// The decoder.
     pub text_config: TextConfig,
+    /// The vision encoder.
     #[serde(default)]
     pub vision_config: VisionConfig,
 }
 
-/// The Llama decoder.
+/// The architecture of the Llama decoder, from `text_config`.
+///
+/// Mirrors
+/// [`LlamaConfig`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/llama/configuration_llama.py).
 #[derive(Debug, Clone, Deserialize)]
+#[non_exhaustive]
 pub struct TextConfig {
+    /// Values of a token's hidden state.
     pub hidden_size: usize,
+    /// Values between the projections of an MLP.
     pub intermediate_size: usize,
+    /// Decoder layers.
     pub num_hidden_layers: usize,
+    /// Query heads of a layer.
     pub num_attention_heads: usize,
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
+    /// Tokens of the vocabulary, rows of the embeddings.
     pub vocab_size: usize,
+    /// Epsilon of each RMS norm.
     #[serde(default = "default_rms_norm_eps")]
     pub rms_norm_eps: f64,
     #[serde(default = "default_text_act")]
     hidden_act: String,
+    /// Tokens of the longest sequence, prompt and answer together.
     #[serde(default = "default_max_position_embeddings")]
     pub max_position_embeddings: usize,
     rope_theta: Option<f64>,
@@ -45,8 +64,10 @@ pub struct TextConfig {
     rope_parameters: Option<RopeParameters>,
     #[serde(default)]
     rope_scaling: Option<RopeParameters>,
+    /// Whether the projections of attention have biases.
     #[serde(default)]
     pub attention_bias: bool,
+    /// Whether the projections of the MLP have biases.
     #[serde(default)]
     pub mlp_bias: bool,
 }
@@ -58,18 +79,29 @@ struct RopeParameters {
     rope_type: Option<String>,
 }
 
-/// The SigLIP vision encoder.
+/// The architecture of the SigLIP vision encoder, from `vision_config`.
+///
+/// Mirrors `Idefics3VisionConfig` in
+/// [`configuration_idefics3.py`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/idefics3/configuration_idefics3.py).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct VisionConfig {
+    /// Values of a patch's hidden state.
     pub hidden_size: usize,
+    /// Values between the projections of an MLP.
     pub intermediate_size: usize,
+    /// Encoder layers.
     pub num_hidden_layers: usize,
+    /// Attention heads of a layer.
     pub num_attention_heads: usize,
+    /// Colour channels; only 3 is supported.
     pub num_channels: usize,
-    /// Side in pixels of the pictures seen in training; fixes the position table.
+    /// Side of the training pictures in pixels, which sets the size of the position embeddings.
     pub image_size: usize,
+    /// Side of a patch in pixels.
     pub patch_size: usize,
+    /// Epsilon of each layer norm.
     pub layer_norm_eps: f64,
     hidden_act: String,
 }
@@ -106,18 +138,17 @@ fn default_max_position_embeddings() -> usize {
     2048
 }
 
-/// Larger than any dimension of the family by an order of magnitude, and small enough that products
-/// of a few of them can't overflow: a hostile file must not make us allocate before the weights'
-/// own (bounded) shapes are compared.
+/// Ten times the largest dimension of the family, and small enough that products of a few dimensions can't overflow: a
+/// hostile file must not cause an allocation before the shapes of the weights, which are bounded, are compared.
 const MAX_DIM: usize = 1 << 20;
 const MAX_LAYERS: usize = 1024;
-/// Of the encoder's attention, which weighs each patch against each: 1 GB, 20 times what the family takes.
+/// Attention scores of one encoder layer, `heads × patches²`: 1 GB of f32, 20 times what the family takes.
 const MAX_SCORES: usize = 1 << 28;
 
 impl Config {
-    /// Parses and checks; the error says which key is at fault.
+    /// Parses and checks a `config.json`. The error names the key at fault, without the file.
     pub fn from_json(json: &[u8]) -> Result<Self, String> {
-        // A plain look first, so that another architecture is named as such and not as a missing key.
+        // `model_type` first: for another architecture, "a key is missing" would mislead.
         let value: serde_json::Value = serde_json::from_slice(json).map_err(|e| e.to_string())?;
         match value.get("model_type").and_then(|t| t.as_str()) {
             Some("idefics3" | "smolvlm") => (),
@@ -216,13 +247,13 @@ impl Config {
         Ok(())
     }
 
-    /// Patches per side of a square picture of `side` pixels; a remainder is left out, as the
-    /// reference's convolution does (384 / 14 → 27).
+    /// Patches along a side of `side` pixels. A remainder is dropped, as the encoder's convolution does
+    /// (384 / 14 → 27).
     pub fn patches_per_side(&self, side: usize) -> usize {
         side / self.vision_config.patch_size
     }
 
-    /// Whether the encoder's attention stays within reason for squares of `side` pixels.
+    /// Checks that attention over a picture of `side` × `side` pixels stays within [`MAX_SCORES`].
     pub(crate) fn check_side(&self, side: usize) -> Result<(), String> {
         let patches = self.patches_per_side(side).pow(2);
         let scores = patches
@@ -237,23 +268,26 @@ impl Config {
         }
     }
 
-    /// Tokens that one square picture of `side` pixels takes in the prompt.
+    /// Tokens that a picture of `side` × `side` pixels takes in the prompt.
     pub fn tokens_per_picture(&self, side: usize) -> usize {
-        let folded = self.patches_per_side(side).div_ceil(self.scale_factor);
-        folded.saturating_mul(folded)
+        let tokens_per_side = self.patches_per_side(side).div_ceil(self.scale_factor);
+        tokens_per_side.saturating_mul(tokens_per_side)
     }
 }
 
 impl TextConfig {
+    /// Key and value heads of a layer; as many as query heads if the file doesn't say.
     pub fn num_key_value_heads(&self) -> usize {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
+    /// Values of a head; `hidden_size / num_attention_heads` if the file doesn't say.
     pub fn head_dim(&self) -> usize {
         self.head_dim
             .unwrap_or_else(|| self.hidden_size / self.num_attention_heads.max(1))
     }
 
+    /// Base of the rotary position embedding's frequencies; 10,000 if the file doesn't say.
     pub fn rope_theta(&self) -> f64 {
         self.rope_theta
             .or_else(|| self.rope_parameters.as_ref()?.rope_theta)
@@ -261,21 +295,30 @@ impl TextConfig {
     }
 }
 
-/// How the reference turns pictures into pixel values.
+/// The settings of the image processor, from `preprocessor_config.json`.
+///
+/// Mirrors the fields that matter here of
+/// [`Idefics3ImageProcessor`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/idefics3/image_processing_idefics3.py).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct PreprocessorConfig {
     /// The longest edge that every picture is first resized to.
     pub size: LongestEdge,
-    /// Side of the encoder's square.
+    /// Side of the encoder's input, and of a tile.
     pub max_image_size: LongestEdge,
+    /// Mean of each channel, subtracted after rescaling.
     pub image_mean: [f32; 3],
+    /// Standard deviation of each channel, divided by after the mean is subtracted.
     pub image_std: [f32; 3],
+    /// Factor from bytes to the range of the mean: 1/255.
     pub rescale_factor: f64,
 }
 
+/// An edge length of [`PreprocessorConfig`].
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct LongestEdge {
+    /// Pixels, 1 to 8192.
     pub longest_edge: usize,
 }
 
@@ -292,7 +335,7 @@ impl Default for PreprocessorConfig {
 }
 
 impl PreprocessorConfig {
-    /// Parses and checks; the error says which key is at fault.
+    /// Parses and checks a `preprocessor_config.json`. The error names the key at fault, without the file.
     pub fn from_json(json: &[u8]) -> Result<Self, String> {
         let config: Self = serde_json::from_slice(json).map_err(|e| e.to_string())?;
         for (key, edge) in [

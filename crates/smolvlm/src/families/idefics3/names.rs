@@ -1,28 +1,28 @@
 //! The names of all tensors, as the published checkpoints have them.
 //!
-//! A name here is that of a module; its tensors are `<name>.weight` and, where there is one, `<name>.bias`.
+//! Each constant names a module, whose tensors are `<name>.weight` and, if it has a bias, `<name>.bias`.
 
-/// The table of token embeddings.
+/// The token embeddings.
 pub(crate) const EMBED_TOKENS: &str = "model.text_model.embed_tokens";
 /// The decoder's last norm.
 pub(crate) const NORM: &str = "model.text_model.norm";
-/// From states to logits, where the table of embeddings isn't that too.
+/// The projection from hidden states to logits, if not tied to the token embeddings.
 pub(crate) const LM_HEAD: &str = "lm_head";
-/// Decoder layers stand behind it by their number.
+/// Prefix of the decoder layers, followed by the number of the layer.
 pub(crate) const DECODER_LAYERS: &str = "model.text_model.layers.";
 
-/// The convolution that makes patches of pixels.
+/// The convolution that turns pixels into patch embeddings.
 pub(crate) const PATCH_EMBEDDING: &str = "model.vision_model.embeddings.patch_embedding";
-/// The table of positions.
+/// The position embeddings of the encoder.
 pub(crate) const POSITION_EMBEDDING: &str = "model.vision_model.embeddings.position_embedding";
 /// The encoder's last norm.
 pub(crate) const POST_LAYERNORM: &str = "model.vision_model.post_layernorm";
-/// Encoder layers stand behind it by their number.
+/// Prefix of the encoder layers, followed by the number of the layer.
 pub(crate) const ENCODER_LAYERS: &str = "model.vision_model.encoder.layers.";
-/// From shuffled patches to the decoder's embeddings.
+/// The connector: the projection from pixel-shuffled patches to the decoder's embeddings.
 pub(crate) const CONNECTOR: &str = "model.connector.modality_projection.proj";
 
-/// Modules of a decoder layer, behind its name.
+/// Modules of a decoder layer, relative to the layer's name.
 pub(crate) mod decoder_layer {
     pub(crate) const INPUT_LAYERNORM: &str = "input_layernorm";
     pub(crate) const Q_PROJ: &str = "self_attn.q_proj";
@@ -35,7 +35,7 @@ pub(crate) mod decoder_layer {
     pub(crate) const DOWN_PROJ: &str = "mlp.down_proj";
 }
 
-/// Modules of an encoder layer, behind its name.
+/// Modules of an encoder layer, relative to the layer's name.
 pub(crate) mod encoder_layer {
     pub(crate) const LAYER_NORM1: &str = "layer_norm1";
     pub(crate) const Q_PROJ: &str = "self_attn.q_proj";
@@ -47,17 +47,17 @@ pub(crate) mod encoder_layer {
     pub(crate) const FC2: &str = "mlp.fc2";
 }
 
-/// Name of the decoder layer of this number.
+/// Name of a decoder layer by its number.
 pub(crate) fn decoder_layer(layer: usize) -> String {
     format!("{DECODER_LAYERS}{layer}")
 }
 
-/// Name of the encoder layer of this number.
+/// Name of an encoder layer by its number.
 pub(crate) fn encoder_layer(layer: usize) -> String {
     format!("{ENCODER_LAYERS}{layer}")
 }
 
-/// Name of a module's weights.
+/// Name of a module's weight tensor.
 pub(crate) fn weight(module: &str) -> String {
     format!("{module}.weight")
 }

@@ -1,8 +1,11 @@
-//! Where things stand: patches in a picture, tokens in a sequence.
+//! Positions: of patches in a picture, of patches after pixel shuffle, of tokens in a sequence.
 
 use crate::families::idefics3::config::TextConfig;
 
-/// Position ids of a `rows` × `cols` grid in a table learned for `side` × `side` patches.
+/// Position ids of `rows` × `cols` patches, for position embeddings of `side` × `side` patches.
+///
+/// Bucketed as in `Idefics3VisionEmbeddings`
+/// ([`modeling_idefics3.py`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/idefics3/modeling_idefics3.py)).
 pub(crate) fn position_ids(rows: usize, cols: usize, side: usize) -> Vec<u32> {
     let bucket = |i: usize, n: usize| i * side / n;
     (0..rows)
@@ -10,24 +13,24 @@ pub(crate) fn position_ids(rows: usize, cols: usize, side: usize) -> Vec<u32> {
         .collect()
 }
 
-/// `n` places grown to a multiple of `multiple` by repeating the first and the last.
-pub(crate) fn repeated(n: usize, multiple: usize) -> Vec<u32> {
+/// Indices `0..n`, padded to a multiple of `multiple` by repeating the first and the last.
+pub(crate) fn padded_indices(n: usize, multiple: usize) -> Vec<u32> {
     let missing = n.next_multiple_of(multiple) - n;
     let before = missing / 2;
-    let places = 0..n + missing;
-    places
+    let indices = 0..n + missing;
+    indices
         .map(|i| i.saturating_sub(before).min(n - 1) as u32)
         .collect()
 }
 
-/// The patches of a square grid in the order that pixel shuffle folds squares of `factor`² of them.
+/// Indices of `grid` × `grid` patches in the order of pixel shuffle: `factor`² patches of a token in a row.
 #[cfg(feature = "cuda")]
 pub(crate) fn pixel_shuffle_order(grid: usize, factor: usize) -> Vec<u32> {
-    let places = repeated(grid, factor);
-    let squares = places.chunks_exact(factor);
-    let tokens = squares
+    let indices = padded_indices(grid, factor);
+    let chunks = indices.chunks_exact(factor);
+    let tokens = chunks
         .clone()
-        .flat_map(|rows| squares.clone().map(move |cols| (rows, cols)));
+        .flat_map(|rows| chunks.clone().map(move |cols| (rows, cols)));
     let patches = tokens.flat_map(|(rows, cols)| {
         rows.iter()
             .flat_map(move |row| cols.iter().map(move |col| (row, col)))
@@ -35,7 +38,7 @@ pub(crate) fn pixel_shuffle_order(grid: usize, factor: usize) -> Vec<u32> {
     patches.map(|(row, col)| row * grid as u32 + col).collect()
 }
 
-/// Inverse frequencies of the rotary position embedding, one for each pair of a head's values.
+/// Inverse frequencies of the rotary position embedding (RoPE), one for each pair of values of a head.
 pub(crate) fn inverse_frequencies(c: &TextConfig) -> Vec<f32> {
     let head_dim = c.head_dim();
     let theta = c.rope_theta() as f32;
