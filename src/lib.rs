@@ -20,6 +20,7 @@ mod output;
 mod overlay;
 mod prompt;
 mod properties;
+mod remedies;
 mod worker;
 
 pub use caption::Caption;

@@ -89,7 +89,11 @@ impl IntervalRequest {
         let mut request = self.settings.request(&pictures, clip.as_ref());
         request.whole_frames |= size == PictureSize::Whole;
         engine.check(&request).map_err(|error| match error.kind {
-            ErrorKind::Failed => Error::new(ErrorKind::Settings, error.message),
+            ErrorKind::Failed => {
+                let mut error = error;
+                error.kind = ErrorKind::Settings;
+                error
+            }
             _ => error,
         })
     }

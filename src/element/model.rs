@@ -8,6 +8,7 @@ use std::sync::{
 use crate::{
     engines,
     prompt::{IntervalRequest, PictureSize},
+    remedies::worded,
     worker::Worker,
 };
 use vlmnarrate_engine::{Checkpoint, EngineLoader, Error, ModelSettings};
@@ -78,6 +79,6 @@ impl LoadedModel {
 pub(crate) fn check_image_size(checkpoint: &dyn Checkpoint, side: u32) -> Result<(), Error> {
     match side {
         0 => Ok(()),
-        side => checkpoint.check_image_size(side),
+        side => checkpoint.check_image_size(side).map_err(worded),
     }
 }

@@ -11,6 +11,7 @@ use crate::{
         model::{CheckedRequest, LoadedModel, check_image_size},
         panics,
     },
+    remedies::worded,
     worker::Worker,
 };
 use vlmnarrate_engine::{Error, ErrorKind, Found, ModelSettings};
@@ -28,7 +29,7 @@ impl VlmNarrate {
             (settings.model_settings(), settings.image_size)
         };
         let loader = self.loader.lock().unwrap().0.clone();
-        let model = loader.open(&settings).and_then(|found| {
+        let model = loader.open(&settings).map_err(worded).and_then(|found| {
             if let Found::Ready(checkpoint) = &found {
                 check_image_size(checkpoint.as_ref(), image_size)?;
             }

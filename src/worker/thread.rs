@@ -15,6 +15,7 @@ use std::{
 use crate::{
     caption::{Caption, Cost, FrameStamp},
     prompt::RequestSettings,
+    remedies::worded,
     worker::{
         callbacks::{
             CaptionUpdate, DownloadProgress, LoadProgress, WorkerCallbacks, WorkerFailure,
@@ -312,7 +313,8 @@ impl Shared {
                 });
             }
             ControlFlow::Continue(())
-        })?;
+        });
+        let checkpoint = checkpoint.map_err(worded)?;
         self.call_back(|callbacks| {
             if !self.enter_phase(Phase::Downloading, Phase::Downloaded) {
                 return Err(Error::cancelled());
@@ -345,10 +347,12 @@ impl Shared {
                 self.call_back(|callbacks| callbacks.load_progress(LoadProgress::Percent(percent)));
             }
             ControlFlow::Continue(())
-        })?;
+        });
+        let engine = engine.map_err(worded)?;
         let request = self.call_back(|callbacks| callbacks.interval_request());
         if let Some(request) = request.flatten() {
-            request.check(engine.as_ref(), checkpoint.as_ref())?;
+            let checked = request.check(engine.as_ref(), checkpoint.as_ref());
+            checked.map_err(worded)?;
         }
         let info = self.info.get_or_init(|| engine.info());
         self.call_back(|callbacks| {
@@ -416,6 +420,7 @@ impl Shared {
             }
             ControlFlow::Continue(())
         });
+        let result = result.map_err(worded);
         // Reported when the worker exits.
         if let Err(error) = &result
             && error.kind == ErrorKind::Device

@@ -88,7 +88,7 @@ fn a_device_that_is_not_built_in_is_one_error_in_ready() {
         let begins = format!("device: this build has no {name}; build it with ");
         assert!(says.starts_with(&begins), "{says}");
         assert!(says.contains(&format!("--features {nick}`")), "{says}");
-        assert!(says.ends_with(", or take device=auto"), "{says}");
+        assert!(says.ends_with(". Or set device=auto"), "{says}");
         element.set_state(gst::State::Null).unwrap();
     }
 }

@@ -5,12 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const GROUND: [&str; 4] = ["caption", "prompt", "properties", "log"];
+const GROUND: [&str; 5] = ["caption", "prompt", "properties", "remedies", "log"];
 
 /// Rooms that a room may import besides itself; `None` for a room that isn't known.
 fn allowed(room: &str) -> Option<Vec<&'static str>> {
     Some(match room {
-        "caption" | "properties" | "log" | "engines" => vec![],
+        "caption" | "properties" | "remedies" | "log" | "engines" => vec![],
         "prompt" => vec!["caption"],
         "input" | "worker" | "output" => GROUND.to_vec(),
         "element" => [&GROUND[..], &["input", "worker", "output", "engines"]].concat(),

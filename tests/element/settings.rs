@@ -154,7 +154,7 @@ fn pictures_that_the_template_leaves_out() {
 
 #[test]
 fn more_tokens_than_the_model_has_positions() {
-    let words = ["max-tokens 4000 exceed the model's", "lower frames"];
+    let words = ["4000 of the answer exceed the model's", "Lower frames"];
     let heard = early_and_late(None, "max-tokens", "4000", &words);
     is_one_error(&heard, gst::ResourceError::Settings, &words);
     // Choices are as long as they are.
@@ -168,7 +168,7 @@ fn more_tokens_than_the_model_has_positions() {
          ! vlmnarrate name=n frames=64 interval=0 ! fakesink",
         None,
     );
-    let words = ["2048; lower frames"];
+    let words = ["2048. Lower frames"];
     is_one_error(&clips.run(), gst::ResourceError::Settings, &words);
 }
 

@@ -1,6 +1,6 @@
 //! What can go wrong.
 
-/// What went wrong, in one line that names the file or setting and the remedy.
+/// What went wrong, in one line that names the file or setting.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 #[non_exhaustive]
@@ -9,6 +9,24 @@ pub struct Error {
     pub kind: ErrorKind,
     /// For people.
     pub message: String,
+    /// What else could be set, where the message doesn't say what to do.
+    pub remedy: Option<Remedy>,
+}
+
+/// A setting that may help. Whoever shows the error words it, and knows what the setting is called there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Remedy {
+    /// Fewer or smaller pictures, or fewer tokens of the answer.
+    SmallerRequest,
+    /// The same, or a shorter prompt.
+    ShorterRequest,
+    /// [`DeviceKind::Cpu`](crate::DeviceKind::Cpu).
+    Cpu,
+    /// [`DeviceKind::Auto`](crate::DeviceKind::Auto).
+    AnyDevice,
+    /// Not [`DType::F16`](crate::DType::F16), whose range is short. With another type it is the weights that are broken.
+    WiderDType,
 }
 
 /// A result whose error is an engine's.
@@ -20,6 +38,15 @@ impl Error {
         Self {
             kind,
             message: message.into(),
+            remedy: None,
+        }
+    }
+
+    /// The same error with a remedy.
+    pub fn with_remedy(self, remedy: impl Into<Option<Remedy>>) -> Self {
+        Self {
+            remedy: remedy.into(),
+            ..self
         }
     }
 

@@ -56,7 +56,7 @@ pub mod threads;
 use std::{ops::ControlFlow, sync::Arc};
 
 pub use answer::{Answer, Event, Timings};
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Remedy, Result};
 pub use picture::Picture;
 pub use request::{Clip, Request, Sampling};
 pub use settings::{DType, DeviceKind, ModelSettings, Quantization, Secret};

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use vlmnarrate_engine::ErrorKind;
+use vlmnarrate_engine::{ErrorKind, Remedy};
 
 /// Everything that can go wrong between a model's files and a caption.
 ///
-/// `Display` writes one line that names the file or the setting and a remedy: the line is what `gst-launch-1.0` shows.
+/// `Display` writes one line that names the file or the setting and what to do with the file. What else could be set is
+/// [`remedy`](Error::remedy).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -38,6 +39,14 @@ pub enum Error {
         /// What is wrong with its value, and what to set instead.
         reason: String,
     },
+    /// A device that this build or this machine doesn't have, or that doesn't know the model.
+    #[error("device: {reason}")]
+    NoDevice {
+        /// What is missing.
+        reason: String,
+        /// Which device to take instead.
+        remedy: Remedy,
+    },
     /// A model of the Hugging Face hub that can't be had.
     #[error("{property}={value}: {reason}. {remedy}")]
     Hub {
@@ -58,10 +67,19 @@ pub enum Error {
     /// A prompt that the model can't take.
     #[error("prompt: {0}")]
     Prompt(String),
+    /// A request of more tokens than the model has positions.
+    #[error("prompt: {prompt} tokens and {answer} of the answer exceed the model's {limit}")]
+    TooManyTokens {
+        /// Tokens of the prompt, its pictures' included.
+        prompt: usize,
+        /// Tokens that the answer may have.
+        answer: usize,
+        /// Positions of the model.
+        limit: usize,
+    },
     /// A request that needs more memory than there is.
     #[error(
-        "there is no memory for the {megabytes} MB that {pictures} pictures and {tokens} tokens take: {shortage}; \
-         lower frames, image-size or max-tokens"
+        "there is no memory for the {megabytes} MB that {pictures} pictures and {tokens} tokens take: {shortage}"
     )]
     Memory {
         /// Memory that the request needs, in MB (10⁶ bytes).
@@ -80,10 +98,7 @@ pub enum Error {
     #[error("session: {0}")]
     Session(String),
     /// Logits that are infinite or no numbers.
-    #[error(
-        "the model's scores are not finite: with dtype=f16 its values may be too large, take dtype=bf16 or \
-         dtype=f32; with those its weights are broken, download it again"
-    )]
+    #[error("the model's logits are not finite")]
     NotFinite,
     /// A GPU that failed and stays unusable for this process.
     #[error("device: {0}")]
@@ -99,16 +114,28 @@ impl Error {
         match self {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::File { .. } => ErrorKind::OpenRead,
-            Self::Setting { .. } => ErrorKind::Settings,
+            Self::Setting { .. } | Self::NoDevice { .. } => ErrorKind::Settings,
             Self::Device(_) => ErrorKind::Device,
             Self::Hub { kind, .. } => *kind,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Prompt(_)
+            | Self::TooManyTokens { .. }
             | Self::Memory { .. }
             | Self::Picture(_)
             | Self::Session(_)
             | Self::NotFinite
             | Self::Inference(_) => ErrorKind::Failed,
+        }
+    }
+
+    /// The setting that may help.
+    pub fn remedy(&self) -> Option<Remedy> {
+        match self {
+            Self::NoDevice { remedy, .. } => Some(*remedy),
+            Self::TooManyTokens { .. } => Some(Remedy::ShorterRequest),
+            Self::Memory { .. } => Some(Remedy::SmallerRequest),
+            Self::NotFinite => Some(Remedy::WiderDType),
+            _ => None,
         }
     }
 
@@ -142,6 +169,6 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl From<Error> for vlmnarrate_engine::Error {
     fn from(error: Error) -> Self {
-        Self::new(error.kind(), error.to_string())
+        Self::new(error.kind(), error.to_string()).with_remedy(error.remedy())
     }
 }

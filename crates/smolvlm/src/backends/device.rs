@@ -1,7 +1,7 @@
 //! Where a model runs.
 
 use candle_core::{DType, Device};
-use vlmnarrate_engine::DeviceKind;
+use vlmnarrate_engine::{DeviceKind, Remedy};
 
 #[cfg(feature = "candle-cuda")]
 use super::candle::cuda as candle_cuda;
@@ -29,10 +29,10 @@ pub fn check(kind: DeviceKind) -> Result<()> {
         DeviceKind::Metal if !cfg!(feature = "metal") => ("Metal", "metal` on a Mac"),
         _ => return Ok(()),
     };
-    Err(device_error(format!(
-        "this build has no {name}; build it with `cargo build --release --features {features}, or take \
-         device=auto"
-    )))
+    let reason = format!(
+        "this build has no {name}; build it with `cargo build --release --features {features}"
+    );
+    Err(device_error(reason, Remedy::AnyDevice))
 }
 
 /// What `Auto` comes to for this model on this machine.
@@ -172,15 +172,14 @@ mod tests {
         if let Err(error) = says(DeviceKind::Cuda) {
             assert_eq!(
                 error,
-                "device: this build has no CUDA; build it with `cargo build --release --features \
-                 cuda`, or take device=auto"
+                "device: this build has no CUDA; build it with `cargo build --release --features cuda`"
             );
         }
         if let Err(error) = says(DeviceKind::Metal) {
             assert_eq!(
                 error,
                 "device: this build has no Metal; build it with `cargo build --release --features \
-                 metal` on a Mac, or take device=auto"
+                 metal` on a Mac"
             );
         }
     }

@@ -5,13 +5,15 @@ use std::{
     io::{BufRead, BufReader},
 };
 
+use vlmnarrate_engine::Remedy;
+
 use crate::error::Error;
 
 /// An error of the device.
-pub(crate) fn device_error(reason: impl Into<String>) -> Error {
-    Error::Setting {
-        property: "device",
+pub(crate) fn device_error(reason: impl Into<String>, remedy: Remedy) -> Error {
+    Error::NoDevice {
         reason: reason.into(),
+        remedy,
     }
 }
 

@@ -148,10 +148,11 @@ impl Model {
         let limit = self.config.text_config.max_position_embeddings;
         match tokens.checked_add(room) {
             Some(capacity) if capacity <= limit => Ok(capacity),
-            _ => Err(Error::Prompt(format!(
-                "{tokens} tokens and max-tokens {room} exceed the model's {limit}; lower frames, \
-                 image-size or max-tokens, or shorten the prompt"
-            ))),
+            _ => Err(Error::TooManyTokens {
+                prompt: tokens,
+                answer: room,
+                limit,
+            }),
         }
     }
 

@@ -222,7 +222,7 @@ fn lengths_at_the_ends_of_their_range_are_defined() {
             long.max_tokens = max_tokens;
             fails(
                 describe(model, &mut session, &long),
-                &["8192", "max-tokens"],
+                &["8192", "of the answer"],
             );
         }
         let words = "word ".repeat(9000);

@@ -7,6 +7,8 @@ use candle_core::{
     cuda_backend::cudarc::driver::{CudaContext, DriverError},
 };
 
+use vlmnarrate_engine::Remedy;
+
 use crate::{
     error::{Result, plain},
     machine::device::{DeviceInfo, device_error},
@@ -29,7 +31,7 @@ pub(crate) fn dtype() -> DType {
 /// The first GPU, with a stream of its own each time.
 pub(crate) fn open() -> Result<CudaDevice> {
     CudaDevice::new_with_stream(0)
-        .map_err(|e| device_error(format!("CUDA: {}; take device=cpu", plain(&e))))
+        .map_err(|e| device_error(format!("CUDA: {}", plain(&e)), Remedy::Cpu))
 }
 
 pub(crate) fn info(device: &CudaDevice) -> DeviceInfo {

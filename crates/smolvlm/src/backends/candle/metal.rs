@@ -3,6 +3,7 @@
 use candle_core::{DType, MetalDevice, backend::BackendDevice};
 use objc2::{rc::autoreleasepool, runtime::ProtocolObject};
 use objc2_metal::{MTLCopyAllDevices, MTLDevice};
+use vlmnarrate_engine::Remedy;
 
 use crate::{
     error::{Result, plain},
@@ -23,10 +24,11 @@ pub(crate) fn open() -> Result<MetalDevice> {
     // candle takes it for granted.
     if !is_there() {
         return Err(device_error(
-            "this machine has no GPU for Metal; take device=auto",
+            "this machine has no GPU for Metal",
+            Remedy::AnyDevice,
         ));
     }
-    let failed = |e| device_error(format!("Metal: {}; take device=cpu", plain(&e)));
+    let failed = |e| device_error(format!("Metal: {}", plain(&e)), Remedy::Cpu);
     MetalDevice::new(0).map_err(failed)
 }
 

@@ -33,7 +33,7 @@ use decoder::Decoder;
 use encoder::Encoder;
 use engine::{Engine, Job};
 use vlmnarrate_cuda::{self as cuda, Gpu, Kernels, MAX_ROWS, MappedWords};
-use vlmnarrate_engine::{DType, threads};
+use vlmnarrate_engine::{DType, Remedy, threads};
 
 use engine::{GpuJob, Outcome, StagedPicture};
 pub(crate) use slot::Slot;
@@ -93,34 +93,26 @@ impl Drop for Worker {
 
 impl From<cuda::Error> for Error {
     fn from(error: cuda::Error) -> Self {
-        match error {
-            cuda::Error::Failed(_) => Self::Device(with_remedy(&error)),
-            _ => Self::Setting {
-                property: "device",
-                reason: with_remedy(&error),
-            },
+        let advice = match &error {
+            cuda::Error::NoDriver => "; install it",
+            cuda::Error::OldDriver { .. } => {
+                "; update the driver, or build with an older CUDA toolkit"
+            }
+            cuda::Error::NoDevice { .. } => "; see what nvidia-smi says",
+            cuda::Error::OldDevice { .. } => "",
+            cuda::Error::NoKernels => "; build it with nvcc",
+            cuda::Error::OutOfMemory { .. } => "; close what else uses it, or take a smaller model",
+            cuda::Error::Failed(_) => {
+                return Self::Device(format!(
+                    "{error}; what nvidia-smi and the kernel's log say may tell why. A new process may use it again"
+                ));
+            }
+        };
+        Self::NoDevice {
+            reason: format!("{error}{advice}"),
+            remedy: Remedy::Cpu,
         }
     }
-}
-
-/// An error of the GPU with what to do about it, properties of the element among that.
-fn with_remedy(error: &cuda::Error) -> String {
-    let remedy = match error {
-        cuda::Error::NoDriver => "install it, or take device=cpu",
-        cuda::Error::OldDriver { .. } => {
-            "update the driver, build with an older CUDA toolkit, or take device=cpu"
-        }
-        cuda::Error::NoDevice { .. } => "see what nvidia-smi says, or take device=cpu",
-        cuda::Error::OldDevice { .. } => "take device=cpu",
-        cuda::Error::NoKernels => "build it with nvcc, or take device=cpu",
-        cuda::Error::OutOfMemory { .. } => {
-            "close what else uses it, take a smaller model, or device=cpu"
-        }
-        cuda::Error::Failed(_) => {
-            "what nvidia-smi and the kernel's log say may tell why. A new process may use it again"
-        }
-    };
-    format!("{error}; {remedy}")
 }
 
 impl Network {
@@ -135,9 +127,9 @@ impl Network {
     ) -> Result<Self> {
         let config = &checkpoint.config;
         let c = &config.text_config;
-        fits(checkpoint).map_err(|reason| Error::Setting {
-            property: "device",
-            reason: format!("the GPU's kernels don't know {reason}; take device=cpu"),
+        fits(checkpoint).map_err(|reason| Error::NoDevice {
+            reason: format!("the GPU's kernels don't know {reason}"),
+            remedy: Remedy::Cpu,
         })?;
         let dtype = match dtype {
             DType::Auto | DType::Bf16 => cuda::DType::Bf16,

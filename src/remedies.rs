@@ -1,0 +1,42 @@
+//! What to do about an engine's error, in the words of properties.
+
+use vlmnarrate_engine::{Error, Remedy};
+
+/// The error with its remedy in words, where it has one.
+pub(crate) fn worded(error: Error) -> Error {
+    let Some(words) = error.remedy.and_then(words) else {
+        return error;
+    };
+    let message = format!("{error}. {words}");
+    Error::new(error.kind, message)
+}
+
+fn words(remedy: Remedy) -> Option<&'static str> {
+    Some(match remedy {
+        Remedy::SmallerRequest => "Lower frames, image-size or max-tokens",
+        Remedy::ShorterRequest => "Lower frames, image-size or max-tokens, or shorten the prompt",
+        Remedy::Cpu => "Or set device=cpu",
+        Remedy::AnyDevice => "Or set device=auto",
+        Remedy::WiderDType => {
+            "With dtype=f16 its values may be too large: set dtype=bf16 or dtype=f32. With those its weights are broken: \
+             download it again"
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use vlmnarrate_engine::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn an_error_ends_with_its_remedy() {
+        let error = Error::new(ErrorKind::Settings, "device: none");
+        assert_eq!(worded(error.clone()), error);
+        let worded = worded(error.with_remedy(Remedy::AnyDevice));
+        assert_eq!(worded.to_string(), "device: none. Or set device=auto");
+        assert_eq!((worded.kind, worded.remedy), (ErrorKind::Settings, None));
+    }
+}
