@@ -50,7 +50,7 @@ GEMM_F32(rope_store_kv, RopeStoreKv)
 
 ATTENTION(bf16)
 ATTENTION(f16)
-KERNEL(attention_f32, 128, Attention, (attention_f32(args)))
+KERNEL(attention_128_f32, 128, Attention, (attention_f32(args)))
 
 POINTWISE(bf16)
 POINTWISE(f16)

@@ -1,3 +1,5 @@
+//! The errors of this crate.
+
 use cudarc::driver::DriverError;
 
 use super::describe;

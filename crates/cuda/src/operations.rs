@@ -84,7 +84,7 @@ impl Kernels {
             })
         });
         let attentions = match dtype {
-            DType::F32 => vec![(128, gpu.function("attention_f32", 0)?)],
+            DType::F32 => vec![(128, gpu.function("attention_128_f32", 0)?)],
             _ => {
                 let sizes = [16, 32, 64, 80, 128];
                 let attentions = sizes.map(|size| {

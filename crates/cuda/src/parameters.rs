@@ -221,7 +221,7 @@ impl PromptRows<'_> {
 pub struct RopeStoreKv<'a> {
     /// Rows of the product.
     pub rows: PromptRows<'a>,
-    /// Cosine and sine of each row's position, f32 `[rows, head_size / 2, 2]`, from [`Kernels::embed`].
+    /// Cosine and sine of each row's position, f32 `[rows, head_size / 2, 2]`, from [`Kernels::embed`](crate::Kernels::embed).
     pub rotations: &'a Memory,
     /// Shape of the product's rows. `head_size` is a power of two.
     pub shape: QkvShape,
