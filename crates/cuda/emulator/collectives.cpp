@@ -21,12 +21,12 @@ struct F16 {
     }
 };
 
-// Unrolled by hand: GCC does it at -O3 only, and D is to stay in registers.
+// Unrolled by hand, so that D stays in registers: GCC unrolls at -O3 only.
 #define UNROLL _Pragma("GCC unroll 16")
 
 template <class Format>
 static void multiply(Warp& warp) {
-    // Each part of A is an 8x8 matrix, and so are the lanes' words in turn.
+    // Each part of A is an 8x8 matrix, which the words of consecutive lanes make up.
     alignas(32) float a[16][16];
     UNROLL for (int part = 0; part < 4; part++) {
         const auto* rows = reinterpret_cast<const Halves*>(warp.a[part]);

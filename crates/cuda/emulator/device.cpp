@@ -24,7 +24,7 @@ static bool has(CUdevice device) { return device >= 0 && device < device_count()
 
 static size_t total_memory() { return setting("VLMNARRATE_EMULATED_MEMORY", 4ll << 30); }
 
-CUresult complain(CUresult error, const char* format, ...) {
+CUresult report_error(CUresult error, const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);
     fputs("CUDA emulator: ", stderr);
@@ -34,10 +34,10 @@ CUresult complain(CUresult error, const char* format, ...) {
     return error;
 }
 
-CUresult why_not() {
+CUresult check_context() {
     if (!initialized) return NOT_INITIALIZED;
-    if (current == nullptr) return complain(INVALID_CONTEXT, "a call in a thread without a context");
-    return poison;
+    if (current == nullptr) return report_error(INVALID_CONTEXT, "a call in a thread without a context");
+    return sticky_error;
 }
 
 struct ErrorName {
@@ -257,7 +257,7 @@ DRIVER cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 
 DRIVER cuCtxSynchronize() {
     ENTER;
-    if (CUresult error = why_not_while_capturing()) return error;
+    if (CUresult error = check_not_capturing()) return error;
     emulator::check_ends();
     return SUCCESS;
 }

@@ -1,5 +1,4 @@
-// What the parts of the driver share. Everything is done before a function returns, so that streams keep nothing but
-// what they capture.
+// Shared parts of the driver. All work is done before a function returns, so streams hold nothing but captured work.
 #pragma once
 
 #include "machine.h"
@@ -59,7 +58,7 @@ struct Graph {
 };
 
 struct Stream {
-    // While it captures.
+    // Null unless the stream is capturing.
     Graph* graph = nullptr;
     int mode = 0;
     std::thread::id thread;
@@ -69,7 +68,7 @@ struct Stream {
 struct Event {
     std::chrono::steady_clock::time_point time;
     bool recorded = false;
-    // If it was recorded while a stream captured.
+    // Not null if recorded during a capture.
     Graph* graph = nullptr;
 };
 
@@ -81,30 +80,30 @@ struct Context {
 inline std::recursive_mutex mutex;
 inline bool initialized = false;
 inline thread_local Context* current = nullptr;
-// An error of a kernel, which all later calls return.
-inline CUresult poison = SUCCESS;
+// A kernel's error. All later calls return it.
+inline CUresult sticky_error = SUCCESS;
 
-// Returns what the environment says, or the default.
+// An integer from the environment, or the default.
 long long setting(const char* name, long long otherwise);
 
-// Locks the driver and returns from a function that can't be called now.
+// Locks the driver, and returns an error if it can't be called now.
 #define ENTER                                                          \
     std::lock_guard<std::recursive_mutex> lock(driver::mutex);         \
-    if (CUresult error = driver::why_not(); error != driver::SUCCESS) return error
+    if (CUresult error = driver::check_context(); error != driver::SUCCESS) return error
 
-CUresult why_not();
+CUresult check_context();
 
-// Says on stderr why a call fails.
-[[gnu::format(printf, 2, 3)]] CUresult complain(CUresult error, const char* format, ...);
+// Prints why a call fails to stderr and returns the error.
+[[gnu::format(printf, 2, 3)]] CUresult report_error(CUresult error, const char* format, ...);
 
-// Null for one that doesn't exist.
+// Null for a handle that doesn't exist.
 Stream* find_stream(void* handle);
-// Does it now, or captures it.
+// Runs an action now, or captures it.
 CUresult enqueue(void* stream, Action action);
-// Of what must not be called while a stream captures.
-CUresult why_not_while_capturing();
+// An error if a stream is capturing.
+CUresult check_not_capturing();
 
-// Of a kernel's blocks, on a multiprocessor.
+// Blocks of a kernel that fit on a multiprocessor at once.
 int occupancy(const emulator::Kernel& kernel, int threads, size_t shared);
 
 }  // namespace driver

@@ -14,13 +14,13 @@ namespace emulator {
 constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 static struct sigaction previous[4];
 static unsigned char signal_stack[64 << 10];
-// Of the thread that runs a kernel.
+// Of the thread that runs kernels.
 static pid_t runner;
 
 static void note(Code reason, const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    note_failure(reason, format, arguments);
+    record_failure(reason, format, arguments);
     va_end(arguments);
 }
 
@@ -33,7 +33,7 @@ static void note_fault(int signal, const siginfo_t& info) {
     } else if (signal == SIGILL) {
         note(LAUNCH_FAILED, "illegal instruction");
     } else if (info.si_code == SI_KERNEL) {
-        // The processor doesn't say which address was not aligned.
+        // The processor doesn't tell the misaligned address.
         note(MISALIGNED_ADDRESS, "an address that is not aligned, or no address");
     } else if (in_stack_guard(address)) {
         note(LAUNCH_FAILED, "stack overflow");
@@ -46,7 +46,7 @@ static void note_fault(int signal, const siginfo_t& info) {
 
 static void on_signal(int signal, siginfo_t* info, void* context) {
     if (runner == 0 || runner != syscall(SYS_gettid) || self == nullptr) {
-        // Not a kernel's: happens again, with the handler that there was.
+        // Not a kernel's fault: it recurs with the previous handler.
         for (int i = 0; i < 4; i++) {
             if (SIGNALS[i] == signal) sigaction(signal, &previous[i], nullptr);
         }

@@ -1,4 +1,4 @@
-// Tells which thread of a kernel touched memory that isn't there, and ends the launch.
+// Reports the thread of a kernel that touched unmapped memory, and ends the launch.
 #pragma once
 
 #include "machine.h"
@@ -8,7 +8,7 @@
 
 namespace emulator {
 
-// While it lives, the calling thread's faults are those of kernels.
+// Faults of the calling thread are a kernel's during its lifetime.
 class Faults {
 public:
     Faults();
@@ -19,8 +19,8 @@ private:
     stack_t previous_stack;
 };
 
-// Of the machine: what went wrong in the lane that runs, and where its launch goes on.
-void note_failure(Code reason, const char* format, va_list arguments);
+// Defined by the machine: records the running lane's error, and returns the context to continue in.
+void record_failure(Code reason, const char* format, va_list arguments);
 Context& leave();
 bool in_stack_guard(const void* address);
 

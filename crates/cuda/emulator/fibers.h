@@ -20,8 +20,8 @@ struct Context {
     void* fp;
 };
 
-// Clobbers all registers, so that the compiler itself keeps what it needs. Is a jump, not a call: of those that arrive
-// at one place all go on behind it, which the processor predicts.
+// Clobbers all registers, so that the compiler saves what it needs. A jump instead of a call: lanes that arrive at the
+// same place continue behind it, which the processor predicts.
 [[gnu::always_inline]] inline void switch_context(Context& from, Context& to) {
     Context* left = &from;
     Context* entered = &to;
@@ -71,7 +71,7 @@ inline void start_context(Context& context, unsigned char*, unsigned char* top, 
     context.pc = reinterpret_cast<void*>(entry);
     context.fp = nullptr;
 #if defined(__x86_64__)
-    // As behind a call.
+    // The alignment after a call.
     top -= 8;
     *reinterpret_cast<void**>(top) = nullptr;
 #endif

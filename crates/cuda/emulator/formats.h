@@ -1,4 +1,4 @@
-// bf16 and f16.
+// Conversions of bf16 and f16.
 #pragma once
 
 #include <bit>
@@ -20,7 +20,7 @@ inline float to_float(f16 value) {
     return std::bit_cast<float>(result | uint32_t(value.bits & 0x8000) << 16);
 }
 
-// To the nearest, of two as near to the even.
+// Rounds to the nearest, ties to even.
 template <class T>
 T from_float(float value);
 
@@ -42,11 +42,11 @@ inline f16 from_float<f16>(float value) {
     uint32_t sign = bits >> 16 & 0x8000;
     uint32_t magnitude = bits & 0x7fffffff;
     if (magnitude > 0x7f800000) return {0x7fff};
-    // From 65520 on.
+    // 65520 and above round to infinity.
     if (magnitude >= 0x477ff000) return {static_cast<unsigned short>(sign | 0x7c00)};
     uint32_t result;
     if (magnitude < 0x38800000) {
-        // Subnormal: the sum's last bit is that of the result.
+        // Subnormal: the sum's last bit is the result's.
         float sum = std::bit_cast<float>(magnitude) + 0.5f;
         result = std::bit_cast<uint32_t>(sum) - std::bit_cast<uint32_t>(0.5f);
     } else {

@@ -32,22 +32,22 @@ static CUresult check(const Kernel& kernel, const Configuration& at) {
     unsigned long long threads = 1ull * at.block.x * at.block.y * at.block.z;
     unsigned long long blocks = 1ull * at.grid.x * at.grid.y * at.grid.z;
     if (threads == 0 || threads > MAX_THREADS || at.block.z > 64) {
-        return complain(INVALID_VALUE, "kernel %s: blocks of %llu threads", kernel.name, threads);
+        return report_error(INVALID_VALUE, "kernel %s: blocks of %llu threads", kernel.name, threads);
     }
     if (blocks == 0 || at.grid.x > 2147483647 || at.grid.y > 65535 || at.grid.z > 65535) {
-        return complain(INVALID_VALUE, "kernel %s: a grid of (%u, %u, %u) blocks", kernel.name, at.grid.x, at.grid.y,
+        return report_error(INVALID_VALUE, "kernel %s: a grid of (%u, %u, %u) blocks", kernel.name, at.grid.x, at.grid.y,
                         at.grid.z);
     }
     if (threads > kernel.max_threads) {
-        return complain(OUT_OF_RESOURCES, "kernel %s: blocks of %llu threads, not of up to %u", kernel.name, threads,
+        return report_error(OUT_OF_RESOURCES, "kernel %s: blocks of %llu threads, not of up to %u", kernel.name, threads,
                         kernel.max_threads);
     }
     if (at.shared > kernel.max_shared) {
-        return complain(INVALID_VALUE, "kernel %s: %u bytes of shared memory, not up to %u", kernel.name, at.shared,
+        return report_error(INVALID_VALUE, "kernel %s: %u bytes of shared memory, not up to %u", kernel.name, at.shared,
                         kernel.max_shared);
     }
     if (at.cooperative && blocks > 1ull * MULTIPROCESSORS * occupancy(kernel, threads, at.shared)) {
-        return complain(COOPERATIVE_LAUNCH_TOO_LARGE, "kernel %s: %llu blocks can't run side by side", kernel.name,
+        return report_error(COOPERATIVE_LAUNCH_TOO_LARGE, "kernel %s: %llu blocks can't run side by side", kernel.name,
                         blocks);
     }
     return SUCCESS;
@@ -56,20 +56,20 @@ static CUresult check(const Kernel& kernel, const Configuration& at) {
 static CUresult execute(Kernel& kernel, const Configuration& at, const void* args) {
     static long long launches = 0;
     long long failing = setting("VLMNARRATE_EMULATED_FAIL_LAUNCH", 0);
-    if (failing > 0 && ++launches >= failing) return poison = ILLEGAL_ADDRESS;
+    if (failing > 0 && ++launches >= failing) return sticky_error = ILLEGAL_ADDRESS;
     CUresult error = emulator::run(kernel, at.grid, at.block, at.shared, args, at.cooperative);
-    if (error != SUCCESS) complain(error, "%s", emulator::failure);
-    // What needed too much left the context as it was.
-    if (error != OUT_OF_RESOURCES) poison = error;
+    if (error != SUCCESS) report_error(error, "%s", emulator::failure);
+    // A launch that needs too much is no sticky error.
+    if (error != OUT_OF_RESOURCES) sticky_error = error;
     return error;
 }
 
-// Of a list that ends with null: what comes behind 1 is the arguments, behind 2 where their size is.
+// Arguments from a list that ends with null: 1 precedes the buffer, 2 a pointer to its size.
 static CUresult find_args(void** extra, const Kernel& kernel, const void*& args) {
     for (; *extra != nullptr; extra += 2) {
         if (*extra == reinterpret_cast<void*>(1)) args = extra[1];
         if (*extra == reinterpret_cast<void*>(2) && *static_cast<size_t*>(extra[1]) != kernel.args_size) {
-            return complain(INVALID_VALUE, "kernel %s: %zu bytes of arguments, not %u", kernel.name,
+            return report_error(INVALID_VALUE, "kernel %s: %zu bytes of arguments, not %u", kernel.name,
                             *static_cast<size_t*>(extra[1]), kernel.args_size);
         }
     }
@@ -88,13 +88,13 @@ static CUresult launch(void* function, const Configuration& at, void* stream, vo
     if (params == nullptr && extra != nullptr) {
         if (CUresult error = find_args(extra, *kernel, args)) return error;
     }
-    if (args == nullptr) return complain(INVALID_VALUE, "kernel %s: no arguments", kernel->name);
+    if (args == nullptr) return report_error(INVALID_VALUE, "kernel %s: no arguments", kernel->name);
     std::vector<Piece> copy((kernel->args_size + 15) / 16);
     memcpy(copy.data(), args, kernel->args_size);
     return enqueue(stream, [=] { return execute(*kernel, at, copy.data()); });
 }
 
-// Of cuLaunchKernelEx.
+// Attributes of cuLaunchKernelEx.
 struct LaunchAttribute {
     int id;
     char pad[4];
@@ -116,7 +116,7 @@ struct LaunchConfig {
 using namespace driver;
 
 static CUresult load(void** module) {
-    if (CUresult error = why_not_while_capturing()) return error;
+    if (CUresult error = check_not_capturing()) return error;
     *module = &emulator::kernels;
     return setting("VLMNARRATE_EMULATED_LOAD_ERROR", SUCCESS);
 }
@@ -152,7 +152,7 @@ DRIVER cuModuleGetFunction(void** function, void*, const char* name) {
         *function = kernel;
         return SUCCESS;
     }
-    return complain(NOT_FOUND, "no kernel %s", name);
+    return report_error(NOT_FOUND, "no kernel %s", name);
 }
 
 DRIVER cuFuncGetAttribute(int* value, int attribute, void* function) {
@@ -161,7 +161,7 @@ DRIVER cuFuncGetAttribute(int* value, int attribute, void* function) {
     if (kernel == nullptr) return INVALID_HANDLE;
     switch (attribute) {
     case 0: *value = kernel->max_threads; break;
-    // Registers: as many as there can be.
+    // Registers: the most that are possible.
     case 4: *value = std::min(255u, (64u << 10) / kernel->max_threads); break;
     // Versions.
     case 5: *value = 80; break;
@@ -179,7 +179,7 @@ DRIVER cuFuncSetAttribute(void* function, int attribute, int value) {
     if (kernel == nullptr) return INVALID_HANDLE;
     if (attribute != 8) return SUCCESS;
     if (value < 0 || value > MAX_SHARED) {
-        return complain(INVALID_VALUE, "kernel %s: %d bytes of shared memory", kernel->name, value);
+        return report_error(INVALID_VALUE, "kernel %s: %d bytes of shared memory", kernel->name, value);
     }
     kernel->max_shared = value;
     return SUCCESS;
@@ -252,8 +252,8 @@ DRIVER cuLaunchKernelEx(const LaunchConfig* config, void* function, void** param
     for (unsigned i = 0; i < config->attribute_count; i++) {
         const LaunchAttribute& attribute = config->attributes[i];
         if (attribute.id == 2) at.cooperative = attribute.cooperative != 0;
-        // Blocks of a cluster would share their memory.
-        if (attribute.id == 4) return complain(NOT_SUPPORTED, "a launch of clusters");
+        // Clusters share memory, which is not emulated.
+        if (attribute.id == 4) return report_error(NOT_SUPPORTED, "a launch of clusters");
     }
     return launch(function, at, config->stream, params, extra);
 }

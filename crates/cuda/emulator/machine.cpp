@@ -16,7 +16,7 @@
 
 namespace emulator {
 
-// More than a kernel needs, for what checks it. Untouched pages cost nothing.
+// More than a kernel needs: sanitizers need some too. Untouched pages cost nothing.
 constexpr size_t STACK = 256 << 10;
 constexpr size_t MAX_SHARED = 227 << 10;
 
@@ -34,7 +34,7 @@ static std::string describe(const Site& site) {
            ")";
 }
 
-void note_failure(Code reason, const char* format, va_list arguments) {
+void record_failure(Code reason, const char* format, va_list arguments) {
     code = reason;
     Dim3 block = self->warp->block->index, thread = self->index;
     int length = snprintf(failure, sizeof failure, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u): ",
@@ -50,7 +50,7 @@ Context& leave() {
 void fail(Code reason, const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    note_failure(reason, format, arguments);
+    record_failure(reason, format, arguments);
     va_end(arguments);
     Context left;
     switch_context(left, leave());
@@ -77,7 +77,7 @@ static Lane& first_ready(Warp& warp) {
     return warp.lanes[std::countr_zero(warp.all & ~warp.waiting & ~warp.exited)];
 }
 
-// The next that can go on, at last the one itself.
+// The next warp that can run, the current one last.
 static Warp* next_warp(Warp& warp) {
     unsigned position = warp.position;
     for (unsigned i = 0; i < launch.warp_count; i++) {
@@ -93,7 +93,7 @@ static void go_on(Context& left, Lane& next) {
     switch_context(left, next.context);
 }
 
-// The lane is the last of its warp at a barrier of the block.
+// Called by the last lane of its warp at a barrier of the block.
 void finish_barrier() {
     Lane& lane = *self;
     Warp& warp = *lane.warp;
@@ -120,8 +120,8 @@ static void check_patience() {
     auto now = std::chrono::steady_clock::now();
     if (launch.pauses == PAUSES) {
         start = now;
-    } else if (std::chrono::duration<double>(now - start).count() > patience) {
-        fail(LAUNCH_FAILED, "deadlock: for %g seconds threads did nothing but pause", patience);
+    } else if (std::chrono::duration<double>(now - start).count() > timeout_seconds) {
+        fail(LAUNCH_FAILED, "deadlock: for %g seconds threads did nothing but pause", timeout_seconds);
     }
 }
 
@@ -160,7 +160,7 @@ void pause_lane() {
     __builtin_unreachable();
 }
 
-// What blocks run on, kept between launches.
+// Warps and stacks, kept between launches.
 struct Places {
     unsigned warp_count = 0;
     Warp* warps = nullptr;
@@ -192,7 +192,7 @@ bool Places::reserve(unsigned wanted_warps, unsigned wanted_blocks) {
         if (memory == nullptr) return false;
         mprotect(memory, PAGE, PROT_NONE);
         mprotect(memory + PAGE + size, PAGE, PROT_NONE);
-        // Ends where the page that faults begins.
+        // Ends at the guard page.
         shared.push_back(memory + PAGE + size);
     }
     if (warp_count < wanted_warps) {
@@ -208,7 +208,7 @@ bool Places::reserve(unsigned wanted_warps, unsigned wanted_blocks) {
 static void start_block(Block& block, Dim3 index) {
     block.index = index;
     block.warps_waiting = block.warps_exited = 0;
-    // NaN in all formats.
+    // NaN in every format.
     memset(block.shared, 0xff, block.shared_size);
     for (unsigned i = 0; i < block.warp_count; i++) {
         Warp& warp = block.warps[i];
@@ -217,14 +217,13 @@ static void start_block(Block& block, Dim3 index) {
         for (int place = 0; place < std::popcount(warp.all); place++) {
             Lane& lane = warp.lanes[place];
             lane.copies->count = lane.copies->groups = 0;
-            // Not all at the same offset in their pages, or they would share few lines of the processor's cache.
+            // At different offsets in their pages. Equal offsets would share few cache lines.
             start_context(lane.context, lane.stack, lane.stack + STACK - place * 128, run_lane);
         }
     }
 }
 
-// Threads run in the order of their places, and blocks one behind the other. From the last to the first they find other
-// barriers missing than from the first to the last.
+// Threads run in a fixed order, and blocks one after the other. The reverse order finds other missing barriers.
 static bool reversed;
 static unsigned in_order(unsigned place, unsigned count) { return reversed ? count - 1 - place : place; }
 

@@ -1,7 +1,7 @@
-// The emulated multiprocessor. Each thread of a block is a fiber. The lanes of a warp run one behind the other, each
-// until it arrives at a collective operation; the last to arrive does it for all and goes on.
+// The emulated multiprocessor. Each thread of a block is a fiber. The lanes of a warp run one after the other, each
+// until it arrives at a collective operation. The last lane to arrive performs the operation for all and goes on.
 //
-// All is run by one thread of the host at a time, which holds the driver's lock.
+// One thread of the host at a time runs everything. It holds the driver's lock.
 #pragma once
 
 #include "fibers.h"
@@ -11,7 +11,7 @@
 
 namespace emulator {
 
-// The driver's.
+// Error codes of the driver.
 enum Code : int {
     SUCCESS = 0,
     OUT_OF_MEMORY = 2,
@@ -44,18 +44,18 @@ inline Kernel::Kernel(const char* name, unsigned max_threads, unsigned args_size
 
 enum class Operation : unsigned { sync_warp, sync_block, shuffle, vote, mma, ldmatrix };
 
-// Where in the kernels a collective operation is.
+// Source location of a collective operation.
 struct Site {
     Operation operation;
     unsigned line;
     const char* file;
 };
 
-// The copies of cp_async that a lane has still to do.
+// The pending cp_async copies of a lane.
 struct Copies {
     struct Copy {
         unsigned char* to;
-        // None: zeros.
+        // Null for zeros.
         const unsigned char* from;
     };
     static constexpr unsigned MAX_COPIES = 512, MAX_GROUPS = 32;
@@ -75,7 +75,7 @@ struct Block {
 struct Lane {
     Context context;
     Warp* warp;
-    // Of its place among those that run; its number may be another.
+    // A bit for the order in which lanes run, which may differ from their numbers.
     uint32_t bit;
     unsigned number;
     Dim3 index;
@@ -92,13 +92,13 @@ struct alignas(64) Warp {
     unsigned position;
     bool at_barrier;
 
-    // What lanes pass to others. They alternate, as some read when others have gone on to the next operation.
+    // Values that lanes exchange. Two buffers, as some lanes still read when others are at the next operation.
     uint32_t words[2][32];
-    // Of mma: A in its four 8x8 parts, B, and where D is.
+    // Operands of mma: A as four 8x8 matrices, B, and pointers to D.
     alignas(64) uint32_t a[4][32];
     alignas(64) uint16_t b[16][8];
     float* d[32];
-    // Of ldmatrix.
+    // Operands of ldmatrix.
     const uint32_t* rows[32];
     uint32_t* results[32];
 
@@ -109,23 +109,23 @@ struct Launch {
     Kernel* kernel;
     const void* args;
     Dim3 grid, block;
-    // Those that run side by side: of one block, or of all if they are launched cooperatively.
+    // The concurrent warps: those of one block, or of all blocks of a cooperative launch.
     Warp* warps;
     unsigned warp_count, warps_left;
-    // In turn, while nothing else happened.
+    // Consecutive pauses without progress.
     unsigned pauses;
 };
 
 inline Launch launch;
 inline Lane* self;
 
-// Runs a kernel to its end. If that goes wrong, says what in `failure`.
+// Runs a kernel to its end. Describes an error in `failure`.
 Code run(Kernel& kernel, Dim3 grid, Dim3 block, unsigned shared, const void* args, bool cooperative);
 inline char failure[512];
-// How long threads may do nothing but pause.
-inline double patience = 10;
+// How long all threads may only pause.
+inline double timeout_seconds = 10;
 
-// Ends the launch.
+// Records an error and ends the launch.
 [[noreturn, gnu::cold, gnu::format(printf, 2, 3)]] void fail(Code code, const char* format, ...);
 
 [[noreturn, gnu::cold]] void fail_divergence(Site site);
@@ -133,7 +133,7 @@ inline double patience = 10;
 void finish_barrier();
 void pause_lane();
 
-// Returns true in the lane that came last, and for the others when all may go on.
+// Returns true in the last lane to arrive, and in the others once all may go on. The former must release them.
 [[gnu::always_inline]] inline bool arrive(Site site) {
     Lane& lane = *self;
     Warp& warp = *lane.warp;
@@ -153,14 +153,14 @@ void pause_lane();
     return false;
 }
 
-// Lets all lanes that wait go on.
+// Releases all waiting lanes.
 [[gnu::always_inline]] inline void release(Warp& warp) {
     warp.waiting = 0;
     warp.generation++;
     launch.pauses = 0;
 }
 
-// Returns what each lane passes.
+// Returns the words of all lanes.
 [[gnu::always_inline]] inline const uint32_t* exchange(uint32_t word, Site site) {
     Warp& warp = *self->warp;
     uint32_t* words = warp.words[warp.generation & 1];
@@ -169,7 +169,7 @@ void pause_lane();
     return words;
 }
 
-// Of 16 bytes in the block's shared memory.
+// Checks an access of 16 bytes to the block's shared memory.
 inline void check_shared(const void* address, const char* operation) {
     Block& block = *self->warp->block;
     uintptr_t offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(block.shared);
@@ -187,7 +187,7 @@ inline void check_shared(const void* address, const char* operation) {
     self->warp->results[self->number] = r;
 }
 
-// The last lane's work.
+// Collective operations, performed by the last lane to arrive.
 void multiply_bf16(Warp& warp);
 void multiply_f16(Warp& warp);
 void load_matrices(Warp& warp);

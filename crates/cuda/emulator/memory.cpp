@@ -10,7 +10,7 @@ namespace emulator {
 
 constexpr size_t ALIGNMENT = 256;
 
-// By their starts. Threads of the program may still free some while it exits, so this is never destroyed.
+// By address. Never destroyed, as threads may still free memory while the program exits.
 static auto& allocations = *new std::map<uintptr_t, Allocation>;
 static size_t used[16];
 
@@ -29,14 +29,14 @@ unsigned char* allocate(size_t size, bool on_device, int device) {
         return nullptr;
     }
     memset(bytes, 0xff, pages);
-    // Up to the page that faults.
+    // Up to the guard page.
     unsigned char* start = bytes + pages - round_up(size, ALIGNMENT);
     allocations[reinterpret_cast<uintptr_t>(start)] = {start, size, on_device, device};
     if (on_device) used[device] += round_up(size, ALIGNMENT);
     return start;
 }
 
-// Up to its alignment an allocation may be short of the page that faults.
+// Alignment may leave a gap between an allocation and its guard page.
 static bool check_end(const Allocation& allocation) {
     unsigned char* end = allocation.start + round_up(allocation.size, ALIGNMENT);
     for (unsigned char* byte = allocation.start + allocation.size; byte < end; byte++) {

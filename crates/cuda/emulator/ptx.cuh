@@ -1,4 +1,4 @@
-// What kernels are written with, for the CPU. Has the names of crates/cuda/kernels/ptx.cuh.
+// Intrinsics for the CPU, with the names of `crates/cuda/kernels/ptx.cuh`.
 #pragma once
 
 #include "formats.h"
@@ -23,7 +23,7 @@
 #define blockDim (emulator::launch.block)
 #define gridDim (emulator::launch.grid)
 
-// Declares an emulated kernel, and lists it.
+// Declares and registers an emulated kernel.
 #define KERNEL(name, threads, Args, ...)                                                             \
     static void kernel_##name([[maybe_unused]] const Args& args) { __VA_ARGS__; }                    \
     static emulator::Kernel listed_##name(#name, threads, sizeof(Args), [](const void* args) {       \
@@ -81,7 +81,7 @@ inline float2 unpack(uint32_t pair) {
     return {to_float(T{static_cast<unsigned short>(pair)}), to_float(T{static_cast<unsigned short>(pair >> 16)})};
 }
 
-// The caller's, behind other parameters.
+// The caller's source location, as a last parameter.
 #define LINE unsigned line = __builtin_LINE(), const char* file = __builtin_FILE()
 #define SITE(operation) (emulator::Site{emulator::Operation::operation, line, file})
 
@@ -155,7 +155,7 @@ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared, LIN
     }
 }
 
-// Copies as late as may be, which shows where a wait is missing.
+// Copies as late as possible, so that a missing wait shows.
 inline void cp_async16(void* shared, const void* global, bool valid) {
     emulator::check_shared(shared, "cp_async16");
     if (reinterpret_cast<uintptr_t>(global) % 16 != 0) {
@@ -237,7 +237,7 @@ inline void store_relaxed(uint64_t* address, TwoWords x) {
 }
 inline TwoWords load_relaxed_two(const uint64_t* address) {
     check_two(address);
-    // The second first: who takes the one for a sign of the other goes wrong.
+    // The second first, so that code fails that takes one for a sign of the other.
     uint64_t second = load_relaxed(address + 1);
     return {load_relaxed(address), second};
 }

@@ -328,7 +328,7 @@ static void test_errors() {
     auto* values = device<float>(1000);
     words[0] = 1;
     WordsArgs with_words = {words, words};
-    emulator::patience = 0.1;
+    emulator::timeout_seconds = 0.1;
     printf("Failures that must be:\n");
     check_error("different_operations", emulator::LAUNCH_FAILED, "divergence", with_words);
     check_error("ends_early", emulator::LAUNCH_FAILED, "divergence", with_words);

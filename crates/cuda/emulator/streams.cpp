@@ -4,13 +4,13 @@
 namespace driver {
 
 static Stream default_stream;
-// Never destroyed, as threads of the program may still use them while it exits.
+// Never destroyed, as threads may still use streams while the program exits.
 static auto& streams = *new std::set<Stream*>;
 static auto& events = *new std::set<Event*>;
 static auto &graphs = *new std::set<Graph*>, &executables = *new std::set<Graph*>;
 
 Stream* find_stream(void* handle) {
-    // Two numbers stand for default streams too.
+    // 1 and 2 are the default streams too.
     if (reinterpret_cast<uintptr_t>(handle) <= 2) return &default_stream;
     auto* stream = static_cast<Stream*>(handle);
     return streams.contains(stream) ? stream : nullptr;
@@ -18,20 +18,20 @@ Stream* find_stream(void* handle) {
 
 CUresult enqueue(void* handle, Action action) {
     Stream* stream = find_stream(handle);
-    if (stream == nullptr) return complain(INVALID_HANDLE, "a stream that does not exist");
+    if (stream == nullptr) return report_error(INVALID_HANDLE, "a stream that does not exist");
     if (stream->invalid) return CAPTURE_INVALIDATED;
     if (stream->graph == nullptr) return action();
     stream->graph->actions.push_back(std::move(action));
     return SUCCESS;
 }
 
-CUresult why_not_while_capturing() {
+CUresult check_not_capturing() {
     for (Stream* stream : streams) {
         if (stream->graph == nullptr) continue;
         bool forbidden = stream->mode == 0 || (stream->mode == 1 && stream->thread == std::this_thread::get_id());
         if (!forbidden) continue;
         stream->invalid = true;
-        return complain(CAPTURE_UNSUPPORTED, "a call that is not allowed while a stream captures");
+        return report_error(CAPTURE_UNSUPPORTED, "a call that is not allowed while a stream captures");
     }
     return SUCCESS;
 }
@@ -76,9 +76,9 @@ DRIVER cuStreamWaitEvent(void* handle, Event* event, unsigned) {
     Stream* stream = find_stream(handle);
     if (stream == nullptr || !events.contains(event)) return INVALID_HANDLE;
     if (stream->graph == event->graph || !event->recorded) return SUCCESS;
-    if (stream->graph == nullptr) return complain(NOT_SUPPORTED, "a capture that forks");
+    if (stream->graph == nullptr) return report_error(NOT_SUPPORTED, "a capture that forks");
     stream->invalid = true;
-    return complain(CAPTURE_ISOLATION, "a stream that captures waits for what is not captured");
+    return report_error(CAPTURE_ISOLATION, "a stream that captures waits for what is not captured");
 }
 
 DRIVER cuLaunchHostFunc(void* stream, void (*function)(void*), void* data) {
@@ -150,7 +150,7 @@ DRIVER cuStreamEndCapture(Stream* stream, Graph** graph) {
     ENTER;
     *graph = nullptr;
     if (!streams.contains(stream) || stream->graph == nullptr) return INVALID_VALUE;
-    // But for relaxed ones.
+    // Except in relaxed mode.
     if (stream->mode != 2 && stream->thread != std::this_thread::get_id()) return CAPTURE_WRONG_THREAD;
     Graph* captured = stream->graph;
     bool invalid = stream->invalid;

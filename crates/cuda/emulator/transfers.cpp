@@ -8,14 +8,14 @@ using namespace driver;
 
 static unsigned char* pointer(CUdeviceptr address) { return reinterpret_cast<unsigned char*>(address); }
 
-// Whether the device can reach the bytes.
+// Whether the bytes are accessible to the device.
 static bool reaches(CUdeviceptr address, size_t size, const char* what) {
     if (size == 0 || emulator::find_allocation(pointer(address), size) != nullptr) return true;
     const auto* allocation = emulator::find_allocation(pointer(address));
     if (allocation == nullptr) {
-        complain(0, "%s %zu bytes at %#llx, which is no device memory", what, size, address);
+        report_error(0, "%s %zu bytes at %#llx, which is no device memory", what, size, address);
     } else {
-        complain(0, "%s %zu bytes at %zu in an allocation of %zu bytes", what, size,
+        report_error(0, "%s %zu bytes at %zu in an allocation of %zu bytes", what, size,
                  size_t(pointer(address) - allocation->start), allocation->size);
     }
     return false;
@@ -34,7 +34,7 @@ static CUresult allocate(CUdeviceptr* address, size_t size) {
 
 static CUresult release(CUdeviceptr address) {
     if (address == 0 || emulator::release_memory(pointer(address), true)) return SUCCESS;
-    return complain(INVALID_VALUE, "freed %#llx, which is no allocation", address);
+    return report_error(INVALID_VALUE, "freed %#llx, which is no allocation", address);
 }
 
 static CUresult copy(void* to, const void* from, size_t size) {
@@ -44,13 +44,13 @@ static CUresult copy(void* to, const void* from, size_t size) {
 
 DRIVER cuMemAlloc_v2(CUdeviceptr* address, size_t size) {
     ENTER;
-    if (CUresult error = why_not_while_capturing()) return error;
+    if (CUresult error = check_not_capturing()) return error;
     return size > 0 ? allocate(address, size) : INVALID_VALUE;
 }
 
 DRIVER cuMemFree_v2(CUdeviceptr address) {
     ENTER;
-    if (CUresult error = why_not_while_capturing()) return error;
+    if (CUresult error = check_not_capturing()) return error;
     return release(address);
 }
 
@@ -58,7 +58,7 @@ DRIVER cuMemAllocAsync(CUdeviceptr* address, size_t size, void* stream) {
     ENTER;
     Stream* found = find_stream(stream);
     if (found == nullptr) return INVALID_HANDLE;
-    if (found->graph != nullptr) return complain(NOT_SUPPORTED, "cuMemAllocAsync in a stream that captures");
+    if (found->graph != nullptr) return report_error(NOT_SUPPORTED, "cuMemAllocAsync in a stream that captures");
     *address = 0;
     return size > 0 ? allocate(address, size) : SUCCESS;
 }
@@ -67,13 +67,13 @@ DRIVER cuMemFreeAsync(CUdeviceptr address, void* stream) {
     ENTER;
     Stream* found = find_stream(stream);
     if (found == nullptr) return INVALID_HANDLE;
-    if (found->graph != nullptr) return complain(NOT_SUPPORTED, "cuMemFreeAsync in a stream that captures");
+    if (found->graph != nullptr) return report_error(NOT_SUPPORTED, "cuMemFreeAsync in a stream that captures");
     return release(address);
 }
 
 DRIVER cuMemHostAlloc(void** address, size_t size, unsigned) {
     ENTER;
-    if (CUresult error = why_not_while_capturing()) return error;
+    if (CUresult error = check_not_capturing()) return error;
     if (size == 0) return INVALID_VALUE;
     *address = emulator::allocate(size, false, current->device);
     return *address != nullptr ? SUCCESS : OUT_OF_MEMORY;
@@ -84,7 +84,7 @@ DRIVER cuMemAllocHost_v2(void** address, size_t size) { return cuMemHostAlloc(ad
 DRIVER cuMemFreeHost(void* address) {
     ENTER;
     if (emulator::release_memory(address, false)) return SUCCESS;
-    return complain(INVALID_VALUE, "freed %p, which is no memory of the driver's", address);
+    return report_error(INVALID_VALUE, "freed %p, which is no memory of the driver's", address);
 }
 
 DRIVER cuMemHostGetDevicePointer_v2(CUdeviceptr* address, void* host, unsigned) {
@@ -97,19 +97,19 @@ DRIVER cuMemHostGetDevicePointer_v2(CUdeviceptr* address, void* host, unsigned) 
 
 DRIVER cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t size) {
     ENTER;
-    if (CUresult error = why_not_while_capturing()) return error;
+    if (CUresult error = check_not_capturing()) return error;
     return reaches(to, size, "copied to") ? copy(pointer(to), from, size) : INVALID_VALUE;
 }
 
 DRIVER cuMemcpyDtoH_v2(void* to, CUdeviceptr from, size_t size) {
     ENTER;
-    if (CUresult error = why_not_while_capturing()) return error;
+    if (CUresult error = check_not_capturing()) return error;
     return reaches(from, size, "copied from") ? copy(to, pointer(from), size) : INVALID_VALUE;
 }
 
 DRIVER cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t size) {
     ENTER;
-    if (CUresult error = why_not_while_capturing()) return error;
+    if (CUresult error = check_not_capturing()) return error;
     if (!reaches(to, size, "copied to") || !reaches(from, size, "copied from")) return INVALID_VALUE;
     return copy(pointer(to), pointer(from), size);
 }
@@ -168,17 +168,17 @@ DRIVER cuMemsetD32Async(CUdeviceptr address, unsigned value, size_t count, void*
 
 DRIVER cuMemsetD8_v2(CUdeviceptr address, unsigned char value, size_t count) {
     ENTER;
-    if (CUresult error = why_not_while_capturing()) return error;
+    if (CUresult error = check_not_capturing()) return error;
     return fill(address, value, count, nullptr);
 }
 
 DRIVER cuMemsetD32_v2(CUdeviceptr address, unsigned value, size_t count) {
     ENTER;
-    if (CUresult error = why_not_while_capturing()) return error;
+    if (CUresult error = check_not_capturing()) return error;
     return fill(address, value, count, nullptr);
 }
 
-// There is one pool, which keeps nothing.
+// The only memory pool, which never holds free memory.
 DRIVER cuDeviceGetDefaultMemPool(void** pool, CUdevice) {
     *pool = &mutex;
     return SUCCESS;
@@ -191,7 +191,7 @@ DRIVER cuMemPoolSetAttribute(void*, int, void*) { return SUCCESS; }
 
 DRIVER cuMemPoolGetAttribute(void*, int attribute, void* value) {
     ENTER;
-    // From the fourth on they are sizes: a threshold, then what is in use.
+    // Attributes from the fourth on are sizes: a threshold, then the memory in use.
     if (attribute < 4) {
         *static_cast<int*>(value) = 1;
     } else {
