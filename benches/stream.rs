@@ -1,15 +1,15 @@
-//! What the element costs the stream while its model is busy all the time:
+//! Cost of the element for the stream while its model is always busy:
 //! `cargo bench --bench stream [-- MODEL]`
 //!
-//! First table: frames of live video are pushed at 60 a second, every 30th is described. For each size and format,
-//! the time from push to return, of frames that are passed on and of those that are taken, beside `identity`, which
-//! does nothing: the two take turns within one run. A frame is lost when it comes back after the next one is due.
-//! Allocations are counted on the streaming thread, those of GStreamer's C code too.
+//! First table: live video is pushed at 60 frames per second, of which every 30th is described. For each size and
+//! format, the time of a push, of frames that pass and of frames that are sampled, beside that of `identity`. The two
+//! elements alternate within one run. A frame is late if its push returns after the next frame is due. Allocations are
+//! counted on the streaming thread, those of GStreamer's C code included.
 //!
-//! Second table: a live 1080p30 H.264 decode with the element behind it, beside one with `identity`: frames that
-//! came too late at the sink.
+//! Second table: a live 1080p30 H.264 decode with the element behind it, beside one with `identity`: frames that came
+//! too late at the sink.
 //!
-//! Without MODEL, a folder, the model is arithmetic on all cores that never ends.
+//! MODEL is a folder. Without it, the model is an endless computation on all cores.
 
 #![expect(
     unsafe_code,
@@ -34,7 +34,7 @@ use gstvlmnarrate::engine::{
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Allocations of each thread, counted where both Rust's and GLib's come by.
+/// Counts allocations per thread in `malloc`, which both Rust and GLib call.
 mod allocations {
     use super::Cell;
     use std::ffi::{c_int, c_void};
@@ -48,7 +48,7 @@ mod allocations {
     }
 
     fn add_one() {
-        // The thread may be on its way down.
+        // Fails while the thread exits.
         let _ = COUNT.try_with(|count| count.set(count.get() + 1));
     }
 
@@ -59,8 +59,7 @@ mod allocations {
         fn __libc_memalign(align: usize, size: usize) -> *mut c_void;
     }
 
-    // SAFETY, of all of them: what glibc's own does, with a number counted up; a `const` thread-local
-    // without a destructor does not allocate.
+    // SAFETY: each calls glibc's own after counting; a `const` thread-local without a destructor does not allocate.
     #[unsafe(no_mangle)]
     unsafe extern "C" fn malloc(size: usize) -> *mut c_void {
         add_one();
@@ -94,7 +93,7 @@ mod allocations {
     }
 }
 
-/// An engine that uses every core it may and never comes to an end.
+/// An engine that uses all its threads and never finishes.
 struct Busy {
     threads: usize,
 }
@@ -147,7 +146,7 @@ impl Engine for Busy {
         _: &Request<'_>,
         watch: &mut Observer<'_>,
     ) -> std::result::Result<Answer, gstvlmnarrate::engine::Error> {
-        // Layers of 10 ms, of weights that no cache holds.
+        // Layers of 10 ms, with weights that exceed the caches.
         let weights = vec![1f32; 16 << 20];
         let layer = |part: &[f32]| {
             let end = Instant::now() + Duration::from_millis(10);
@@ -185,11 +184,11 @@ fn narrator(model: Option<&str>) -> Result<VlmNarrate> {
 }
 
 const PERIOD: Duration = Duration::from_nanos(1_000_000_000 / 60);
-/// Of so many frames one is described.
-const TAKEN: u64 = 30;
+/// One of so many frames is described.
+const EVERY_NTH: u64 = 30;
 const FRAMES: u64 = 900;
 
-/// An element between a pad that pushes and one that drops what it gets.
+/// An element between a pad that pushes buffers and one that drops them.
 struct Line {
     element: gst::Element,
     src: gst::Pad,
@@ -231,12 +230,12 @@ impl Line {
         })
     }
 
-    /// Pushes frame `number`: how long it took and how often memory was allocated.
+    /// Pushes frame `number`. Returns the time and the number of allocations.
     fn push(&self, number: u64) -> Result<(Duration, u64)> {
         let mut buffer = self.pool.acquire_buffer(None)?;
         let writable = buffer.get_mut().ok_or("shared")?;
         writable.set_pts(ClockTime::try_from(PERIOD * number as u32)?);
-        // As if a decoder had just written it.
+        // In the cache, as after a decoder.
         writable.map_writable()?.fill(number as u8);
         let (start, before) = (Instant::now(), allocations::count());
         self.src.push(buffer)?;
@@ -278,7 +277,7 @@ impl Times {
 
 fn pushes(model: Option<&str>) -> Result<()> {
     println!(
-        "| frames | | p50 µs | p99 µs | max µs | allocations | lost |\n|---|---|---|---|---|---|---|"
+        "| frames | | p50 µs | p99 µs | max µs | allocations | late |\n|---|---|---|---|---|---|---|"
     );
     for (height, width) in [(1080, 1920), (2160, 3840)] {
         for format in [gst_video::VideoFormat::Nv12, gst_video::VideoFormat::Rgb] {
@@ -286,13 +285,13 @@ fn pushes(model: Option<&str>) -> Result<()> {
                 .fps(gst::Fraction::new(60, 1))
                 .build()?;
             let narrator = narrator(model)?;
-            narrator.set_property("interval", ClockTime::try_from(PERIOD * TAKEN as u32)?);
+            narrator.set_property("interval", ClockTime::try_from(PERIOD * EVERY_NTH as u32)?);
             let loaded = narrator.clone();
             let lines = [
                 Line::new(gst::ElementFactory::make("identity").build()?, &info)?,
                 Line::new(narrator.upcast(), &info)?,
             ];
-            // Loaded and at work.
+            // Until the model is loaded and busy.
             while loaded
                 .property::<gst::Structure>("stats")
                 .get::<u64>("sampled")?
@@ -301,27 +300,27 @@ fn pushes(model: Option<&str>) -> Result<()> {
                 lines[1].push(0)?;
                 thread::sleep(PERIOD);
             }
-            let [mut nothing, mut passed, mut taken] = <[Times; 3]>::default();
-            let mut lost = [0, 0];
+            let [mut identity, mut passed, mut sampled] = <[Times; 3]>::default();
+            let mut late = [0, 0];
             let mut due = Instant::now();
-            for number in TAKEN..FRAMES + TAKEN {
-                // In turn, so that both see the same machine.
+            for number in EVERY_NTH..FRAMES + EVERY_NTH {
+                // Alternately, so that both see the same load.
                 for (which, line) in lines.iter().enumerate() {
                     due += PERIOD;
                     thread::sleep(due.saturating_duration_since(Instant::now()));
                     let cost = line.push(number)?;
-                    lost[which] += u32::from(cost.0 > PERIOD);
+                    late[which] += u32::from(cost.0 > PERIOD);
                     match which {
-                        0 => nothing.add(cost),
-                        _ if number % TAKEN == 0 => taken.add(cost),
+                        0 => identity.add(cost),
+                        _ if number % EVERY_NTH == 0 => sampled.add(cost),
                         _ => passed.add(cost),
                     }
                 }
             }
             let name = format!("{height}p {format}");
-            println!("| {name} | identity | {} | {} |", nothing.row(), lost[0]);
-            println!("| {name} | passed on | {} | {} |", passed.row(), lost[1]);
-            println!("| {name} | taken | {} | |", taken.row());
+            println!("| {name} | identity | {} | {} |", identity.row(), late[0]);
+            println!("| {name} | passed | {} | {} |", passed.row(), late[1]);
+            println!("| {name} | sampled | {} | |", sampled.row());
         }
     }
     Ok(())
@@ -329,7 +328,7 @@ fn pushes(model: Option<&str>) -> Result<()> {
 
 const SECONDS: u32 = 20;
 
-/// Of this process.
+/// CPU time of this process.
 fn processor_time() -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
@@ -340,7 +339,7 @@ fn processor_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Frames that a live decode shows in time, and those that it drops.
+/// Numbers of frames that the sink renders in time and drops.
 fn decode(file: &str, behind: gst::Element) -> Result<(u64, u64)> {
     let line = format!(
         "filesrc location={file} ! h264parse ! avdec_h264 max-threads=1 name=decode

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Watches a video, tells when a word appears in its captions, and asks what else is to be seen at that moment.
+"""Waits for a word in the captions of a video, and then requests a detailed caption of the same moment.
 
     examples/watch.py [URI WORD [MODEL]]
 
@@ -15,13 +15,13 @@ import gi
 gi.require_version("Gst", "1.0")
 from gi.repository import GLib, Gst
 
-# Played at its own speed, the picture is still about the same when `describe-now` asks.
+# In real time, so that the picture is still about the same when the request comes.
 SINK = "autovideosink" if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") else "fakesink sync=true"
 NARRATE = f"videoconvert ! vlmnarrate name=narrator ! videoconvert ! {SINK}"
 
 
 def build(uri, model):
-    """The pipeline and the narrator in it."""
+    """Builds the pipeline, and returns its narrator too."""
     if uri is None:
         pipeline = Gst.parse_launch(f"videotestsrc pattern=ball num-buffers=90 ! video/x-raw,framerate=30/1 ! {NARRATE}")
     else:
@@ -33,7 +33,7 @@ def build(uri, model):
 
 
 def watch(pipeline, narrator, word):
-    """Runs to the end of the video; raises the pipeline's error if there is one."""
+    """Plays the video to its end; raises the pipeline's error if there is one."""
     seen = False
     bus = pipeline.get_bus()
     while True:
@@ -54,7 +54,7 @@ def watch(pipeline, narrator, word):
         print(f"{time:7.2f} s  {text}", flush=True)
         was_seen, seen = seen, word.casefold() in re.findall(r"\w+", text.casefold())
         if seen and not was_seen:
-            # None and 0 take the properties detail-prompt and detail-max-tokens. 0 is returned if too many wait.
+            # None and 0 stand for the properties detail-prompt and detail-max-tokens. Returns 0 if too many requests are pending.
             request = narrator.emit("describe-now", None, 0)
             print(f"{time:7.2f} s  *** {word} *** request {request}", flush=True)
 

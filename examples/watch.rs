@@ -1,11 +1,10 @@
-//! Watches a video, tells when a word appears in its captions, and asks what else is to be seen
-//! at that moment.
+//! Waits for a word in the captions of a video, and then requests a detailed caption of the same moment.
 //!
 //! ```sh
 //! cargo run --example watch -- [URI WORD [MODEL]]
 //! ```
 //!
-//! Without arguments it watches a test picture.
+//! Without arguments it plays a test pattern.
 
 use std::{env, error::Error, process::ExitCode};
 
@@ -14,7 +13,7 @@ use gstvlmnarrate::{Caption, VlmNarrate};
 
 const USAGE: &str = "watch [URI WORD [MODEL]]";
 
-/// The pipeline and the narrator in it.
+/// Builds the pipeline, and returns its narrator too.
 fn build(
     uri: Option<&str>,
     model: Option<&str>,
@@ -22,7 +21,7 @@ fn build(
     let screen = ["DISPLAY", "WAYLAND_DISPLAY"]
         .into_iter()
         .any(|name| env::var_os(name).is_some());
-    // Played at its own speed, the picture is still about the same when `describe_now` asks.
+    // In real time, so that the picture is still about the same when the request comes.
     let sink = if screen {
         "autovideosink"
     } else {
@@ -49,7 +48,7 @@ fn build(
     Ok((pipeline, narrator))
 }
 
-/// Runs to the end of the video.
+/// Plays the video to its end.
 fn watch(
     pipeline: &gst::Pipeline,
     narrator: &VlmNarrate,
@@ -76,7 +75,7 @@ fn watch(
         println!("{time:7.2} s  {}", caption.text);
         let was_seen = std::mem::replace(&mut seen, says(&caption.text, word));
         if seen && !was_seen {
-            // None takes the properties detail-prompt and detail-max-tokens.
+            // None stands for the properties detail-prompt and detail-max-tokens.
             let request = narrator
                 .describe_now(None, None)
                 .ok_or("too many requests wait")?;
@@ -96,7 +95,7 @@ fn run(uri: Option<&str>, word: &str, model: Option<&str>) -> Result<(), Box<dyn
     gst::init()?;
     gstvlmnarrate::plugin_register_static()?;
     let (pipeline, narrator) = build(uri, model)?;
-    // Why it can't play is on the bus.
+    // The reason of a failure is on the bus.
     let _ = pipeline.set_state(gst::State::Playing);
     let watched = watch(&pipeline, &narrator, word);
     pipeline.set_state(gst::State::Null)?;

@@ -173,7 +173,7 @@ fn text_that_would_break_subtitles_is_mended() {
 #[test]
 fn control_characters_reach_nobody() {
     let fake = Fake::new();
-    fake.plan().say = Some("a\0b \u{1b}[2J\tc\r\n\u{85}d".into());
+    fake.plan().text = Some("a\0b \u{1b}[2J\tc\r\n\u{85}d".into());
     let caps = "video/x-raw,format=GRAY8,width=8,height=8,framerate=10/1";
     let (mut harness, narrator, log) = harness(&fake, caps);
     narrator.set_property("partial-captions", true);
@@ -192,7 +192,7 @@ fn control_characters_reach_nobody() {
 #[test]
 fn message_and_meta_say_the_same() {
     let fake = Fake::slow(Duration::from_millis(20));
-    fake.plan().say = Some("one two three four".into());
+    fake.plan().text = Some("one two three four".into());
     let caps = "video/x-raw,format=GRAY8,width=8,height=8,framerate=10/1";
     let (mut harness, narrator, log) = harness(&fake, caps);
     narrator.set_property("max-tokens", 3u32);
@@ -275,7 +275,7 @@ fn what_is_said_again_is_marked_and_posted_only_where_asked() {
     let (mut harness, narrator, log) = harness(&fake, caps);
     narrator.set_property("interval", ms(100));
     let said = |harness: &mut gst_check::Harness, text: &str, at| {
-        fake.plan().say = Some(text.into());
+        fake.plan().text = Some(text.into());
         harness.push(crate::common::buffer(64, 7, ms(at))).unwrap();
         let meta = Caption::try_from(harness.pull().unwrap().as_ref()).unwrap();
         assert_eq!(
@@ -335,7 +335,7 @@ fn meta_goes_through_conversion_and_scaling() {
 #[test]
 fn partial_captions_grow_into_the_whole() {
     let fake = Fake::new();
-    fake.plan().say = Some("one two three".into());
+    fake.plan().text = Some("one two three".into());
     let pipeline = Pipeline::new(
         "videotestsrc num-buffers=2 ! video/x-raw,framerate=1/1
          ! vlmnarrate name=n partial-captions=true ! fakesink",

@@ -9,7 +9,7 @@ const CAPS: &str = "video/x-raw,format=GRAY8,width=8,height=8,framerate=10/1";
 /// One that says its name.
 fn named(name: &str) -> (VlmNarrate, Fake) {
     let fake = Fake::new();
-    fake.plan().say = Some(format!("I am {name}."));
+    fake.plan().text = Some(format!("I am {name}."));
     let element = narrator(&fake);
     element.set_property("name", name);
     element.set_property("prompt", format!("Who is {name}?"));
@@ -92,7 +92,7 @@ fn a_buffer_that_comes_again_has_one_caption_of_each() {
         }
         // What has expired is on no buffer, even if it was before.
         for (left, (narrator, fake)) in narrators.iter().enumerate().rev() {
-            fake.plan().broken = Some(gstvlmnarrate::engine::ErrorKind::Failed);
+            fake.plan().fails_with = Some(gstvlmnarrate::engine::ErrorKind::Failed);
             narrator.set_property("expire", ms(1));
             let later = 100_000 * (names.len() - left) as u64;
             buffer.make_mut().set_pts(ms(later));

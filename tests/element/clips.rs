@@ -47,17 +47,17 @@ fn frames_are_spread_over_the_interval_and_the_rest_is_described_at_the_end() {
         [(0, 800, 4), (1000, 1800, 4), (2000, 2000, 1)]
     );
     assert!(heard.warnings.is_empty(), "{:?}", heard.warnings);
-    let asked = fake.asked();
-    let clip = asked[1].clip.as_ref().unwrap();
+    let requests = fake.requests();
+    let clip = requests[1].clip.as_ref().unwrap();
     let times = [0, 300, 500, 800].map(Duration::from_millis);
     assert_eq!(
         (clip.times.as_slice(), clip.duration),
         (times.as_slice(), Duration::from_secs(1))
     );
-    let pictures = asked.iter().map(|asked| asked.pictures);
+    let pictures = requests.iter().map(|request| request.pictures);
     assert_eq!(Vec::from_iter(pictures), [4, 4, 1]);
-    assert_eq!(asked[0].prompt, "Describe this video in one sentence.");
-    assert_eq!(heard.captions[0].prompt, asked[0].prompt);
+    assert_eq!(requests[0].prompt, "Describe this video in one sentence.");
+    assert_eq!(heard.captions[0].prompt, requests[0].prompt);
     // The end of the stream comes after its last caption.
     assert!(matches!(
         passed.lock().unwrap().last(),
@@ -104,11 +104,11 @@ fn who_asks_is_asked_for() {
         .map(|c| (c.stamp.request_id, c.stamp.frames));
     // The request was for the frame that came then, in the middle of a clip.
     assert_eq!(Vec::from_iter(captions), [(id, 1), (0, 2)]);
-    let asked = fake.asked();
-    assert_eq!(asked[0].clip, None);
-    assert_eq!(asked[0].prompt, "Describe this frame in detail.");
+    let requests = fake.requests();
+    assert_eq!(requests[0].clip, None);
+    assert_eq!(requests[0].prompt, "Describe this frame in detail.");
     assert_eq!(
-        (asked[1].prompt.as_str(), asked[1].splitting),
+        (requests[1].prompt.as_str(), requests[1].splitting),
         ("Whither?", false)
     );
 }
@@ -175,7 +175,7 @@ fn backwards_clips_are_oldest_first_still() {
         harness.push_and_pull(grey((at / 10) as u8, at)).unwrap();
     }
     assert_eq!(spans(&log.heard()), [(700, 700, 3)]);
-    let clip = fake.asked().remove(0).clip.unwrap();
+    let clip = fake.requests().remove(0).clip.unwrap();
     assert_eq!(clip.times, [0, 100, 200].map(Duration::from_millis));
     // The fake tells of the last picture.
     let said = element.property::<String>("caption");
@@ -248,5 +248,5 @@ fn a_picture_alone_is_no_clip() {
     let (mut harness, _element, log) = harness(&fake, CAPS);
     harness.push_and_pull(grey(0, 100)).unwrap();
     assert_eq!(spans(&log.heard()), [(100, 100, 1)]);
-    assert_eq!(fake.asked().remove(0).clip, None);
+    assert_eq!(fake.requests().remove(0).clip, None);
 }

@@ -60,7 +60,11 @@ fn describe_now_describes_the_next_frame_with_what_it_was_given() {
         (1, Trigger::Request, 2, "Who?"),
     ];
     assert_eq!(captions, expected);
-    let tokens: Vec<_> = fake.asked().iter().map(|asked| asked.max_tokens).collect();
+    let tokens: Vec<_> = fake
+        .requests()
+        .iter()
+        .map(|request| request.max_tokens)
+        .collect();
     assert_eq!(tokens, [20, 50, 3]);
 }
 
@@ -102,9 +106,9 @@ fn a_question_may_come_as_an_event_from_either_side() {
         .map(|c| c.prompt.as_str())
         .collect();
     assert_eq!(prompts, ["Up?", "Describe this frame in detail.", "Text?"]);
-    let tokens: Vec<_> = fake.asked()[1..]
+    let tokens: Vec<_> = fake.requests()[1..]
         .iter()
-        .map(|asked| asked.max_tokens)
+        .map(|request| request.max_tokens)
         .collect();
     assert_eq!(tokens, [5, 50, 6]);
     // It was for us; other events are for those downstream.
@@ -128,13 +132,13 @@ fn a_question_has_priority_over_the_newest_frame_when_live() {
     let (mut harness, narrator, log) = harness(&fake, CAPS);
     narrator.set_property_from_str("mode", "live");
     harness.push(frame(0)).unwrap();
-    fake.wait_asked(1);
+    fake.wait_requests(1);
     assert_eq!(describe_now(&narrator, None, 0), 1);
     assert_eq!(describe_now(&narrator, None, 0), 2);
     for second in 1..4 {
         harness.push(frame(1000 * second)).unwrap();
     }
-    wait_for(|| fake.asked().len() == 2);
+    wait_for(|| fake.requests().len() == 2);
     harness.push(frame(4000)).unwrap();
     harness.push_event(gst::event::Eos::new());
     let heard = log.heard();
@@ -172,7 +176,7 @@ fn narrated_then_slow(
     narrator.set_property_from_str("mode", "live");
     harness.push(frame(0)).unwrap();
     log.wait(|heard| heard.captions.len() == 1);
-    fake.plan().caption = Duration::from_secs(20);
+    fake.plan().caption_time = Duration::from_secs(20);
     (harness, narrator, log)
 }
 
@@ -182,13 +186,13 @@ fn a_flush_cancels_forgets_the_caption_and_asks_again() {
     let (mut harness, narrator, log) = narrated_then_slow(&fake);
     describe_now(&narrator, Some("Who?"), 0);
     harness.push(frame(100)).unwrap();
-    fake.wait_asked(2);
+    fake.wait_requests(2);
     assert!(narrator.property::<Option<String>>("caption").is_some());
 
     harness.push_event(gst::event::FlushStart::new());
     assert!(narrator.property::<Option<String>>("caption").is_none());
     wait_for(|| fake.cancelled() == 1);
-    fake.plan().caption = Duration::from_millis(100);
+    fake.plan().caption_time = Duration::from_millis(100);
     harness.push_event(gst::event::FlushStop::new(true));
     let segment = gst::FormattedSegment::<ClockTime>::new();
     harness.push_event(gst::event::Segment::new(&segment));
@@ -220,7 +224,7 @@ fn flush_start_frees_a_recorded_frame_at_once() {
     let flush = thread::spawn({
         let fake = fake.clone();
         move || {
-            fake.wait_asked(1);
+            fake.wait_requests(1);
             sink.send_event(gst::event::FlushStart::new());
         }
     });
@@ -248,14 +252,14 @@ fn no_caption_comes_behind_flush_start() {
         thread::sleep(Duration::from_millis(10));
     });
     harness.push(frame(0)).unwrap();
-    speaks.recv_timeout(crate::common::PATIENCE.into()).unwrap();
+    speaks.recv_timeout(crate::common::TIMEOUT.into()).unwrap();
     harness.push_event(gst::event::FlushStart::new());
     assert_eq!(log.heard().captions.len(), 1, "it is waited for");
     assert!(narrator.property::<Option<String>>("caption").is_none());
 }
 
 #[test]
-fn a_storm_of_seeks_ends_in_fair_weather() {
+fn a_storm_of_seeks_ends_normally() {
     let fake = Fake::slow(Duration::from_millis(3));
     let pipeline = crate::common::sought(&fake);
     for i in 0..80u64 {
@@ -266,7 +270,7 @@ fn a_storm_of_seeks_ends_in_fair_weather() {
             .unwrap();
         thread::sleep(Duration::from_millis(i % 5));
     }
-    crate::common::ends_in_fair_weather(&pipeline, &fake, 25);
+    crate::common::ends_normally(&pipeline, &fake, 25);
 }
 
 #[test]
@@ -343,7 +347,7 @@ fn another_stream_does_not_inherit_the_caption() {
     let fake = Fake::new();
     let (mut harness, narrator, _log) = narrated_then_slow(&fake);
     harness.push(frame(1000)).unwrap();
-    fake.wait_asked(2);
+    fake.wait_requests(2);
     harness.push_event(gst::event::StreamStart::new("another"));
     wait_for(|| fake.cancelled() == 1);
     assert!(narrator.property::<Option<String>>("caption").is_none());

@@ -1,6 +1,6 @@
 //! Whatever `uridecodebin` opens goes through, and the demo model says what is in it.
 
-use crate::common::{Log, PATIENCE};
+use crate::common::{Log, TIMEOUT};
 use gst::prelude::*;
 
 /// Runs a pipeline to its end; panics on an error. `vlmnarrate` runs the embedded model.
@@ -133,7 +133,7 @@ fn a_file_that_ends_in_the_middle_is_narrated_up_to_there() {
     let log = Log::of(&pipeline);
     pipeline.set_state(gst::State::Playing).unwrap();
     let heard = log.wait(|heard| heard.eos || !heard.errors.is_empty());
-    let (state, ..) = pipeline.state(PATIENCE);
+    let (state, ..) = pipeline.state(TIMEOUT);
     assert!(state.is_ok() || !heard.errors.is_empty());
     pipeline.set_state(gst::State::Null).unwrap();
     assert!(heard.texts().contains(&"A solid red screen."), "{heard:?}");

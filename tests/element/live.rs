@@ -49,7 +49,7 @@ fn two_seconds_a_caption_cost_1080p60_nothing() {
     let passed = spy(&src);
 
     pipeline.play();
-    fake.wait_asked(1);
+    fake.wait_requests(1);
     let latency = |pad: &gst::Pad| {
         let mut query = gst::query::Latency::new();
         assert!(pad.query(&mut query));
@@ -123,7 +123,7 @@ fn frame(ms_: u64) -> gst::Buffer {
 #[test]
 fn frames_pass_while_the_model_loads_and_the_newest_is_kept() {
     let fake = Fake::new();
-    fake.plan().loading = Duration::from_millis(300);
+    fake.plan().load_time = Duration::from_millis(300);
     let (mut harness, element, log) = harness(&fake, CAPS);
     element.set_property_from_str("mode", "live");
     element.set_property("interval", ms(100));
@@ -207,7 +207,7 @@ fn a_flush_ends_the_wait_of_eos() {
     let fake = Fake::slow(Duration::from_secs(20));
     let (mut harness, narrator, _log) = live_harness(&fake);
     harness.push(frame(0)).unwrap();
-    fake.wait_asked(1);
+    fake.wait_requests(1);
     let sink = narrator.static_pad("sink").unwrap();
     let flush = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(100));

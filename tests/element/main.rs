@@ -2,6 +2,7 @@
 
 mod common;
 
+mod broken_streams;
 mod caption;
 mod chain;
 mod clips;
@@ -12,6 +13,7 @@ mod formats;
 mod gguf;
 mod live;
 mod mmproj;
+mod model_files;
 mod models;
 mod muxing;
 #[cfg(feature = "overlay")]
@@ -20,6 +22,7 @@ mod programs;
 mod properties;
 mod readme;
 mod recorded;
+mod report;
 mod rooms;
 mod settings;
 mod states;

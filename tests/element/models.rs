@@ -389,10 +389,12 @@ fn detail_on_demand_goes_beside_short_captions() {
     pipeline.reach(gst::State::Ready);
     let id = pipeline.narrator.describe_now(None, None).unwrap();
     let heard = pipeline.run_to_eos();
-    let asked = fake.asked();
-    let asked = asked.iter().map(|asked| (asked.splitting, asked.side));
+    let requests = fake.requests();
+    let requests = requests
+        .iter()
+        .map(|request| (request.splitting, request.side));
     let small = (false, crate::common::engine::SIDE);
-    assert_eq!(Vec::from_iter(asked), [small, (true, 96), small]);
+    assert_eq!(Vec::from_iter(requests), [small, (true, 96), small]);
     assert_eq!(heard.captions[1].stamp.request_id, id);
 }
 

@@ -66,7 +66,7 @@ fn played(rate: f64, merge: bool, live: bool) -> Items {
     harness.push_event(gst::event::Segment::new(&segment));
     let items = spy(&text);
     for i in 0..30 {
-        fake.plan().say = Some(format!("{}", i / 10));
+        fake.plan().text = Some(format!("{}", i / 10));
         let number = if rate < 0.0 { 29 - i } else { i };
         harness.push(frame(100 * number)).unwrap();
         if live && i % 10 == 0 {
@@ -160,7 +160,7 @@ fn text_is_what_its_taker_wants_whenever_it_is_linked() {
             let _ = told.send(pad.current_caps());
             gst::PadProbeReturn::Ok
         });
-        let caps = hears.recv_timeout(crate::common::PATIENCE.into()).unwrap();
+        let caps = hears.recv_timeout(crate::common::TIMEOUT.into()).unwrap();
         let caps = caps.unwrap();
         assert_eq!(caps.structure(0).unwrap().get("format"), Ok(format));
         text.unlink(&taker).unwrap();
@@ -238,6 +238,6 @@ fn a_muxer_is_never_waited_for_in_vain() {
         let start = Instant::now();
         let heard = pipeline.run_to_eos();
         assert_eq!(heard.warnings, [""; 0]);
-        assert!(start.elapsed() < Duration::from(crate::common::PATIENCE));
+        assert!(start.elapsed() < Duration::from(crate::common::TIMEOUT));
     }
 }

@@ -67,7 +67,7 @@ fn recorded_captions_are_on_the_frame_they_describe() {
     let file = file.to_str().unwrap();
     let fake = Fake::new();
     // Nothing is said of frame 0, much of frame 10, little of frame 20.
-    fake.plan().fail = Some(0);
+    fake.plan().fails_at = Some(0);
     let pipeline = Pipeline::new(
         &format!(
             "videotestsrc pattern=black num-buffers=30
@@ -83,7 +83,7 @@ fn recorded_captions_are_on_the_frame_they_describe() {
         let fake = fake.clone();
         move |_, _| {
             let mut frames = frames.lock().unwrap();
-            fake.plan().say = Some(if *frames < 20 { "MMMMMMMMMM" } else { "I" }.into());
+            fake.plan().text = Some(if *frames < 20 { "MMMMMMMMMM" } else { "I" }.into());
             *frames += 1;
             gst::PadProbeReturn::Ok
         }
@@ -102,7 +102,7 @@ fn recorded_captions_are_on_the_frame_they_describe() {
     let end = decoded
         .bus()
         .unwrap()
-        .timed_pop_filtered(crate::common::PATIENCE, &wanted);
+        .timed_pop_filtered(crate::common::TIMEOUT, &wanted);
     assert_eq!(end.unwrap().type_(), gst::MessageType::Eos);
     decoded.set_state(gst::State::Null).unwrap();
 
@@ -123,9 +123,9 @@ fn recorded_captions_are_on_the_frame_they_describe() {
 fn live_video_does_not_wait_for_words() {
     for (loading, caption) in [(20, 0), (0, 20), (0, 1)] {
         let fake = Fake::new();
-        fake.plan().loading = Duration::from_secs(loading);
-        fake.plan().caption = Duration::from_secs(caption);
-        fake.plan().say = Some("MMMM".into());
+        fake.plan().load_time = Duration::from_secs(loading);
+        fake.plan().caption_time = Duration::from_secs(caption);
+        fake.plan().text = Some("MMMM".into());
         let source = "is-live=true num-buffers=50";
         let (pipeline, pictures) = black(source, "drain-timeout=0", &fake);
         pipeline.play();
@@ -172,8 +172,8 @@ fn live_frames_are_on_time() {
 #[test]
 fn words_appear_as_they_come() {
     let fake = Fake::new();
-    fake.plan().word = Duration::from_millis(200);
-    fake.plan().say = Some("MM MM MM MM MM".into());
+    fake.plan().word_time = Duration::from_millis(200);
+    fake.plan().text = Some("MM MM MM MM MM".into());
     let overlay = "partial-captions=true interval=60000000000 font-desc=Monospace";
     let (pipeline, pictures) = black("is-live=true num-buffers=60", overlay, &fake);
     let heard = pipeline.run_to_eos();
@@ -194,7 +194,7 @@ fn a_caption_expires() {
         ("interval=400000000 expire=1", 1),
     ] {
         let fake = Fake::new();
-        fake.plan().say = Some("MMMM".into());
+        fake.plan().text = Some("MMMM".into());
         let (pipeline, pictures) = black("num-buffers=50", overlay, &fake);
         let changes = Arc::new(Mutex::new(Vec::new()));
         overlay_captions(&pipeline, &changes);
@@ -221,19 +221,19 @@ fn overlay_captions(pipeline: &Pipeline, changes: &Arc<Mutex<Vec<Option<String>>
 #[test]
 fn a_flush_wipes_the_picture() {
     let fake = Fake::new();
-    fake.plan().say = Some("MMMM".into());
+    fake.plan().text = Some("MMMM".into());
     let (pipeline, pictures) = black("", "interval=60000000000", &fake);
     pipeline.reach(gst::State::Paused);
     assert!(inks(&pictures)[0] > 0);
     // Nothing more is said: what is seen after the seek would be of before it.
-    fake.plan().fail = Some(1);
+    fake.plan().fails_at = Some(1);
     pictures.lock().unwrap().clear();
     let flags = gst::SeekFlags::FLUSH;
     pipeline
         .pipeline
         .seek_simple(flags, ClockTime::SECOND)
         .unwrap();
-    pipeline.pipeline.state(crate::common::PATIENCE).0.unwrap();
+    pipeline.pipeline.state(crate::common::TIMEOUT).0.unwrap();
     assert_eq!(inks(&pictures)[0], 0);
 }
 
@@ -241,7 +241,7 @@ fn a_flush_wipes_the_picture() {
 #[test]
 fn overlay_metas_leave_the_pixels_alone() {
     let fake = Fake::new();
-    fake.plan().say = Some("MMMM".into());
+    fake.plan().text = Some("MMMM".into());
     let (pipeline, pictures) = black("num-buffers=5", "", &fake);
     let pad = sink(&pipeline);
     pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| {
@@ -313,7 +313,7 @@ fn any_size_any_format_any_text() {
             "W",
         ] {
             let text = text.repeat(50);
-            fake.plan().say = Some(text);
+            fake.plan().text = Some(text);
             let pipeline = Pipeline::new(
                 &format!(
                     "videotestsrc num-buffers=2 pattern=white ! video/x-raw,format={format},{size}
@@ -363,7 +363,7 @@ fn all_of_the_narrator_is_there() {
 #[test]
 fn the_look_reaches_the_picture_and_may_change() {
     let fake = Fake::new();
-    fake.plan().say = Some("MMMM".into());
+    fake.plan().text = Some("MMMM".into());
     let overlay_properties = "valignment=top halignment=left lines=1 shaded-background=false";
     let (pipeline, pictures) = black("", overlay_properties, &fake);
     pipeline.reach(gst::State::Paused);
@@ -451,7 +451,7 @@ fn the_text_pad_and_requests_go_through_the_bin() {
 #[test]
 fn up_and_down_again() {
     let fake = Fake::new();
-    fake.plan().say = Some("MMMM".into());
+    fake.plan().text = Some("MMMM".into());
     let (pipeline, pictures) = black("", "", &fake);
     for _ in 0..5 {
         pictures.lock().unwrap().clear();
@@ -513,7 +513,7 @@ fn players_take_it_for_a_filter() {
     );
     assert!(ends(
         &gst::parse::launch(&make).unwrap(),
-        crate::common::PATIENCE
+        crate::common::TIMEOUT
     ));
     // playbin3 of GStreamer 1.22 sometimes (1 in 100 on a busy machine, with identity for a filter
     // too) never starts: nothing reaches the filter. Only then is it asked again; once anything
@@ -532,11 +532,11 @@ fn players_take_it_for_a_filter() {
             Err(element) => element.downcast().unwrap(),
         };
         narrator.set_engine_loader(fake.clone());
-        let ended = ends(&player, crate::common::PATIENCE / 3);
+        let ended = ends(&player, crate::common::TIMEOUT / 3);
         let arrived = arrived.lock().unwrap();
         assert!(ended || arrived.is_empty(), "{filter}: {arrived:?}");
         if ended {
-            assert_eq!(fake.asked().len(), 2, "{filter}");
+            assert_eq!(fake.requests().len(), 2, "{filter}");
         }
         ended
     };

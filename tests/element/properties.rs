@@ -164,8 +164,8 @@ fn the_element_introduces_itself() {
 #[test]
 fn stats_count_and_measure() {
     let fake = Fake::slow(Duration::from_millis(20));
-    fake.plan().say = Some("one two three".into());
-    fake.plan().fail = Some(3);
+    fake.plan().text = Some("one two three".into());
+    fake.plan().fails_at = Some(3);
     let pipeline = Pipeline::new(
         "videotestsrc num-buffers=50 ! video/x-raw,framerate=10/1
          ! vlmnarrate name=n ! fakesink",
@@ -201,7 +201,7 @@ fn stats_count_and_measure() {
     let rate = stats.get::<f64>("tokens-per-second").unwrap();
     assert!((rate - 6.0 / 30e-6).abs() < 1.0, "{rate}");
     // From the start each time.
-    fake.plan().fail = None;
+    fake.plan().fails_at = None;
     pipeline.run_to_eos();
     let stats = pipeline.narrator.property::<gst::Structure>("stats");
     assert_eq!(stats.get::<u64>("frames"), Ok(50));
@@ -369,7 +369,10 @@ fn numbers_that_may_change_while_playing_follow_a_curve() {
                 .push(crate::common::buffer(8 * 24, 0, ms(at)))
                 .unwrap();
         }
-        let lengths = fake.asked().into_iter().map(|asked| asked.max_tokens);
+        let lengths = fake
+            .requests()
+            .into_iter()
+            .map(|request| request.max_tokens);
         assert_eq!(Vec::from_iter(lengths), [10, 20, 20], "{name}");
     }
 }

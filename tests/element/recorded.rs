@@ -37,7 +37,7 @@ fn two_runs_are_byte_identical_and_complete() {
     let bus = record.bus().unwrap();
     let wanted = [gst::MessageType::Eos, gst::MessageType::Error];
     let end = bus
-        .timed_pop_filtered(crate::common::PATIENCE, &wanted)
+        .timed_pop_filtered(crate::common::TIMEOUT, &wanted)
         .unwrap();
     assert_eq!(end.type_(), gst::MessageType::Eos);
     record.set_state(gst::State::Null).unwrap();
@@ -75,7 +75,7 @@ fn the_same_element_starts_over() {
 #[test]
 fn the_first_frame_waits_for_the_model() {
     let fake = Fake::new();
-    fake.plan().loading = Duration::from_millis(300);
+    fake.plan().load_time = Duration::from_millis(300);
     let pipeline = Pipeline::new(
         "videotestsrc num-buffers=3 ! video/x-raw,framerate=1/1 ! vlmnarrate name=n ! fakesink",
         &fake,
@@ -151,7 +151,7 @@ fn a_still_picture_is_described_once_and_every_half_minute() {
 #[test]
 fn a_failed_caption_is_a_warning_and_the_next_frame_is_described() {
     let fake = Fake::new();
-    fake.plan().fail = Some(1);
+    fake.plan().fails_at = Some(1);
     let pipeline = Pipeline::new(
         "videotestsrc num-buffers=4 ! video/x-raw,framerate=1/1 ! vlmnarrate name=n ! fakesink",
         &fake,
@@ -207,23 +207,23 @@ fn settings_may_change_between_frames() {
         prompts,
         ["Describe this frame in one sentence.", "Who?", "Who?", ""]
     );
-    let asked = fake.asked();
-    let sides: Vec<_> = asked.iter().map(|asked| asked.side).collect();
+    let requests = fake.requests();
+    let sides: Vec<_> = requests.iter().map(|request| request.side).collect();
     assert_eq!(sides, [32, 64, 64, 32]);
     assert_eq!(
-        (asked[0].system.as_deref(), asked[0].max_tokens),
+        (requests[0].system.as_deref(), requests[0].max_tokens),
         (None, 20)
     );
-    assert_eq!(asked[0].sampling, Default::default());
+    assert_eq!(requests[0].sampling, Default::default());
     assert_eq!(
-        (asked[1].system.as_deref(), asked[1].max_tokens),
+        (requests[1].system.as_deref(), requests[1].max_tokens),
         (Some("Be brief."), 7)
     );
-    let sampling = asked[1].sampling;
+    let sampling = requests[1].sampling;
     assert_eq!(
         (sampling.temperature, sampling.top_p, sampling.top_k),
         (0.5, 0.9, 40)
     );
     assert_eq!((sampling.repetition_penalty, sampling.seed), (1.25, 99));
-    assert_eq!(asked[3].system, None);
+    assert_eq!(requests[3].system, None);
 }

@@ -23,7 +23,7 @@ fn types(progress: &[(ProgressType, String)]) -> Vec<ProgressType> {
 #[test]
 fn loading_is_told_from_start_to_end() {
     let fake = Fake::new();
-    fake.plan().loading = Duration::from_millis(500);
+    fake.plan().load_time = Duration::from_millis(500);
     let element = narrator(&fake);
     let log = Log::of(&element);
     let start = Instant::now();
@@ -60,7 +60,7 @@ fn loading_is_told_from_start_to_end() {
 #[test]
 fn loading_is_cancelled_by_null() {
     let fake = Fake::new();
-    fake.plan().loading = Duration::from_secs(4);
+    fake.plan().load_time = Duration::from_secs(4);
     let element = narrator(&fake);
     let log = Log::of(&element);
     element.set_state(gst::State::Ready).unwrap();
@@ -86,7 +86,7 @@ fn what_cannot_be_opened_is_an_error_before_the_first_buffer() {
         (ErrorKind::Failed, gst::ResourceError::Failed),
     ] {
         let fake = Fake::new();
-        fake.plan().open = Some(Error::new(kind, "/x/y: no such thing. Get one"));
+        fake.plan().open_error = Some(Error::new(kind, "/x/y: no such thing. Get one"));
         let element = narrator(&fake);
         let log = Log::of(&element);
         assert!(element.set_state(gst::State::Ready).is_err());
@@ -99,7 +99,7 @@ fn what_cannot_be_opened_is_an_error_before_the_first_buffer() {
         assert_eq!(heard.progress, []);
         // The way out of it.
         element.set_state(gst::State::Null).unwrap();
-        fake.plan().open = None;
+        fake.plan().open_error = None;
         element.set_state(gst::State::Ready).unwrap();
         element.set_state(gst::State::Null).unwrap();
     }
@@ -125,8 +125,8 @@ fn an_image_size_that_the_model_cannot_take_is_an_error_in_ready() {
 fn what_cannot_be_loaded_ends_the_stream_with_the_reason_first() {
     for live in [false, true] {
         let fake = Fake::new();
-        fake.plan().loading = Duration::from_millis(100);
-        fake.plan().load = Some(Error::new(
+        fake.plan().load_time = Duration::from_millis(100);
+        fake.plan().load_error = Some(Error::new(
             ErrorKind::OpenRead,
             "w.safetensors: torn. Sew it",
         ));
@@ -152,7 +152,7 @@ fn what_cannot_be_loaded_ends_the_stream_with_the_reason_first() {
 fn a_panic_is_an_error_and_never_a_quiet_end() {
     // Recorded: the frame that waits is let go, with an error.
     let fake = Fake::new();
-    fake.plan().panic = Some(2);
+    fake.plan().panics_at = Some(2);
     let line = "videotestsrc num-buffers=60 ! video/x-raw,framerate=10/1 ! vlmnarrate name=n
                 ! fakesink";
     let heard = Pipeline::new(line, &fake).run();
@@ -165,7 +165,7 @@ fn a_panic_is_an_error_and_never_a_quiet_end() {
     // Live: the video goes on for as long as the application lets it. (Not in preroll: there an
     // ERROR ends the pipeline's state change.)
     let fake = Fake::new();
-    fake.plan().panic = Some(3);
+    fake.plan().panics_at = Some(3);
     let line = "videotestsrc is-live=true num-buffers=30 ! video/x-raw,framerate=30/1
                 ! vlmnarrate name=n interval=100000000 ! fakesink";
     let heard = Pipeline::new(line, &fake).run_past_errors();
@@ -216,7 +216,7 @@ fn a_panic_while_loading_is_an_error_too() {
 fn null_is_quick_however_deep_the_engine_is_in_thought() {
     for live in [false, true] {
         let fake = Fake::slow(Duration::from_secs(5));
-        fake.plan().deaf = true;
+        fake.plan().ignores_cancel = true;
         let pipeline = Pipeline::new(
             &format!(
                 "videotestsrc is-live={live} ! video/x-raw,framerate=30/1 ! vlmnarrate name=n
@@ -225,7 +225,7 @@ fn null_is_quick_however_deep_the_engine_is_in_thought() {
             &fake,
         );
         pipeline.play();
-        fake.wait_asked(1);
+        fake.wait_requests(1);
         pipeline.pipeline.set_state(gst::State::Null).unwrap();
         assert_eq!(fake.engines(), 1, "NULL waited to the end");
         // The next model waits, even where one between them was let go before it was loaded, and the state
@@ -249,7 +249,7 @@ fn null_is_quick_however_deep_the_engine_is_in_thought() {
 /// An engine that takes its time to go, and a live pipeline that has one.
 fn leaving() -> (Fake, Pipeline) {
     let fake = Fake::new();
-    fake.plan().leaving = Duration::from_millis(200);
+    fake.plan().drop_time = Duration::from_millis(200);
     let pipeline = Pipeline::new(
         "videotestsrc is-live=true ! video/x-raw,framerate=30/1
          ! vlmnarrate name=n interval=0 partial-captions=true ! fakesink async=false",
@@ -265,12 +265,12 @@ fn null_has_no_model_any_more_whatever_it_was_doing() {
         let (fake, pipeline) = leaving();
         match phase {
             // Which looks ten times at whether to go on.
-            "loading" => fake.plan().loading = Duration::from_secs(5),
+            "loading" => fake.plan().load_time = Duration::from_secs(5),
             "idle" => (),
-            "vision" => fake.plan().caption = hour,
-            _ => fake.plan().word = Duration::from_millis(50),
+            "vision" => fake.plan().caption_time = hour,
+            _ => fake.plan().word_time = Duration::from_millis(50),
         }
-        fake.plan().say = Some("word ".repeat(1000));
+        fake.plan().text = Some("word ".repeat(1000));
         pipeline.narrator.set_property("max-tokens", 1000u32);
         match phase {
             "loading" => {
@@ -286,7 +286,7 @@ fn null_has_no_model_any_more_whatever_it_was_doing() {
             }
             "vision" => {
                 pipeline.play();
-                fake.wait_asked(1);
+                fake.wait_requests(1);
             }
             _ => {
                 pipeline.play();
@@ -298,7 +298,7 @@ fn null_has_no_model_any_more_whatever_it_was_doing() {
         assert_eq!(fake.cancelled(), usize::from(phase != "idle"), "{phase}");
         // Nor has an element that goes without NULL, or another model.
         let narrator = narrator(&fake);
-        fake.plan().loading = Duration::ZERO;
+        fake.plan().load_time = Duration::ZERO;
         narrator.set_state(gst::State::Ready).unwrap();
         wait_for(|| fake.engines() == 1);
         narrator.set_property("model", "another");
@@ -410,7 +410,7 @@ fn a_cancelled_caption_is_neither_heard_nor_a_failure() {
     );
     pipeline.pipeline.set_auto_flush_bus(false);
     pipeline.play();
-    fake.wait_asked(1);
+    fake.wait_requests(1);
     let start = Instant::now();
     pipeline.pipeline.set_state(gst::State::Ready).unwrap();
     assert!(start.elapsed() < Duration::from_secs(1));
@@ -431,7 +431,7 @@ fn a_cancelled_caption_is_neither_heard_nor_a_failure() {
 fn states_may_change_at_any_time() {
     use gst::State::{Null, Paused, Playing, Ready};
     let fake = Fake::slow(Duration::from_millis(5));
-    fake.plan().loading = Duration::from_millis(5);
+    fake.plan().load_time = Duration::from_millis(5);
     for live in [false, true] {
         let pipeline = Pipeline::new(
             &format!(
@@ -514,7 +514,7 @@ fn the_position_may_be_asked_for_before_there_is_one() {
         pipeline.set_state(gst::State::Playing).unwrap();
         let wanted = [gst::MessageType::Eos, gst::MessageType::Error];
         let end = bus
-            .timed_pop_filtered(crate::common::PATIENCE, &wanted)
+            .timed_pop_filtered(crate::common::TIMEOUT, &wanted)
             .unwrap();
         assert_eq!(end.type_(), gst::MessageType::Eos, "{description}");
         pipeline.set_state(gst::State::Null).unwrap();
@@ -568,7 +568,7 @@ fn the_position_may_be_asked_for_before_there_is_one() {
             gst::PadProbeReturn::Ok
         });
         is_blocked
-            .recv_timeout(crate::common::PATIENCE.into())
+            .recv_timeout(crate::common::TIMEOUT.into())
             .unwrap();
         sink.send_event(gst::event::FlushStart::new());
         sink.send_event(gst::event::FlushStop::new(true));

@@ -197,7 +197,7 @@ fn merged_captions() {
         let items = spy(&text);
         let _sink = sink(&text);
         for (i, say) in "aaaaaabbbccc".chars().enumerate() {
-            fake.plan().say = Some(say.into());
+            fake.plan().text = Some(say.into());
             harness.push_and_pull(frame(100 * i as u64)).unwrap();
             if i % 3 == 0 {
                 log.wait(|heard| !live || !heard.captions.is_empty());
@@ -395,7 +395,7 @@ fn written(branch: &str, extension: &str) -> (tempfile::TempDir, String) {
     let file = folder.path().join(format!("out.{extension}"));
     let file = file.to_str().unwrap().to_owned();
     let fake = Fake::new();
-    fake.plan().say = Some("A ball, and it's 1 < 2 & more".into());
+    fake.plan().text = Some("A ball, and it's 1 < 2 & more".into());
     let pipeline = Pipeline::new(
         &format!(
             "videotestsrc num-buffers=75 ! video/x-raw,width=64,height=48,framerate=25/1
@@ -479,7 +479,7 @@ fn matroska_keeps_the_captions_as_subtitles() {
     let bus = pipeline.bus().unwrap();
     let wanted = [gst::MessageType::Eos, gst::MessageType::Error];
     let end = bus
-        .timed_pop_filtered(crate::common::PATIENCE, &wanted)
+        .timed_pop_filtered(crate::common::TIMEOUT, &wanted)
         .unwrap();
     assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
     pipeline.set_state(gst::State::Null).unwrap();

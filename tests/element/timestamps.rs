@@ -168,7 +168,7 @@ fn captioned_once(at: u64, rate: f64) -> (gst_check::Harness, VlmNarrate) {
     harness.push_event(segment(rate));
     harness.push(frame(ms(at))).unwrap();
     log.wait(|heard| heard.captions.len() == 1);
-    fake.plan().broken = Some(gstvlmnarrate::engine::ErrorKind::Failed);
+    fake.plan().fails_with = Some(gstvlmnarrate::engine::ErrorKind::Failed);
     narrator.set_property("interval", ClockTime::from_seconds(3600));
     (harness, narrator)
 }

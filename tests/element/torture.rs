@@ -40,9 +40,9 @@ fn quickly(round: u64, what: &str, act: impl FnOnce()) {
 /// One that takes up to so many milliseconds to load and for a caption, and may not listen.
 fn moody(rng: &mut Rng, ms: u64) -> Fake {
     let fake = Fake::slow(Duration::from_micros(rng.u64(0..1000 * ms)));
-    fake.plan().loading = Duration::from_micros(rng.u64(0..1000 * ms));
-    fake.plan().word = Duration::from_micros(rng.u64(0..300));
-    fake.plan().deaf = rng.u8(0..4) == 0;
+    fake.plan().load_time = Duration::from_micros(rng.u64(0..1000 * ms));
+    fake.plan().word_time = Duration::from_micros(rng.u64(0..300));
+    fake.plan().ignores_cancel = rng.u8(0..4) == 0;
     fake
 }
 
@@ -72,7 +72,7 @@ fn states_in_any_order() {
                 pipeline.pipeline.set_state(state).unwrap();
             });
             if rng.u8(0..3) == 0 {
-                pipeline.pipeline.state(crate::common::PATIENCE).0.unwrap();
+                pipeline.pipeline.state(crate::common::TIMEOUT).0.unwrap();
             }
             if rng.u8(0..3) == 0 {
                 pipeline.narrator.describe_now(None, Some(3));
@@ -121,7 +121,7 @@ fn seeks_of_every_kind() {
         pause(rng, 6);
     }
     pipeline.narrator.set_property("frames", 1u32);
-    crate::common::ends_in_fair_weather(&pipeline, &fake, 5);
+    crate::common::ends_normally(&pipeline, &fake, 5);
 }
 
 /// A buffer that fits the caps or not, at some time or none.
@@ -283,7 +283,7 @@ fn narrators_come_and_go_behind_a_tee() {
 fn dropped_while_it_loads() {
     let rng = &mut Rng::with_seed(5);
     let fake = Fake::new();
-    fake.plan().loading = Duration::from_millis(20);
+    fake.plan().load_time = Duration::from_millis(20);
     for round in 0..rounds(40) {
         let element = narrator(&fake);
         if rng.bool() {

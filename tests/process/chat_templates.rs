@@ -132,9 +132,9 @@ fn named_templates_are_downloaded() {
         let error = heard.errors[0].0.to_string();
         assert!(error.contains(file) && error.contains(says), "{error}");
         assert!(
-            hub.asked()
+            hub.requests()
                 .iter()
-                .all(|asked| !asked.path.contains("more/"))
+                .all(|request| !request.path.contains("more/"))
         );
         narrator.set_state(gst::State::Null).unwrap();
     }

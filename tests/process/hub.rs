@@ -5,28 +5,21 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::common::hub::{COMMIT, GGUF_ID, Hub, ID, etag};
 use crate::common::{
     Fake, Heard, Pipeline,
-    engine::wait_for,
     programs::{Plugin, Said},
 };
 use gst::{ProgressType, ResourceError, prelude::*};
 use gstvlmnarrate::SmolVlmLoader;
 use tempfile::TempDir;
 
-const LINE: &str = "videotestsrc num-buffers=2 ! video/x-raw,width=64,height=48,framerate=1/1
+pub(crate) const LINE: &str =
+    "videotestsrc num-buffers=2 ! video/x-raw,width=64,height=48,framerate=1/1
                     ! vlmnarrate name=n max-tokens=3 ! fakesink";
 
 /// What a repository holds that is of no use here.
@@ -38,7 +31,7 @@ const USELESS: [&str; 4] = [
 ];
 
 /// A small random SmolVLM-256M, as a repository.
-fn repository() -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn repository() -> BTreeMap<String, Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/reference/smolvlm-256m");
     let files = fs::read_dir(folder).unwrap().map(|file| {
         let path = file.unwrap().path();
@@ -52,13 +45,13 @@ fn repository() -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-fn set(variable: &str, value: impl AsRef<std::ffi::OsStr>) {
+pub(crate) fn set(variable: &str, value: impl AsRef<std::ffi::OsStr>) {
     // SAFETY: at the start of a test, alone in its process.
     unsafe { std::env::set_var(variable, value) };
 }
 
 /// A hub with that repository, and an empty cache.
-fn hub() -> (Hub, TempDir) {
+pub(crate) fn hub() -> (Hub, TempDir) {
     let hub = Hub::start(repository());
     let home = tempfile::tempdir().unwrap();
     for variable in std::env::vars_os().map(|(name, _)| name) {
@@ -73,7 +66,7 @@ fn hub() -> (Hub, TempDir) {
     (hub, home)
 }
 
-fn pipeline(line: &str, model: &str) -> Pipeline {
+pub(crate) fn pipeline(line: &str, model: &str) -> Pipeline {
     let pipeline = Pipeline::new(line, &Fake::new());
     pipeline.narrator.set_engine_loader(SmolVlmLoader);
     pipeline.narrator.set_property("model", model);
@@ -87,7 +80,7 @@ fn run(model: &str) -> Heard {
 
 /// Runs and has captions of the commit.
 #[track_caller]
-fn narrates() -> Heard {
+pub(crate) fn narrates() -> Heard {
     let heard = run(ID);
     assert!(heard.eos, "{heard:#?}");
     assert_eq!(heard.captions.len(), 2);
@@ -98,7 +91,7 @@ fn narrates() -> Heard {
 
 /// Runs and ends in one ERROR of this class, after a download that ended so too.
 #[track_caller]
-fn fails(model: &str, class: ResourceError, words: &[&str]) -> Heard {
+pub(crate) fn fails(model: &str, class: ResourceError, words: &[&str]) -> Heard {
     let heard = run(model);
     is_failed(&heard, class, words);
     let ends = |type_| heard.downloads.iter().filter(|d| d.0 == type_).count();
@@ -109,7 +102,7 @@ fn fails(model: &str, class: ResourceError, words: &[&str]) -> Heard {
 }
 
 #[track_caller]
-fn is_failed(heard: &Heard, class: ResourceError, words: &[&str]) {
+pub(crate) fn is_failed(heard: &Heard, class: ResourceError, words: &[&str]) {
     let ours = heard.errors.iter().filter(|(_, source)| source == "n");
     let [(error, _)] = &ours.collect::<Vec<_>>()[..] else {
         panic!("{heard:#?}");
@@ -122,27 +115,27 @@ fn is_failed(heard: &Heard, class: ResourceError, words: &[&str]) {
     assert_eq!(heard.captions.len(), 0);
 }
 
-fn folder(home: &TempDir) -> PathBuf {
+pub(crate) fn folder(home: &TempDir) -> PathBuf {
     home.path().join("hub/models--owner--Some-SmolVLM")
 }
 
-fn part(home: &TempDir) -> PathBuf {
+pub(crate) fn part(home: &TempDir) -> PathBuf {
     let weights = etag("model.safetensors", &repository()["model.safetensors"]);
     folder(home).join("blobs").join(weights + ".incomplete")
 }
 
 /// Where huggingface_hub looks whether somebody brings the weights.
-fn lock(home: &TempDir) -> PathBuf {
+pub(crate) fn lock(home: &TempDir) -> PathBuf {
     let name = part(home).with_extension("lock");
     let locks = home.path().join("hub/.locks/models--owner--Some-SmolVLM");
     locks.join(name.file_name().unwrap())
 }
 
 /// Ranges of the weights that were sent, first bytes that only show their size apart.
-fn ranges(hub: &Hub) -> Vec<String> {
-    let asked = hub.asked().into_iter();
-    let weights = asked.filter(|asked| asked.path == "/cdn/model.safetensors");
-    let ranges = weights.map(|asked| asked.range.unwrap());
+pub(crate) fn ranges(hub: &Hub) -> Vec<String> {
+    let requests = hub.requests().into_iter();
+    let weights = requests.filter(|request| request.path == "/cdn/model.safetensors");
+    let ranges = weights.map(|request| request.range.unwrap());
     ranges.filter(|range| range != "bytes=0-0").collect()
 }
 
@@ -157,9 +150,12 @@ fn an_id_is_downloaded_once() {
     assert_eq!(*last, (ProgressType::Complete, format!("Downloaded {ID}")));
     assert_eq!(heard.progress[0].0, ProgressType::Start);
     assert_eq!(heard.progress.last().unwrap().0, ProgressType::Complete);
-    let asked = hub.asked();
+    let requests = hub.requests();
     for useless in USELESS.iter().chain(&["added_tokens.json"]) {
-        assert!(!asked.iter().any(|a| a.path.contains(useless)), "{useless}");
+        assert!(
+            !requests.iter().any(|a| a.path.contains(useless)),
+            "{useless}"
+        );
     }
     // As transformers will look for it.
     let folder = folder(&home);
@@ -178,7 +174,7 @@ fn an_id_is_downloaded_once() {
     let again = narrates();
     assert_eq!(again.downloads, []);
     assert_eq!(again.texts(), heard.texts());
-    assert_eq!(hub.asked(), []);
+    assert_eq!(hub.requests(), []);
 }
 
 /// A cache as huggingface_hub 1.x leaves it.
@@ -212,7 +208,7 @@ fn what_transformers_downloaded_is_found() {
     set("HF_HUB_CACHE", home.path().join("hub"));
     set("HF_HOME", "/nowhere");
     narrates();
-    assert_eq!(hub.asked(), []);
+    assert_eq!(hub.requests(), []);
 }
 
 #[test]
@@ -222,9 +218,9 @@ fn what_is_there_in_part_is_completed() {
     files.remove("tokenizer.json");
     python_cache(&home, &files);
     narrates();
-    let asked = hub.asked();
-    assert!(asked.iter().any(|a| a.path.ends_with("tokenizer.json")));
-    assert!(!asked.iter().any(|a| a.path.ends_with(".safetensors")));
+    let requests = hub.requests();
+    assert!(requests.iter().any(|a| a.path.ends_with("tokenizer.json")));
+    assert!(!requests.iter().any(|a| a.path.ends_with(".safetensors")));
 }
 
 #[test]
@@ -282,9 +278,9 @@ fn shards_come_by_their_index() {
     files.insert("model.safetensors.index.json".into(), index.into_bytes());
     hub.plan().files = files;
     narrates();
-    hub.asked();
+    hub.requests();
     assert_eq!(narrates().downloads, []);
-    assert_eq!(hub.asked(), []);
+    assert_eq!(hub.requests(), []);
 }
 
 /// What llama.cpp makes of a model, as a repository.
@@ -313,9 +309,9 @@ fn narrates_as(model: &str, name: &str) -> Heard {
 
 /// Names of the large files that were sent.
 fn sent(hub: &Hub) -> Vec<String> {
-    let asked = hub.asked().into_iter();
-    let sent = asked.filter(|asked| asked.range.as_deref() == Some("bytes=0-"));
-    sent.filter_map(|asked| Some(asked.path.strip_prefix("/cdn/")?.to_owned()))
+    let requests = hub.requests().into_iter();
+    let sent = requests.filter(|request| request.range.as_deref() == Some("bytes=0-"));
+    sent.filter_map(|request| Some(request.path.strip_prefix("/cdn/")?.to_owned()))
         .collect()
 }
 
@@ -336,7 +332,7 @@ fn two_of_the_gguf_files_are_downloaded() {
         assert_eq!(again.texts(), heard.texts());
         // What a caption names is a model.
         narrates_as(&name, &name);
-        assert_eq!(hub.asked(), []);
+        assert_eq!(hub.requests(), []);
     }
     let model = format!("{GGUF_ID}:Q2_K");
     let words = [
@@ -359,7 +355,7 @@ fn a_tag_takes_the_gguf_files_of_a_repository_that_has_both() {
     narrates();
     assert_eq!(sent(&hub), ["model.safetensors"]);
     narrates_as(&name, &name);
-    assert_eq!(hub.asked(), []);
+    assert_eq!(hub.requests(), []);
 }
 
 /// What is in the cache may not be what a repository has first.
@@ -377,10 +373,10 @@ fn without_a_tag_the_hub_says_which_there_are() {
     narrates_as(GGUF_ID, &bf16);
     assert_eq!(sent(&hub).len(), 2);
     narrates_as(GGUF_ID, &bf16);
-    assert_eq!(hub.asked().len(), 1, "it was asked which there are");
+    assert_eq!(hub.requests().len(), 1, "it was requests which there are");
     set("HF_HUB_OFFLINE", "1");
     narrates_as(GGUF_ID, &bf16);
-    assert_eq!(hub.asked(), []);
+    assert_eq!(hub.requests(), []);
 
     hub.plan()
         .files
@@ -424,449 +420,22 @@ fn gated_models() {
     hub.plan().refuse_files = Some(403);
     hub.plan().gated = true;
     fs::write(home.path().join("token"), "hf_noted\n").unwrap();
-    hub.asked();
+    hub.requests();
     let words = [&*id, "config.json", "403", "account of the token"];
     fails(ID, ResourceError::NotAuthorized, &words);
     let token = |token: &str| Some(format!("Bearer {token}"));
-    assert!(hub.asked().iter().all(|a| a.token == token("hf_noted")));
+    assert!(hub.requests().iter().all(|a| a.token == token("hf_noted")));
     set("HF_TOKEN", "hf_set");
     hub.plan().refuse_files = None;
     narrates();
-    assert!(hub.asked().iter().all(|a| a.token == token("hf_set")));
+    assert!(hub.requests().iter().all(|a| a.token == token("hf_set")));
     // The token is for the hub alone where files are for everyone.
     hub.plan().gated = false;
     fs::remove_dir_all(folder(&home)).unwrap();
     narrates();
-    let asked = hub.asked();
-    assert_eq!(asked[0].token, token("hf_set"));
-    assert!(asked[1..].iter().all(|a| a.token.is_none()));
-}
-
-/// A hub whose weights are on another server, and a model that only the token may read.
-fn gated_elsewhere() -> (Hub, Hub, TempDir) {
-    let (hub, home) = hub();
-    let cdn = Hub::start(repository());
-    hub.plan().elsewhere = Some(cdn.endpoint());
-    hub.plan().gated = true;
-    set("HF_TOKEN", "hf_secret");
-    (hub, cdn, home)
-}
-
-#[test]
-fn the_token_is_for_the_endpoint_alone_wherever_that_redirects() {
-    let (hub, cdn, home) = gated_elsewhere();
-    let token = Some("Bearer hf_secret".to_owned());
-    narrates();
-    // Paths of its own it redirects to as well.
-    let asked = hub.asked();
-    assert!(asked.iter().any(|a| a.path.contains("resolve-cache")));
-    assert!(asked.iter().all(|a| a.token == token), "{asked:?}");
-    let asked = cdn.asked();
-    assert!(!asked.is_empty());
-    assert!(asked.iter().all(|a| a.token.is_none()), "{asked:?}");
-
-    // A way back is to the endpoint again.
-    cdn.plan().back = Some(hub.endpoint());
-    fs::remove_dir_all(folder(&home)).unwrap();
-    narrates();
-    let asked = hub.asked();
-    assert!(asked.iter().any(|a| a.path.starts_with("/back/")));
-    assert!(asked.iter().all(|a| a.token == token), "{asked:?}");
-    assert!(cdn.asked().iter().all(|a| a.token.is_none()));
-
-    // So it is for what is said of a repository.
-    hub.plan().moved = Some(format!("{}/api/models/{ID}/revision/main", cdn.endpoint()));
-    fs::remove_dir_all(folder(&home)).unwrap();
-    narrates();
-    let asked = cdn.asked();
-    assert!(asked[0].path.contains("/api/"));
-    assert!(asked.iter().all(|a| a.token.is_none()), "{asked:?}");
-}
-
-#[test]
-fn redirects_that_lead_nowhere_are_an_error() {
-    let (hub, _home) = hub();
-    for (to, says) in [
-        (format!("/api/models/{ID}/revision/main"), "in a circle"),
-        ("file:///etc/passwd".into(), "no address"),
-        ("http://[".into(), "no address"),
-    ] {
-        hub.plan().moved = Some(to);
-        fails(ID, ResourceError::OpenRead, &[ID, "redirects", says]);
-    }
-}
-
-/// A proxy that notes what it can read.
-fn proxy() -> (String, Arc<Mutex<Vec<u8>>>) {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let read = Arc::new(Mutex::new(Vec::new()));
-    let noted = read.clone();
-    thread::spawn(move || {
-        for client in listener.incoming() {
-            let (mut client, noted) = (client.unwrap(), noted.clone());
-            thread::spawn(move || -> std::io::Result<()> {
-                let mut lines = BufReader::new(client.try_clone()?).lines();
-                let connect = lines.next().unwrap()?;
-                let to = connect.split(' ').nth(1).unwrap().to_owned();
-                while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
-                let mut server = TcpStream::connect(to)?;
-                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
-                let (mut answers, mut back) = (server.try_clone()?, client.try_clone()?);
-                thread::spawn(move || std::io::copy(&mut answers, &mut back));
-                let mut chunk = [0; 4096];
-                loop {
-                    let count = client.read(&mut chunk)?;
-                    noted.lock().unwrap().extend(&chunk[..count]);
-                    server.write_all(&chunk[..count])?;
-                    if count == 0 {
-                        return server.shutdown(std::net::Shutdown::Write);
-                    }
-                }
-            });
-        }
-    });
-    (address, read)
-}
-
-#[test]
-fn a_proxy_does_not_get_to_see_the_token() {
-    let (hub, _cdn, _home) = gated_elsewhere();
-    let (address, read) = proxy();
-    set("HTTP_PROXY", &address);
-    hub.plan().refuse = Some((401, "GatedRepo"));
-    let words = [ID, "401", "kept from the proxy", "NO_PROXY"];
-    fails(ID, ResourceError::NotAuthorized, &words);
-    let seen = String::from_utf8(read.lock().unwrap().clone()).unwrap();
-    assert!(
-        seen.contains("/api/models/") && !seen.contains("hf_secret"),
-        "{seen}"
-    );
-    assert!(hub.asked().iter().all(|a| a.token.is_none()));
-    read.lock().unwrap().clear();
-    hub.plan().refuse = None;
-    set("NO_PROXY", "127.0.0.1");
-    narrates();
-    assert!(hub.asked()[0].token.is_some());
-    assert!(read.lock().unwrap().is_empty());
-}
-
-#[test]
-fn the_token_is_in_no_message() {
-    let (hub, cdn, _home) = gated_elsewhere();
-    let plugin = Plugin::new();
-    let with_password = hub.endpoint().replace("http://", "http://me:hf_password@");
-    set("HF_ENDPOINT", with_password);
-    set(
-        "GST_DEBUG",
-        "vlmnarrate*:9,GST_ELEMENT*:6,GST_BUS:6,GST_MESSAGE:6",
-    );
-    for fault in 0..5 {
-        hub.plan().refuse = [None, Some((401, "GatedRepo")), Some((503, ""))][fault % 3];
-        hub.plan().refuse_files = (fault == 3).then_some(403);
-        cdn.plan().cut = (fault == 0).then_some(0);
-        if fault == 4 {
-            set("HF_TOKEN", "hf_secret\u{1}");
-        }
-        let said = launch(&plugin, 1_000_000);
-        assert_ne!(said.status, Some(0), "{said:?}");
-        assert!(said.err.contains(&format!("model={ID}")), "{said:?}");
-        for secret in ["hf_secret", "hf_password"] {
-            assert!(!said.err.contains(secret), "{}", said.err);
-            assert!(!said.out.contains(secret), "{}", said.out);
-        }
-    }
-}
-
-#[test]
-fn what_the_list_of_files_does_not_say_the_files_do() {
-    let (hub, home) = hub();
-    hub.plan().no_sums = true;
-    narrates();
-    assert!(part(&home).with_extension("").exists());
-    assert_eq!(narrates().downloads, []);
-}
-
-#[test]
-fn a_server_names_no_file_outside_of_the_cache() {
-    let (hub, home) = hub();
-    for sum in ["../../../x", "", "/x", "a/b"] {
-        hub.plan().sum = Some(sum.into());
-        let words = [&*format!("model={ID}"), "config.json", sum];
-        fails(ID, ResourceError::OpenRead, &words);
-        let blobs = fs::read_dir(folder(&home).join("blobs"));
-        assert_eq!(blobs.map_or(0, |blobs| blobs.count()), 0);
-    }
-}
-
-#[test]
-fn a_part_that_is_of_something_else_is_no_obstacle() {
-    let (hub, home) = hub();
-    fs::create_dir_all(folder(&home).join("blobs")).unwrap();
-    fs::write(part(&home), vec![7; 1000]).unwrap();
-    narrates();
-    assert_eq!(ranges(&hub), ["bytes=1000-", "bytes=0-"]);
-}
-
-#[test]
-fn no_server_or_one_that_fails_or_is_none() {
-    let (hub, _home) = hub();
-    hub.plan().refuse = Some((503, ""));
-    fails(ID, ResourceError::OpenRead, &[ID, "503", "later"]);
-    hub.plan().refuse = Some((200, ""));
-    fails(
-        ID,
-        ResourceError::OpenRead,
-        &["doesn't answer as the hub does"],
-    );
-    let closed = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let endpoint = format!("http://{}", closed.local_addr().unwrap());
-    drop(closed);
-    set("HF_ENDPOINT", &endpoint);
-    let words = [&*format!("model={ID}"), &endpoint, "refused", "network"];
-    fails(ID, ResourceError::OpenRead, &words);
-}
-
-#[test]
-fn a_connection_that_breaks_is_taken_up_again() {
-    let (hub, _home) = hub();
-    hub.plan().cut = Some(500_000);
-    narrates();
-    let [first, second] = &ranges(&hub)[..] else {
-        panic!();
-    };
-    assert_eq!((&**first, &**second), ("bytes=0-", "bytes=500000-"));
-}
-
-#[test]
-fn the_next_start_goes_on_where_the_last_ended() {
-    let (hub, home) = hub();
-    hub.plan().cut = Some(300_000);
-    let waiting = pipeline(LINE, ID);
-    waiting.play();
-    wait_for(|| fs::metadata(part(&home)).is_ok_and(|part| part.len() == 300_000));
-    hub.plan().refuse_files = Some(500);
-    let heard = waiting.log.wait(|heard| !heard.errors.is_empty());
-    is_failed(
-        &heard,
-        ResourceError::OpenRead,
-        &["model.safetensors", "500", "kept"],
-    );
-    drop(waiting);
-    hub.plan().refuse_files = None;
-    hub.asked();
-    narrates();
-    assert_eq!(ranges(&hub), ["bytes=300000-"]);
-}
-
-#[test]
-fn a_part_that_is_whole_or_too_long_is_no_obstacle() {
-    let (hub, home) = hub();
-    let weights = &repository()["model.safetensors"];
-    fs::create_dir_all(folder(&home).join("blobs")).unwrap();
-    fs::write(part(&home), weights).unwrap();
-    narrates();
-    assert_eq!(ranges(&hub), [format!("bytes={}-", weights.len() - 1)]);
-    fs::remove_dir_all(folder(&home)).unwrap();
-    fs::create_dir_all(folder(&home).join("blobs")).unwrap();
-    fs::write(part(&home), [&weights[..], b"more"].concat()).unwrap();
-    narrates();
-    assert_eq!(ranges(&hub), ["bytes=0-"]);
-}
-
-#[test]
-fn what_does_not_come_whole_is_deleted() {
-    let (hub, home) = hub();
-    let weights = folder(&home)
-        .join("snapshots")
-        .join(COMMIT)
-        .join("model.safetensors");
-    for (tamper, lie, says) in [(true, false, "SHA-256"), (false, true, "bytes, not")] {
-        (hub.plan().tamper, hub.plan().lie) = (tamper, lie);
-        let words = [
-            &*format!("model={ID}"),
-            "model.safetensors",
-            says,
-            "start again",
-        ];
-        fails(ID, ResourceError::OpenRead, &words);
-        assert!(fs::symlink_metadata(&weights).is_err());
-        assert!(!part(&home).with_extension("").exists());
-    }
-    (hub.plan().tamper, hub.plan().lie) = (false, false);
-    hub.asked();
-    narrates();
-    assert_eq!(ranges(&hub), ["bytes=0-"]);
-}
-
-#[test]
-fn offline_is_offline() {
-    let (hub, home) = hub();
-    set("HF_HUB_OFFLINE", "1");
-    let pipeline = pipeline(LINE, ID);
-    // Known at once.
-    assert!(pipeline.pipeline.set_state(gst::State::Playing).is_err());
-    let home = home.path().to_str().unwrap();
-    let words = [&*format!("model={ID}"), "HF_HUB_OFFLINE", home, "main"];
-    let heard = pipeline.log.heard();
-    is_failed(&heard, ResourceError::NotFound, &words);
-    assert_eq!(heard.downloads, []);
-    assert_eq!(hub.asked(), []);
-}
-
-#[test]
-fn null_cancels_a_download_at_once_and_the_next_goes_on() {
-    let (hub, home) = hub();
-    hub.plan().trickle = Duration::from_millis(20);
-    let pipeline = pipeline(LINE, ID);
-    pipeline.play();
-    wait_for(|| fs::metadata(part(&home)).is_ok_and(|part| part.len() > 20_000));
-    let start = Instant::now();
-    pipeline.pipeline.set_state(gst::State::Null).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(1));
-    // Now, not when the thread has found out.
-    assert!(pipeline.log.heard().downloads.is_empty(), "the bus flushes");
-    hub.plan().trickle = Duration::ZERO;
-    narrates();
-    let ranges = ranges(&hub);
-    assert_eq!(ranges.len(), 2, "{ranges:?}");
-    assert_ne!(ranges[1], "bytes=0-");
-}
-
-#[test]
-fn a_cancelled_download_says_so() {
-    let (hub, home) = hub();
-    hub.plan().stall = Some(1000);
-    crate::common::init();
-    let element = gst::ElementFactory::make("vlmnarrate").build().unwrap();
-    element.set_property("model", ID);
-    let log = crate::common::Log::of(&element);
-    element.set_state(gst::State::Ready).unwrap();
-    wait_for(|| fs::metadata(part(&home)).is_ok_and(|part| part.len() == 1000));
-    let start = Instant::now();
-    element.set_state(gst::State::Null).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(1));
-    let heard = log.heard();
-    assert_eq!(heard.errors.len(), 0);
-    let last = heard.downloads.last().unwrap();
-    assert_eq!(last.0, ProgressType::Canceled);
-    assert_eq!(heard.progress, []);
-    // The thread that is stuck is in nobody's way.
-    hub.plan().stall = None;
-    let start = Instant::now();
-    narrates();
-    assert!(
-        start.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        start.elapsed()
-    );
-}
-
-/// Whether a download has yet to end.
-fn is_downloading() -> bool {
-    let tasks = fs::read_dir("/proc/self/task").unwrap();
-    let mut names =
-        tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
-    names.any(|name| name.starts_with("vlmnarrate-hub"))
-}
-
-/// Goes to READY and, once a download is where `is_there` says, back.
-#[track_caller]
-fn cancels(is_there: impl Fn() -> bool) {
-    crate::common::init();
-    let element = gst::ElementFactory::make("vlmnarrate").build().unwrap();
-    element.set_property("model", ID);
-    let log = crate::common::Log::of(&element);
-    element.set_state(gst::State::Ready).unwrap();
-    wait_for(is_there);
-    element.set_state(gst::State::Null).unwrap();
-    let heard = log.heard();
-    assert_eq!(heard.errors.len(), 0, "{heard:#?}");
-    assert_eq!(heard.downloads.last().unwrap().0, ProgressType::Canceled);
-}
-
-#[test]
-fn a_cancelled_download_leaves_no_thread_behind() {
-    let (hub, _home) = hub();
-    // Silence would end it too, but not as soon as this test would give up.
-    set("HF_HUB_DOWNLOAD_TIMEOUT", "1000");
-    for mute in ["/api/models/", "/resolve/", "/cdn/"] {
-        hub.plan().mute = Some(mute);
-        hub.asked();
-        let is_asked = |a: &crate::common::hub::Asked| a.path.contains(mute);
-        cancels(|| hub.asked().iter().any(is_asked));
-        wait_for(|| !is_downloading());
-    }
-    // Before anything is asked, in the middle of TLS' greetings.
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    set(
-        "HF_ENDPOINT",
-        format!("https://{}", listener.local_addr().unwrap()),
-    );
-    let silent = Mutex::new(None);
-    let greeted = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.read_exact(&mut [0; 5]).unwrap();
-            *silent.lock().unwrap() = Some(stream);
-            greeted.store(true, SeqCst);
-        });
-        cancels(|| greeted.load(SeqCst));
-    });
-    wait_for(|| !is_downloading());
-}
-
-/// A connection that is neither made nor refused can't be interrupted: nobody waits for it.
-#[test]
-fn null_does_not_wait_for_a_connection() {
-    let (_hub, home) = hub();
-    set("HF_HUB_DOWNLOAD_TIMEOUT", "1000");
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let address = listener.local_addr().unwrap();
-    // Until no more are let in.
-    let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(200));
-    let _connections: Vec<_> = std::iter::from_fn(|| connect().ok()).collect();
-    set("HF_ENDPOINT", format!("http://{address}"));
-    cancels(is_downloading);
-    assert!(is_downloading());
-    assert!(!folder(&home).exists());
-}
-
-#[test]
-fn a_server_that_falls_silent_is_given_up() {
-    let (hub, _home) = hub();
-    set("HF_HUB_DOWNLOAD_TIMEOUT", "1");
-    hub.plan().stall = Some(1000);
-    let words = [&*format!("model={ID}"), "nothing came for 1 s", "kept"];
-    fails(ID, ResourceError::OpenRead, &words);
-}
-
-#[test]
-fn so_is_another_program_that_does_not_get_on() {
-    let (_hub, home) = hub();
-    set("HF_HUB_DOWNLOAD_TIMEOUT", "1");
-    fs::create_dir_all(lock(&home).parent().unwrap()).unwrap();
-    let lock = fs::File::create(lock(&home)).unwrap();
-    lock.lock().unwrap();
-    fails(ID, ResourceError::OpenRead, &["nothing came for 1 s"]);
-    drop(lock);
-    narrates();
-}
-
-#[test]
-fn two_that_want_the_same_bring_it_once() {
-    let (hub, _home) = hub();
-    hub.plan().trickle = Duration::from_millis(1);
-    let both = [pipeline(LINE, ID), pipeline(LINE, ID)];
-    both.iter().for_each(Pipeline::play);
-    for pipeline in &both {
-        let heard = pipeline
-            .log
-            .wait(|heard| heard.eos || !heard.errors.is_empty());
-        assert_eq!(heard.captions.len(), 2, "{heard:#?}");
-    }
-    assert_eq!(ranges(&hub), ["bytes=0-"]);
+    let requests = hub.requests();
+    assert_eq!(requests[0].token, token("hf_set"));
+    assert!(requests[1..].iter().all(|a| a.token.is_none()));
 }
 
 #[test]
@@ -942,7 +511,7 @@ fn a_cache_that_cannot_be_written() {
 }
 
 /// What a user of `gst-launch-1.0` sees; `limit` is the size in kB at which the disk is full.
-fn launch(plugin: &Plugin, limit: u32) -> Said {
+pub(crate) fn launch(plugin: &Plugin, limit: u32) -> Said {
     // The signal would end the process before it sees an error.
     let script = "trap '' XFSZ; ulimit -f $LIMIT; exec gst-launch-1.0 videotestsrc num-buffers=2 \
                   ! video/x-raw,width=64,height=48,framerate=1/1 ! vlmnarrate model=$MODEL \
@@ -971,7 +540,7 @@ fn a_full_disk_and_what_gst_launch_shows() {
         assert!(said.err.contains(word), "{word}: {said:?}");
     }
     assert_eq!(fs::metadata(weights).unwrap().len(), 500 * 1024);
-    hub.asked();
+    hub.requests();
     let said = launch(&plugin, 1_000_000);
     assert_eq!(said.status, Some(0), "{said:?}");
     assert_eq!(ranges(&hub), [format!("bytes={}-", 500 * 1024)]);

@@ -37,14 +37,14 @@ fn nothing_leaks() {
     }
     // And one that is left in the middle of everything.
     let deaf = Fake::slow(Duration::from_millis(300));
-    deaf.plan().deaf = true;
+    deaf.plan().ignores_cancel = true;
     let pipeline = Pipeline::new(
         "videotestsrc ! video/x-raw,framerate=50/1 ! vlmnarrate name=n n.src ! queue ! fakesink
          n.text_src ! queue ! fakesink async=false",
         &deaf,
     );
     pipeline.play();
-    deaf.wait_asked(1);
+    deaf.wait_requests(1);
     pipeline
         .narrator
         .emit_by_name::<u32>("describe-now", &[&None::<String>, &0u32]);

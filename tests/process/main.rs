@@ -8,4 +8,6 @@ mod common;
 mod chat_templates;
 #[cfg(feature = "hub")]
 mod hub;
+#[cfg(feature = "hub")]
+mod hub_network;
 mod leaks;

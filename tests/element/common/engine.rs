@@ -15,38 +15,39 @@ use gstvlmnarrate::engine::{
     ErrorKind, Event, Found, LoadObserver, ModelSettings, Observer, Request, Sampling, Timings,
 };
 
-/// What the engine does; can be changed while it runs.
+/// Behaviour of the engine; can be changed while it runs.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Fails to open.
-    pub open: Option<Error>,
-    pub loading: Duration,
-    /// Fails to load.
-    pub load: Option<Error>,
-    pub caption: Duration,
-    /// From one word of it to the next.
-    pub word: Duration,
-    /// Doesn't look up from its work when it is cancelled.
-    pub deaf: bool,
-    /// Number of the caption, counted from 0, that fails.
-    pub fail: Option<usize>,
-    /// Each caption fails, with this kind of error.
-    pub broken: Option<ErrorKind>,
-    /// The model must be downloaded, which fails.
-    pub download: Option<Error>,
+    /// Error of the loader.
+    pub open_error: Option<Error>,
+    /// Makes the model one that must be downloaded, which fails with this error.
+    pub download_error: Option<Error>,
+    pub load_time: Duration,
+    /// Error at the end of the load.
+    pub load_error: Option<Error>,
+    /// Time before the first word of a caption.
+    pub caption_time: Duration,
+    /// Time for each word of a caption.
+    pub word_time: Duration,
+    /// Does not notice before the first word that it is cancelled.
+    pub ignores_cancel: bool,
+    /// Number of the caption, from 0, that fails.
+    pub fails_at: Option<usize>,
+    /// Kind of the error with which each caption fails.
+    pub fails_with: Option<ErrorKind>,
     /// Number of the caption at which the device fails.
-    pub dead: Option<usize>,
+    pub device_fails_at: Option<usize>,
     /// Number of the caption that panics.
-    pub panic: Option<usize>,
-    /// Time that an engine needs to go.
-    pub leaving: Duration,
-    /// What it says; by default something that tells pictures apart.
-    pub say: Option<String>,
+    pub panics_at: Option<usize>,
+    /// Time that the destructor of the engine takes.
+    pub drop_time: Duration,
+    /// Text of captions; by default the mean colour of the picture.
+    pub text: Option<String>,
 }
 
-/// What it was asked.
+/// A request that the engine received.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Asked {
+pub struct ReceivedRequest {
     pub prompt: String,
     pub system: Option<String>,
     pub max_tokens: usize,
@@ -58,45 +59,45 @@ pub struct Asked {
     pub clip: Option<Clip>,
 }
 
-/// A loader of fake engines; clones share one plan and one memory.
+/// A loader of fake engines; clones share one state.
 #[derive(Clone)]
 pub struct Fake(Arc<Shared>);
 
 struct Shared {
     plan: Mutex<Plan>,
-    asked: Mutex<Vec<Asked>>,
+    requests: Mutex<Vec<ReceivedRequest>>,
     loads: Mutex<Vec<ModelSettings>>,
-    /// Engines that live.
+    /// Number of engines that exist.
     engines: AtomicUsize,
-    /// As many as ever lived at once.
+    /// Maximum of that number.
     most_engines: AtomicUsize,
     cancelled: AtomicUsize,
 }
 
-/// What the fake's model was trained on.
+/// Side of the pictures that the fake model prefers.
 pub const SIDE: u32 = 32;
-/// Tokens of each word, told of together.
+/// Tokens of each word, reported together.
 pub const PER_WORD: usize = 2;
 
 impl Fake {
     pub fn new() -> Self {
         Self(Arc::new(Shared {
             plan: Mutex::new(Plan {
-                open: None,
-                loading: Duration::ZERO,
-                load: None,
-                caption: Duration::ZERO,
-                word: Duration::ZERO,
-                deaf: false,
-                fail: None,
-                broken: None,
-                download: None,
-                dead: None,
-                panic: None,
-                leaving: Duration::ZERO,
-                say: None,
+                open_error: None,
+                load_time: Duration::ZERO,
+                load_error: None,
+                caption_time: Duration::ZERO,
+                word_time: Duration::ZERO,
+                ignores_cancel: false,
+                fails_at: None,
+                fails_with: None,
+                download_error: None,
+                device_fails_at: None,
+                panics_at: None,
+                drop_time: Duration::ZERO,
+                text: None,
             }),
-            asked: Mutex::default(),
+            requests: Mutex::default(),
             loads: Mutex::default(),
             engines: AtomicUsize::new(0),
             most_engines: AtomicUsize::new(0),
@@ -104,10 +105,10 @@ impl Fake {
         }))
     }
 
-    /// One that needs so long for a caption.
+    /// A fake that takes this time for a caption.
     pub fn slow(caption: Duration) -> Self {
         let fake = Self::new();
-        fake.plan().caption = caption;
+        fake.plan().caption_time = caption;
         fake
     }
 
@@ -115,8 +116,8 @@ impl Fake {
         self.0.plan.lock().unwrap()
     }
 
-    pub fn asked(&self) -> Vec<Asked> {
-        self.0.asked.lock().unwrap().clone()
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
+        self.0.requests.lock().unwrap().clone()
     }
 
     pub fn loads(&self) -> Vec<ModelSettings> {
@@ -131,21 +132,21 @@ impl Fake {
         self.0.most_engines.load(Ordering::SeqCst)
     }
 
-    /// Loads and captions that were.
+    /// Number of loads and captions that were cancelled.
     pub fn cancelled(&self) -> usize {
         self.0.cancelled.load(Ordering::SeqCst)
     }
 
-    /// Waits until it is at its `n`th caption, counted from 1.
+    /// Waits for the `n`th request, from 1.
     #[track_caller]
-    pub fn wait_asked(&self, n: usize) {
-        wait_for(|| self.asked().len() >= n);
+    pub fn wait_requests(&self, n: usize) {
+        wait_for(|| self.requests().len() >= n);
     }
 }
 
 #[track_caller]
 pub fn wait_for(condition: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from(super::PATIENCE);
+    let end = Instant::now() + Duration::from(super::TIMEOUT);
     while !condition() {
         assert!(Instant::now() < end, "waited in vain");
         thread::sleep(Duration::from_millis(1));
@@ -156,9 +157,9 @@ impl EngineLoader for Fake {
     fn open(&self, settings: &ModelSettings) -> Result<Found, Error> {
         self.0.loads.lock().unwrap().push(settings.clone());
         let plan = self.plan().clone();
-        match plan.open {
+        match plan.open_error {
             Some(error) => Err(error),
-            None if plan.download.is_some() => Ok(Found::ToDownload(Arc::new(self.clone()))),
+            None if plan.download_error.is_some() => Ok(Found::ToDownload(Arc::new(self.clone()))),
             None => Ok(Found::Ready(Arc::new(self.clone()))),
         }
     }
@@ -170,7 +171,7 @@ impl Download for Fake {
     }
 
     fn download(&self, _: &mut DownloadObserver<'_>) -> Result<Arc<dyn Checkpoint>, Error> {
-        match self.plan().download.clone() {
+        match self.plan().download_error.clone() {
             Some(error) => Err(error),
             None => Ok(Arc::new(self.clone())),
         }
@@ -203,7 +204,7 @@ impl Checkpoint for Fake {
         let plan = self.plan().clone();
         let start = Instant::now();
         for step in 0..=10 {
-            while start.elapsed() < plan.loading * step / 10 {
+            while start.elapsed() < plan.load_time * step / 10 {
                 thread::sleep(Duration::from_millis(1));
             }
             if watch(step.into(), 10).is_break() {
@@ -211,7 +212,7 @@ impl Checkpoint for Fake {
                 return Err(Error::cancelled());
             }
         }
-        match plan.load {
+        match plan.load_error {
             Some(error) => Err(error),
             None => {
                 let engines = self.0.engines.fetch_add(1, Ordering::SeqCst) + 1;
@@ -226,7 +227,7 @@ struct FakeEngine(Fake);
 
 impl Drop for FakeEngine {
     fn drop(&mut self) {
-        let leaving = self.0.plan().leaving;
+        let leaving = self.0.plan().drop_time;
         thread::sleep(leaving);
         self.0.0.engines.fetch_sub(1, Ordering::SeqCst);
     }
@@ -255,8 +256,8 @@ impl Engine for FakeEngine {
         let picture = request.pictures.last().expect("a picture");
         assert_eq!(picture.rgb.len() as u32, 3 * picture.width * picture.height);
         let number = {
-            let mut asked = self.0.0.asked.lock().unwrap();
-            asked.push(Asked {
+            let mut requests = self.0.0.requests.lock().unwrap();
+            requests.push(ReceivedRequest {
                 prompt: request.prompt.to_owned(),
                 system: request.system.map(str::to_owned),
                 max_tokens: request.max_tokens,
@@ -266,32 +267,32 @@ impl Engine for FakeEngine {
                 pictures: request.pictures.len(),
                 clip: request.clip.cloned(),
             });
-            asked.len() - 1
+            requests.len() - 1
         };
-        if plan.panic == Some(number) {
+        if plan.panics_at == Some(number) {
             panic!("as planned");
         }
         let cancelled = || {
             self.0.0.cancelled.fetch_add(1, Ordering::SeqCst);
             Error::cancelled()
         };
-        while start.elapsed() < plan.caption {
-            thread::sleep(Duration::from_millis(1).min(plan.caption));
-            if !plan.deaf && watch(Event::Layer) == ControlFlow::Break(()) {
+        while start.elapsed() < plan.caption_time {
+            thread::sleep(Duration::from_millis(1).min(plan.caption_time));
+            if !plan.ignores_cancel && watch(Event::Layer) == ControlFlow::Break(()) {
                 return Err(cancelled());
             }
         }
-        if plan.dead == Some(number) {
+        if plan.device_fails_at == Some(number) {
             return Err(Error::new(
                 ErrorKind::Device,
                 "the device failed as planned",
             ));
         }
-        let fails = (plan.fail == Some(number)).then_some(ErrorKind::Failed);
-        if let Some(kind) = plan.broken.or(fails) {
+        let fails = (plan.fails_at == Some(number)).then_some(ErrorKind::Failed);
+        if let Some(kind) = plan.fails_with.or(fails) {
             return Err(Error::new(kind, "failed as planned"));
         }
-        let text = plan.say.unwrap_or_else(|| {
+        let text = plan.text.unwrap_or_else(|| {
             // The average colour tells the test pictures apart.
             let sum = |channel| {
                 picture
@@ -308,7 +309,7 @@ impl Engine for FakeEngine {
         let mut so_far = String::new();
         let mut tokens = 0;
         for word in &words {
-            thread::sleep(plan.word);
+            thread::sleep(plan.word_time);
             so_far += word;
             tokens += PER_WORD;
             let event = Event::Text {

@@ -50,7 +50,7 @@ pub struct Plan {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Asked {
+pub struct HttpRequest {
     pub path: String,
     pub range: Option<String>,
     pub token: Option<String>,
@@ -60,7 +60,7 @@ pub struct Asked {
 pub struct Hub {
     address: SocketAddr,
     plan: Arc<Mutex<Plan>>,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    requests: Arc<Mutex<Vec<HttpRequest>>>,
 }
 
 /// Large files are kept elsewhere, under their sum.
@@ -92,7 +92,7 @@ impl Hub {
                 files,
                 ..Plan::default()
             })),
-            asked: Arc::default(),
+            requests: Arc::default(),
         };
         let server = hub.clone();
         thread::spawn(move || {
@@ -114,14 +114,14 @@ impl Hub {
     }
 
     /// Everything that it was asked since the last time.
-    pub fn asked(&self) -> Vec<Asked> {
-        std::mem::take(&mut self.asked.lock().unwrap())
+    pub fn requests(&self) -> Vec<HttpRequest> {
+        std::mem::take(&mut self.requests.lock().unwrap())
     }
 
     fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
         let mut lines = BufReader::new(stream.try_clone()?).lines();
         let first = lines.next().unwrap_or_else(|| Ok(String::new()))?;
-        let mut asked = Asked {
+        let mut request = HttpRequest {
             path: first.split(' ').nth(1).unwrap_or_default().into(),
             range: None,
             token: None,
@@ -132,13 +132,13 @@ impl Hub {
                 break;
             };
             match name.to_ascii_lowercase().as_str() {
-                "range" => asked.range = Some(value.into()),
-                "authorization" => asked.token = Some(value.into()),
+                "range" => request.range = Some(value.into()),
+                "authorization" => request.token = Some(value.into()),
                 _ => (),
             }
         }
-        self.asked.lock().unwrap().push(asked.clone());
-        let path = asked.path.as_str();
+        self.requests.lock().unwrap().push(request.clone());
+        let path = request.path.as_str();
         if self.plan().mute.is_some_and(|mute| path.contains(mute)) {
             thread::sleep(Duration::from_secs(600));
         }
@@ -156,7 +156,7 @@ impl Hub {
         {
             self.resolve(&mut stream, revision, name)
         } else if let Some(name) = path.strip_prefix("/api/resolve-cache/") {
-            self.send(&mut stream, name, &asked, true)
+            self.send(&mut stream, name, &request, true)
         } else if let Some((name, back)) = path
             .strip_prefix("/cdn/")
             .and_then(|name| Some((name, self.plan().back.clone()?)))
@@ -167,7 +167,7 @@ impl Hub {
             .strip_prefix("/cdn/")
             .or_else(|| path.strip_prefix("/back/"))
         {
-            self.send(&mut stream, name, &asked, false)
+            self.send(&mut stream, name, &request, false)
         } else {
             answer(
                 &mut stream,
@@ -254,7 +254,7 @@ impl Hub {
         &self,
         stream: &mut TcpStream,
         name: &str,
-        asked: &Asked,
+        request: &HttpRequest,
         small: bool,
     ) -> std::io::Result<()> {
         let mut plan = self.plan();
@@ -263,7 +263,7 @@ impl Hub {
         if plan.tamper && !small {
             *bytes.last_mut().unwrap() ^= 1;
         }
-        let range = asked
+        let range = request
             .range
             .as_deref()
             .expect("files are asked for by range");

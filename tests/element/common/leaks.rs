@@ -9,7 +9,7 @@ use std::{
 use gst::prelude::*;
 
 /// Workers that don't listen let go of what they hold a little later.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 fn tracer() -> Option<gst::Tracer> {
     let mut tracers = gst::active_tracers().into_iter();
@@ -27,7 +27,7 @@ pub fn watch() {
 }
 
 extern "C" fn at_exit() {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     let alive = loop {
         let alive = alive();
         if alive.is_empty() || Instant::now() > end {

@@ -20,7 +20,7 @@ use gst::{ClockTime, glib, prelude::*};
 use gstvlmnarrate::{Caption, VlmNarrate, VlmNarrateOverlay};
 
 /// Longer than anything here should take on a busy machine.
-pub const PATIENCE: ClockTime = ClockTime::from_seconds(30);
+pub const TIMEOUT: ClockTime = ClockTime::from_seconds(30);
 
 pub fn init() {
     static INIT: Once = Once::new();
@@ -70,8 +70,8 @@ pub fn sought(fake: &Fake) -> Pipeline {
 
 /// After whatever seeks: the last one has all its captions and no others, with the model that was there.
 #[track_caller]
-pub fn ends_in_fair_weather(pipeline: &Pipeline, fake: &Fake, captions: u64) {
-    pipeline.pipeline.state(PATIENCE).0.unwrap();
+pub fn ends_normally(pipeline: &Pipeline, fake: &Fake, captions: u64) {
+    pipeline.pipeline.state(TIMEOUT).0.unwrap();
     pipeline.log.heard();
     let (start, set) = (ClockTime::from_seconds(1000), gst::SeekType::Set);
     let stop = start + ms(20 * captions);
@@ -170,7 +170,7 @@ impl Log {
     #[track_caller]
     pub fn wait(&self, enough: impl Fn(&Heard) -> bool) -> Heard {
         let mut heard = Heard::default();
-        let end = Instant::now() + Duration::from(PATIENCE);
+        let end = Instant::now() + Duration::from(TIMEOUT);
         while !enough(&heard) {
             let left = end.saturating_duration_since(Instant::now());
             let left = ClockTime::try_from(left).unwrap();
@@ -230,7 +230,7 @@ impl Pipeline {
     #[track_caller]
     pub fn reach(&self, state: gst::State) {
         self.pipeline.set_state(state).unwrap();
-        self.pipeline.state(PATIENCE).0.unwrap();
+        self.pipeline.state(TIMEOUT).0.unwrap();
     }
 
     /// Plays to the end, of the stream or of the tether.
