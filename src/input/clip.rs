@@ -92,10 +92,9 @@ pub(crate) struct SampledClip {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::caption::Trigger;
 
-    /// Frames that come at these milliseconds, in slots of 250 ms: the times and the duration of
-    /// their clip, the first and the last timestamp.
+    /// A clip of frames at these milliseconds, in slots of 250 ms: its times, its duration, and its first and last
+    /// timestamp.
     fn clip(ms: &[u64], interval: u64) -> (Vec<u64>, u64, [Option<ClockTime>; 2]) {
         let at = ClockTime::from_mseconds;
         let mut frames = ClipBuilder::default();
@@ -108,14 +107,7 @@ mod tests {
                 }),
                 stamp: FrameStamp {
                     timestamp: Some(at(ms)),
-                    stream_time: None,
-                    running_time: None,
-                    duration: None,
-                    first_timestamp: None,
-                    frames: 1,
-                    frame: 0,
-                    trigger: Trigger::Interval,
-                    request_id: 0,
+                    ..FrameStamp::default()
                 },
                 position: Some(at(ms)),
                 elapsed: Some(at(ms)),

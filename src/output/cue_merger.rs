@@ -62,8 +62,8 @@ impl CueMerger {
         // In live mode a caption is ready some frames after the one that it describes; that of a clip describes all
         // frames of the clip.
         let begin = match caption {
-            Some((caption, _, about)) if self.is_new(caption) => {
-                about.clamp(start.unwrap_or(position).min(position), position)
+            Some((caption, _, caption_start)) if self.is_new(caption) => {
+                caption_start.clamp(start.unwrap_or(position).min(position), position)
             }
             _ => position,
         };
@@ -136,89 +136,76 @@ impl CueMerger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::caption::{Cost, FrameStamp, Trigger};
+    use crate::caption::FrameStamp;
 
     fn ms(ms: u64) -> ClockTime {
         ClockTime::from_mseconds(ms)
     }
 
-    fn said(text: &str, about: u64) -> Arc<Caption> {
+    /// A caption of the frame at `start`.
+    fn caption(text: &str, start: u64) -> Arc<Caption> {
         Arc::new(Caption {
             stamp: FrameStamp {
-                timestamp: Some(ms(about)),
-                stream_time: None,
-                running_time: None,
-                duration: None,
-                first_timestamp: Some(ms(about)),
-                frames: 1,
-                frame: 0,
-                trigger: Trigger::Interval,
-                request_id: 0,
+                timestamp: Some(ms(start)),
+                first_timestamp: Some(ms(start)),
+                ..FrameStamp::default()
             },
-            arrival_time: None,
             text: text.into(),
-            element: String::new(),
-            prompt: String::new(),
-            model: String::new(),
-            revision: String::new(),
-            device: String::new(),
-            device_name: String::new(),
-            device_memory: 0,
-            sequence: 0,
-            tokens: 0,
-            probability: Some(1.0),
-            truncated: false,
-            repeated: false,
-            partial: false,
-            cost: Cost::default(),
+            ..Caption::default()
         })
     }
 
-    /// A timeline fed with frames of 40 ms; what comes out, as text.
+    /// A merger that gets frames of 40 ms, and its items as text.
     #[derive(Default)]
-    struct Fed(CueMerger, Vec<String>);
+    struct Harness(CueMerger, Vec<String>);
 
-    impl Fed {
-        fn note(&mut self, items: impl IntoIterator<Item = TextItem>) {
+    impl Harness {
+        fn record(&mut self, items: impl IntoIterator<Item = TextItem>) {
             let ms = |span: &Range<ClockTime>| (span.start.mseconds(), span.end.mseconds());
-            self.1.extend(items.into_iter().map(|piece| match piece {
+            self.1.extend(items.into_iter().map(|item| match item {
                 TextItem::Gap(span) => format!("{:?}", ms(&span)),
                 TextItem::Cue(span, caption) => format!("{:?} {}", ms(&span), caption.text),
             }));
         }
 
         fn at(&mut self, position: u64, caption: Option<&Arc<Caption>>) -> &mut Self {
-            let about = |caption: &Arc<Caption>| caption.stamp.first_timestamp.unwrap();
-            let caption = caption.map(|caption| (caption, ms(1_000_000), about(caption)));
+            let start = |caption: &Arc<Caption>| caption.stamp.first_timestamp.unwrap();
+            let caption = caption.map(|caption| (caption, ms(1_000_000), start(caption)));
             let items = self.0.frame(ms(position), Some(ms(40)), caption);
-            self.note(items);
+            self.record(items);
             self
         }
 
         fn end(&mut self, caption: Option<&Arc<Caption>>) -> &[String] {
             let items = self.0.end(caption, ms(500));
-            self.note(items);
+            self.record(items);
             &self.1
         }
     }
 
     #[test]
     fn identical_captions_are_one_cue_that_ends_where_the_next_starts() {
-        let mut fed = Fed::default();
-        let (a, again, b) = (said("a", 0), said("a", 1000), said("b", 2010));
-        fed.at(0, Some(&a)).at(960, Some(&a)).at(1000, Some(&again));
-        // A frame was lost in between: its time is the caption's, too.
-        fed.at(2010, Some(&b)).at(2050, Some(&b));
-        let items = fed.end(Some(&b));
+        let mut harness = Harness::default();
+        let (a, again, b) = (caption("a", 0), caption("a", 1000), caption("b", 2010));
+        harness
+            .at(0, Some(&a))
+            .at(960, Some(&a))
+            .at(1000, Some(&again));
+        // The time of a lost frame belongs to the caption too.
+        harness.at(2010, Some(&b)).at(2050, Some(&b));
+        let items = harness.end(Some(&b));
         assert_eq!(items, ["(0, 0)", "(0, 2010) a", "(2010, 2090) b"]);
     }
 
     #[test]
     fn stretches_without_a_caption_are_gaps() {
-        let mut fed = Fed::default();
-        fed.at(0, None).at(40, None);
-        fed.at(80, Some(&said("a", 80))).at(120, None).at(200, None);
-        let items = fed.end(None);
+        let mut harness = Harness::default();
+        harness.at(0, None).at(40, None);
+        harness
+            .at(80, Some(&caption("a", 80)))
+            .at(120, None)
+            .at(200, None);
+        let items = harness.end(None);
         assert_eq!(
             items,
             [
@@ -232,14 +219,14 @@ mod tests {
     }
 
     #[test]
-    fn a_live_cue_starts_with_the_frame_it_is_about() {
-        let mut fed = Fed::default();
-        let (a, b) = (said("a", 0), said("b", 400));
-        // The first can't: what it is about has been given away as a gap.
-        fed.at(0, None).at(40, Some(&a)).at(400, Some(&a));
-        fed.at(440, Some(&a)).at(480, Some(&b));
+    fn a_live_cue_starts_with_the_frame_that_it_describes() {
+        let mut harness = Harness::default();
+        let (a, b) = (caption("a", 0), caption("b", 400));
+        // Not the first: its frame is already covered by a gap.
+        harness.at(0, None).at(40, Some(&a)).at(400, Some(&a));
+        harness.at(440, Some(&a)).at(480, Some(&b));
         assert_eq!(
-            fed.end(Some(&b)),
+            harness.end(Some(&b)),
             ["(0, 40)", "(40, 400) a", "(400, 520) b"]
         );
     }
@@ -247,15 +234,15 @@ mod tests {
     #[test]
     fn a_cue_does_not_outlast_its_caption() {
         let mut merger = CueMerger::default();
-        let a = said("a", 0);
-        let expires_at = Some((&a, ms(100), ms(0)));
+        let a = caption("a", 0);
+        let expiring = Some((&a, ms(100), ms(0)));
         let nothing = TextItem::Gap(ms(0)..ms(0));
-        assert_eq!(merger.frame(ms(0), Some(ms(40)), expires_at), [nothing]);
+        assert_eq!(merger.frame(ms(0), Some(ms(40)), expiring), [nothing]);
         // The next frame is late.
         let items = merger.frame(
             ms(5000),
             Some(ms(40)),
-            Some((&said("b", 5000), ms(9000), ms(5000))),
+            Some((&caption("b", 5000), ms(9000), ms(5000))),
         );
         let text = TextItem::Cue(ms(0)..ms(100), a);
         assert_eq!(items, [text, TextItem::Gap(ms(100)..ms(5000))]);
@@ -263,30 +250,30 @@ mod tests {
 
     #[test]
     fn no_cue_goes_on_for_ever() {
-        let mut fed = Fed::default();
-        let a = said("a", 0);
-        fed.at(0, Some(&a)).at(299_960, Some(&a));
-        fed.at(300_000, Some(&a)).at(300_040, Some(&a));
-        let items = fed.end(None);
+        let mut harness = Harness::default();
+        let a = caption("a", 0);
+        harness.at(0, Some(&a)).at(299_960, Some(&a));
+        harness.at(300_000, Some(&a)).at(300_040, Some(&a));
+        let items = harness.end(None);
         assert_eq!(items[1..], ["(0, 300000) a", "(300000, 300080) a"]);
     }
 
     #[test]
     fn a_jump_back_starts_over() {
-        let mut fed = Fed::default();
-        fed.at(5000, Some(&said("a", 5000)));
-        fed.at(0, Some(&said("a", 0)));
-        let items = fed.end(None);
+        let mut harness = Harness::default();
+        harness.at(5000, Some(&caption("a", 5000)));
+        harness.at(0, Some(&caption("a", 0)));
+        let items = harness.end(None);
         let expected = ["(5000, 5000)", "(5000, 5040) a", "(0, 0)", "(0, 40) a"];
         assert_eq!(items, expected);
     }
 
     #[test]
     fn the_last_caption_gets_its_cue() {
-        let mut fed = Fed::default();
-        assert_eq!(fed.at(0, None).end(Some(&said("a", 0))).len(), 2);
-        assert_eq!(fed.1[1], "(40, 540) a");
-        // Nothing was ever shown.
-        assert_eq!(Fed::default().end(Some(&said("a", 0))), [""; 0]);
+        let mut harness = Harness::default();
+        assert_eq!(harness.at(0, None).end(Some(&caption("a", 0))).len(), 2);
+        assert_eq!(harness.1[1], "(40, 540) a");
+        // There was no frame.
+        assert_eq!(Harness::default().end(Some(&caption("a", 0))), [""; 0]);
     }
 }

@@ -136,7 +136,7 @@ mod tests {
         }
     }
 
-    fn cue_items(range: Range<u64>) -> TimelineItems {
+    fn one_cue(range: Range<u64>) -> TimelineItems {
         TimelineItems {
             gap: None,
             cue: span(range),
@@ -158,7 +158,7 @@ mod tests {
     fn recorded_cues_last_until_the_next_due_frame() {
         let mut t = Timeline::default();
         let until = |ms_| CueLength::Until(ms(ms_));
-        assert_eq!(at(&mut t, 0, Some(0), until(1000)), cue_items(0..1000));
+        assert_eq!(at(&mut t, 0, Some(0), until(1000)), one_cue(0..1000));
         assert_eq!(
             at(&mut t, 40, Some(0), until(1000)),
             TimelineItems::default()
@@ -176,15 +176,9 @@ mod tests {
             }
         );
         // No new caption (the picture did not change): the old one goes on.
-        assert_eq!(
-            at(&mut t, 2000, Some(1), until(3000)),
-            cue_items(2000..3000)
-        );
+        assert_eq!(at(&mut t, 2000, Some(1), until(3000)), one_cue(2000..3000));
         // A frame that comes before its predecessor's time is up still gets its place.
-        assert_eq!(
-            at(&mut t, 2990, Some(2), until(4000)),
-            cue_items(3000..4000)
-        );
+        assert_eq!(at(&mut t, 2990, Some(2), until(4000)), one_cue(3000..4000));
     }
 
     #[test]
@@ -192,19 +186,19 @@ mod tests {
         let mut t = Timeline::default();
         let cue = CueLength::Slice(ms(200));
         assert_eq!(at(&mut t, 0, None, cue), gap(0..40));
-        assert_eq!(at(&mut t, 40, Some(0), cue), cue_items(40..240));
+        assert_eq!(at(&mut t, 40, Some(0), cue), one_cue(40..240));
         assert_eq!(at(&mut t, 80, Some(1), cue), TimelineItems::default());
         assert_eq!(at(&mut t, 200, Some(1), cue), TimelineItems::default());
-        assert_eq!(at(&mut t, 240, Some(1), cue), cue_items(240..440));
-        assert_eq!(at(&mut t, 440, Some(1), cue), cue_items(440..640));
+        assert_eq!(at(&mut t, 240, Some(1), cue), one_cue(240..440));
+        assert_eq!(at(&mut t, 440, Some(1), cue), one_cue(440..640));
         // At least a frame, at most half a second.
         assert_eq!(
             at(&mut t, 640, Some(1), CueLength::Slice(ms(0))),
-            cue_items(640..680)
+            one_cue(640..680)
         );
         assert_eq!(
             at(&mut t, 680, Some(1), CueLength::Slice(ms(60_000))),
-            cue_items(680..1180)
+            one_cue(680..1180)
         );
     }
 
@@ -212,8 +206,8 @@ mod tests {
     fn a_jump_back_starts_over() {
         let mut t = Timeline::default();
         let cue = CueLength::Slice(ms(1000));
-        assert_eq!(at(&mut t, 5000, Some(0), cue), cue_items(5000..5500));
-        assert_eq!(at(&mut t, 0, Some(0), cue), cue_items(0..500));
+        assert_eq!(at(&mut t, 5000, Some(0), cue), one_cue(5000..5500));
+        assert_eq!(at(&mut t, 0, Some(0), cue), one_cue(0..500));
     }
 
     #[test]
