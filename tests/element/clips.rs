@@ -1,4 +1,4 @@
-//! Several frames that are described together.
+//! Clips: several frames that are described together.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Events: flushes, segments, questions.
+//! Flushes, segments and `describe-now` requests.
 
 use std::{
     sync::{Mutex, mpsc},

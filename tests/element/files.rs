@@ -1,4 +1,4 @@
-//! Whatever `uridecodebin` opens goes through, and the demo model says what is in it.
+//! Files that `uridecodebin` opens pass through, and the demo model describes them.
 
 use crate::common::{Log, TIMEOUT};
 use gst::prelude::*;

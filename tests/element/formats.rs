@@ -1,4 +1,4 @@
-//! Any raw video goes through untouched and is described.
+//! Any raw video passes unchanged and is described.
 
 use crate::common::{Fake, harness};
 use gst::{ClockTime, prelude::*};

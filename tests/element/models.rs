@@ -1,4 +1,4 @@
-//! Real models through the element: the built-in one, a folder, and folders with something wrong.
+//! Real models in the element: the embedded one, folders, and broken folders.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! Text and video that meet again: in a muxer, in a player, whichever way they are played.
+//! Text and video together in muxers and players, in both directions of playback.
 
 use std::{
     sync::mpsc::channel,

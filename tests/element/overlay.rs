@@ -1,4 +1,4 @@
-//! The overlay: captions on the picture, found by their pixels.
+//! The overlay: captions on the video, found by their pixels.
 
 use std::{
     sync::{Arc, Mutex},

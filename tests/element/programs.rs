@@ -1,4 +1,4 @@
-//! The programs beside the element: `pipelines/narrate.py`, `pipelines/report.py` and the examples.
+//! The programs that use the element: `pipelines/narrate.py` and the examples.
 
 use std::{
     collections::BTreeSet,

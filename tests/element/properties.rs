@@ -1,4 +1,4 @@
-//! Properties, statistics, and what `gst-inspect-1.0` shows.
+//! Properties, statistics, and the output of `gst-inspect-1.0`.
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::Duration};
 

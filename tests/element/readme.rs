@@ -1,4 +1,4 @@
-//! The README's promises that a machine can check. Its Rust program is a doc test, see `src/lib.rs`.
+//! Statements of the README that a test can check. Its Rust program is a doc test, see `src/lib.rs`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

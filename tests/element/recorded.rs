@@ -1,4 +1,4 @@
-//! Recorded mode: every due frame has its caption, whatever it takes.
+//! Recorded mode: every due frame has its caption, however long it takes.
 
 use std::time::Duration;
 

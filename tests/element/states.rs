@@ -1,4 +1,4 @@
-//! States, loading, failures of the engine.
+//! State changes, loading, and failures of the engine.
 
 use std::{
     sync::{

@@ -1,4 +1,4 @@
-//! The text pad: captions as a stream of their own.
+//! The text pad: captions as a sparse stream.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Timestamps as they come: in loops, standing still, missing, backwards.
+//! Timestamps that loop, stand still, are missing or run backwards.
 
 use crate::common::{Fake, Heard, engine::wait_for, harness, ms};
 use gst::{ClockTime, prelude::*};

@@ -1,4 +1,4 @@
-//! Chat templates of models: where they come from, and what they refuse.
+//! Chat templates of models: where they are found, and what they refuse.
 
 use std::{
     fs,

@@ -1,6 +1,4 @@
-//! Models of the Hugging Face hub through the element. The hub is on this machine.
-//!
-//! Where a test sets a variable it is alone in its process, as nextest runs it.
+//! Models of the Hugging Face hub in the element, from a local server.
 
 use std::{
     collections::BTreeMap,

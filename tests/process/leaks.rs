@@ -1,5 +1,4 @@
-//! Nothing of ours outlives its pipeline. Alone in its binary, because the tracer is told of by
-//! the environment before GStreamer starts.
+//! Nothing outlives its pipeline. The leaks tracer is set in the environment before GStreamer starts.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Tests that set variables of their process, so that each must be alone in one, as `cargo nextest` runs it.
+//! Tests that set environment variables, and need a process each, as `cargo nextest` runs them.
 
 #![expect(unsafe_code, reason = "variables are set")]
 

@@ -1,4 +1,4 @@
-//! A server on this machine that speaks the hub's protocol, with faults to order.
+//! A local server with the hub's protocol and configurable faults.
 
 use std::{
     collections::BTreeMap,

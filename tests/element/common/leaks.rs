@@ -1,4 +1,4 @@
-//! What a test leaves behind, where `GST_TRACERS=leaks` watches: `tools/test.sh` sees to it.
+//! Objects that a test leaks, if `GST_TRACERS=leaks` is set, as in `tools/test.sh`.
 
 use std::{
     mem::ManuallyDrop,

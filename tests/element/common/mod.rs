@@ -1,4 +1,4 @@
-//! A narrator that does as it is told, and pipelines around it.
+//! A narrator with a fake engine, and pipelines around it.
 
 // Each test binary uses a part of it.
 #![allow(dead_code)]

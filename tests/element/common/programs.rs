@@ -1,4 +1,4 @@
-//! Programs that use the plugin, run as their users run them.
+//! Runs programs that use the plugin.
 
 use std::{
     path::{Path, PathBuf},
