@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use vlmnarrate_engine::{Picture, Quantization, Request, Sampling};
+use vlmnarrate_engine::{Picture, Quantization, Request};
 use vlmnarrate_smolvlm::{Checkpoint, Content, LoadOptions, Model, Session, Source, question};
 
 const FORMATS: [(&str, Quantization); 3] = [

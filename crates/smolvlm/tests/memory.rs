@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use vlmnarrate_engine::{DType, Picture, Quantization, Request, Sampling};
+use vlmnarrate_engine::{DType, Picture, Quantization, Request};
 use vlmnarrate_smolvlm::{Checkpoint, Error, LoadOptions, Model, Source};
 
 const MB: usize = 1_000_000;

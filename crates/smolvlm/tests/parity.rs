@@ -16,7 +16,7 @@ use data::data;
 use reference::{Video, messages};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use vlmnarrate_engine::{DType, DeviceKind, Event, Picture, Request, Sampling};
+use vlmnarrate_engine::{DType, DeviceKind, Event, Picture, Request};
 use vlmnarrate_smolvlm::{
     Checkpoint, Content, LoadOptions, Model, Processed, Processor, Prompt, Source, Span, question,
     resize,

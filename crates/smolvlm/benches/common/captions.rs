@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use vlmnarrate_engine::{Answer, Picture, Request, Sampling};
+use vlmnarrate_engine::{Answer, Picture, Request};
 use vlmnarrate_smolvlm::{Checkpoint, LoadOptions, Model, Session, Source};
 
 /// What stands behind the program's name.

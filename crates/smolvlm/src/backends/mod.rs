@@ -113,9 +113,6 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
 
 /// What a backend keeps of one sequence from caption to caption: keys and values, and features of pictures.
 pub(crate) trait SequenceSlot: Any + fmt::Debug + Send {
-    /// Number of tokens held.
-    fn len(&self) -> usize;
-
     /// Number of tokens that there is room for beside those held.
     fn room(&self) -> usize;
 

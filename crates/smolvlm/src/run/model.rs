@@ -32,10 +32,10 @@ use crate::{
     text::prompt::{self, Prompter, Span},
 };
 
-/// A loaded model. Immutable: callers that share it bring a [`Session`] each.
+/// A loaded model. Immutable: each caller brings a [`Session`].
 #[derive(Debug)]
 pub struct Model {
-    /// Tells its sessions from those of others.
+    /// Tells sessions of this model from those of others.
     pub(crate) id: u64,
     pub(crate) name: String,
     pub(crate) revision: String,
@@ -49,7 +49,11 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads what `checkpoint` found; `progress` hears of every tensor and may end the load.
+    /// Loads a checkpoint; `progress` is called for each tensor and may end the load.
+    ///
+    /// # Errors
+    ///
+    /// Broken or missing files, no memory, no such device; [`Error::Cancelled`] after a `Break`.
     pub fn load<'a>(
         checkpoint: &'a Checkpoint,
         options: &LoadOptions,
@@ -136,32 +140,40 @@ impl Model {
         })
     }
 
+    /// Name of the model, for people.
     pub fn name(&self) -> &str {
         &self.name
     }
 
+    /// Commit or branch of the model on the hub; empty for a model that isn't from there.
     pub fn revision(&self) -> &str {
         &self.revision
     }
 
-    /// What it runs on.
+    /// The device that the model runs on.
     pub fn device(&self) -> &DeviceInfo {
         &self.info
     }
 
-    /// A fresh session, empty but for its shape.
+    /// An empty session, for one caller.
     pub fn session(&self) -> Session {
         Session::new(self.id, self.backend.new_slot())
     }
 
+    /// What `config.json` says.
+    #[doc(hidden)]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
+    /// What `preprocessor_config.json` says.
+    #[doc(hidden)]
     pub fn preprocessor(&self) -> &PreprocessorConfig {
         &self.preprocessor
     }
 
+    /// From messages to tokens, and back.
+    #[doc(hidden)]
     pub fn prompter(&self) -> &Prompter {
         &self.prompter
     }
@@ -192,7 +204,7 @@ impl Model {
         self.backend.connect(states, grid)
     }
 
-    /// That the encoder can run on this picture as it is.
+    /// Checks that the encoder can run on this picture as it is.
     pub(crate) fn check_picture(&self, picture: &Picture) -> Result<()> {
         image::check(picture)?;
         let (width, height) = (picture.width, picture.height);
@@ -209,6 +221,7 @@ impl Model {
     }
 
     /// How a square picture of this size stands in the prompt, behind `grid` tiles of the same size.
+    #[doc(hidden)]
     pub fn span(&self, picture: &Picture, grid: (usize, usize)) -> Span {
         Span {
             grid,

@@ -11,11 +11,14 @@ use crate::{
     },
 };
 
+/// How a model is held, and where.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct LoadOptions {
+    /// Where the model runs.
     pub device: DeviceKind,
-    /// With quantized weights it is f32: products are made in it.
+    /// What weights are held and products computed in: with quantized weights f32, or it is an error.
     pub dtype: DType,
+    /// What the weights of linear layers are quantized to.
     pub quantization: Quantization,
     /// CPU threads; 0 takes all cores. Where nothing is quantized, candle runs element-wise operations in a pool
     /// of its own, for the whole process, whose size `CANDLE_NUM_THREADS` sets.
@@ -23,7 +26,11 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// With what is left to the machine chosen for a model, so that options that come to the same are the same.
+    /// The same options with what is left to the machine chosen for a model: options that come to the same are equal.
+    ///
+    /// # Errors
+    ///
+    /// A device that this build doesn't have.
     pub fn resolve(self, checkpoint: &Checkpoint) -> Result<Self> {
         device::check(self.device)?;
         let device = device::resolve(self.device, checkpoint);
@@ -60,6 +67,10 @@ impl LoadOptions {
     }
 
     /// Bytes that the weights of a model take in memory when it is loaded with these options.
+    ///
+    /// # Errors
+    ///
+    /// Options that contradict each other, and a device that this build doesn't have.
     pub fn memory(self, checkpoint: &Checkpoint) -> Result<u64> {
         let options = self.resolve(checkpoint)?;
         let formats = options.formats(checkpoint)?;

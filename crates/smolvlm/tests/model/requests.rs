@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use candle_core::{Device, Tensor};
-use vlmnarrate_engine::{Clip, Picture, Request, Sampling};
+use vlmnarrate_engine::{Clip, Picture, Sampling};
 use vlmnarrate_smolvlm::{Checkpoint, Content, Model, Prompt, Source, Span, question};
 
 use super::small::*;

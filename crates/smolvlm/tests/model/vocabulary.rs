@@ -3,7 +3,7 @@
 use std::{ops::ControlFlow, thread};
 
 use serde_json::{Value, json};
-use vlmnarrate_engine::{DType, ErrorKind, Event, Request};
+use vlmnarrate_engine::{DType, ErrorKind, Event};
 use vlmnarrate_smolvlm::{Checkpoint, Error, LoadOptions, Source, question};
 
 use super::small::*;

@@ -151,10 +151,6 @@ struct Slot<C> {
 }
 
 impl<C: Debug + Send + 'static> SequenceSlot for Slot<C> {
-    fn len(&self) -> usize {
-        self.cache.len()
-    }
-
     fn room(&self) -> usize {
         self.cache.room()
     }

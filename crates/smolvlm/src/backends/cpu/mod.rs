@@ -7,8 +7,7 @@ use candle_nn::RmsNorm;
 use vlmnarrate_kernels::PackedKv;
 
 use super::candle::{
-    self, DecoderLayer as _, EncoderLayer as _, Head as _, Parts, decoder, encoder,
-    kv_cache::LayerKv, linear::Linear, values::in_place,
+    self, Parts, decoder, encoder, kv_cache::LayerKv, linear::Linear, values::in_place,
 };
 use layers::{Matrix, Precision, Workspace};
 

@@ -16,10 +16,6 @@ use crate::{
 };
 
 impl SequenceSlot for Slot {
-    fn len(&self) -> usize {
-        self.len()
-    }
-
     fn room(&self) -> usize {
         self.room()
     }
@@ -87,7 +83,7 @@ impl Network {
         on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Result<Outcome> {
         slot.set_len(0);
-        let outcome = self.ask(slot, job, on_tokens)?;
+        let outcome = self.run_job(slot, job, on_tokens)?;
         slot.set_len(prompt.ids.len());
         Ok(outcome)
     }
@@ -132,7 +128,7 @@ impl Backend for Network {
             pictures: self.stage(slot, images),
             ..GpuJob::default()
         };
-        self.ask(slot, job, &mut go_on)?;
+        self.run_job(slot, job, &mut go_on)?;
         Ok(())
     }
 
@@ -173,7 +169,7 @@ impl Backend for Network {
                 ..GpuJob::default()
             };
             let len = slot.len() + tokens.len();
-            let outcome = self.ask(slot, job, &mut go_on)?;
+            let outcome = self.run_job(slot, job, &mut go_on)?;
             slot.set_len(len);
             for row in outcome.logits.chunks_exact(self.vocabulary()) {
                 logits.push(Tensor::new(row, &Device::Cpu)?);
@@ -255,7 +251,7 @@ impl Backend for Network {
             states: true,
             ..GpuJob::default()
         };
-        let mut states = self.ask(&mut slot, job, &mut go_on)?.states;
+        let mut states = self.run_job(&mut slot, job, &mut go_on)?.states;
         let tensor = |values: Vec<f32>, width: usize| {
             let rows = values.len() / width;
             Tensor::from_vec(values, (rows, width), &Device::Cpu)

@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     backends::cuda::{
-        CANCELLED, COUNT, END, MOST_CAPTIONS, SAID, decoder::Decoder, encoder::Encoder,
+        CANCELLED, COUNT, END, GENERATED, MAX_SEQUENCES, decoder::Decoder, encoder::Encoder,
         scratch::Scratch, slot::SlotBuffers,
     },
     error::Error,
@@ -39,13 +39,13 @@ pub(crate) struct GpuJob {
     pub(crate) past: usize,
     /// The token to go on from, which is the next behind the prompt.
     pub(crate) token: u32,
-    /// Tokens to make at most, none if nothing is to be said.
+    /// Tokens to generate at most; 0 generates none.
     pub(crate) max_tokens: usize,
-    /// What may be said. With `scores` these tokens are run in any case.
+    /// Tokens that the answer may begin with. With `logits` these are run in any case.
     pub(crate) draft_tokens: Vec<u32>,
-    /// The scores of each token that may follow `token` and each guess, instead of a caption.
+    /// Logits behind `token` and each draft token, instead of an answer.
     pub(crate) logits: bool,
-    /// Features and states of the encoder, for those who check.
+    /// Also the features and the states of the encoder, for tests.
     pub(crate) states: bool,
 }
 
@@ -54,8 +54,8 @@ pub(crate) struct Outcome {
     pub(crate) generated: Vec<u32>,
     /// By a stop token.
     pub(crate) stopped: bool,
-    /// By scores that no token can be chosen by.
-    pub(crate) broken: bool,
+    /// By logits that no token can be chosen by.
+    pub(crate) not_finite: bool,
     pub(crate) logits: Vec<f32>,
     pub(crate) states: Vec<Vec<f32>>,
     pub(crate) vision: Duration,
@@ -69,7 +69,7 @@ pub(crate) struct Job {
     pub(crate) reply: Sender<(SlotBuffers, Result<Outcome, Error>)>,
 }
 
-/// What is the same each time.
+/// What a graph depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Shape {
     /// Pictures and their side.
@@ -78,7 +78,7 @@ enum Shape {
     Prefill(usize, usize, usize),
 }
 
-/// Work that came twice, to be asked for at once when it comes again.
+/// CUDA graphs of work that came twice.
 #[derive(Default)]
 struct Graphs {
     seen: HashSet<Shape>,
@@ -86,8 +86,8 @@ struct Graphs {
 }
 
 impl Graphs {
-    /// Prompts of other lengths each time would be kept for nobody.
-    const MOST: usize = 32;
+    /// Prompts whose lengths never repeat would fill the memory.
+    const MAX: usize = 32;
 
     fn run(&mut self, gpu: &Gpu, shape: Shape, work: impl FnOnce() -> Result<()>) -> Result<()> {
         if let Some(graph) = self.made.get(&shape) {
@@ -96,7 +96,7 @@ impl Graphs {
         if self.seen.insert(shape) {
             return work();
         }
-        if self.made.len() >= Self::MOST {
+        if self.made.len() >= Self::MAX {
             self.clear();
         }
         let graph = gpu.capture(work)?;
@@ -120,7 +120,7 @@ impl Graphs {
     }
 }
 
-/// When a batch began, had seen its pictures, had read its prompts and was done.
+/// Events at the start of a batch, behind its pictures, behind its prompts and at its end.
 struct StageEvents {
     start: Event,
     seen: Event,
@@ -137,7 +137,7 @@ pub(crate) struct Engine {
     scratch: Scratch,
     graphs: Graphs,
     events: StageEvents,
-    /// Made when somebody wants them.
+    /// Made when they are first wanted.
     scores: Option<Memory>,
     /// As [`DecodeInput`](vlmnarrate_cuda::DecodeInput) has them.
     stops: Memory,
@@ -173,11 +173,11 @@ impl Engine {
         })
     }
 
-    /// Works until nobody can ask any more.
-    pub(crate) fn serve(mut self, asked: &Receiver<Job>) {
+    /// Works until no job can come any more.
+    pub(crate) fn serve(mut self, queue: &Receiver<Job>) {
         let mut last = Batch::default();
-        while let Ok(first) = asked.recv() {
-            let jobs = last.gather(first, asked);
+        while let Ok(first) = queue.recv() {
+            let jobs = last.gather(first, queue);
             let start = Instant::now();
             let outcomes = catch_unwind(AssertUnwindSafe(|| self.run(&jobs)));
             last = Batch {
@@ -220,9 +220,9 @@ impl Engine {
             let count = words.get(COUNT);
             let said = 0..(count & ((1 << END) - 1)) as usize;
             Outcome {
-                generated: said.map(|i| words.get(SAID + i) as u32).collect(),
+                generated: said.map(|i| words.get(GENERATED + i) as u32).collect(),
                 stopped: count >> END == STOPPED,
-                broken: count >> END == BROKEN,
+                not_finite: count >> END == NOT_FINITE,
                 logits: scores,
                 states: states.clone(),
                 vision: times.0,
@@ -233,7 +233,7 @@ impl Engine {
         Ok(outcomes.collect())
     }
 
-    /// Encodes all pictures, those of one size together.
+    /// Encodes all pictures, those of one size as a batch.
     fn encode_images(&mut self, jobs: &[Job]) -> Result<Vec<Vec<f32>>> {
         let Self {
             gpu,
@@ -256,7 +256,7 @@ impl Engine {
         let same = |a: &(_, _, StagedPicture), b: &(_, _, StagedPicture)| a.2.side == b.2.side;
         for pictures in all
             .chunk_by(same)
-            .flat_map(|same| same.chunks(MOST_CAPTIONS))
+            .flat_map(|same| same.chunks(MAX_SEQUENCES))
         {
             let (count, side) = (pictures.len(), pictures[0].2.side);
             graphs.moved(encoder.reserve(gpu, scratch, count, side))?;
@@ -301,7 +301,7 @@ impl Engine {
         Ok(states)
     }
 
-    /// Puts all prompts into their caches, and all captions down as sequences.
+    /// Prefills all prompts, and describes all jobs as sequences.
     fn prefill(&mut self, jobs: &[Job]) -> Result<Vec<Sequence>> {
         let Self {
             gpu,
@@ -344,7 +344,7 @@ impl Engine {
                 ),
                 cancelled: words.part(CANCELLED, 1),
                 generated_len: words.part(COUNT, 1),
-                generated: words.part(SAID, work.max_tokens),
+                generated: words.part(GENERATED, work.max_tokens),
             });
             rows.extend(work.prompt.iter().enumerate().map(|(i, &token)| PromptRow {
                 token,
@@ -366,7 +366,7 @@ impl Engine {
         Ok(sequences)
     }
 
-    /// Makes the captions, all at once; scores are for those who choose words themselves, one after the other.
+    /// Generates all answers as a batch; logits are for callers that sample, one after the other.
     fn decode(&mut self, jobs: &[Job], sequences: &[Sequence]) -> Result<Vec<Vec<f32>>> {
         let Self {
             gpu,
@@ -418,15 +418,15 @@ impl Engine {
     }
 }
 
-/// How the kernel says that a stop token came, or scores that are not finite.
+/// How the kernel reports a stop token, or logits that are not finite.
 const STOPPED: i32 = 2;
-const BROKEN: i32 = 4;
+const NOT_FINITE: i32 = 4;
 
 fn bytes(side: usize) -> usize {
     side * side * 3
 }
 
-/// What was run the last time.
+/// What was run last.
 #[derive(Default)]
 struct Batch {
     jobs: usize,
@@ -434,9 +434,9 @@ struct Batch {
 }
 
 impl Batch {
-    /// Those who wait, and those who will ask again in a moment, as they did the last time: together they take little
-    /// longer than one.
-    fn gather(&self, first: Job, asked: &Receiver<Job>) -> Vec<Job> {
+    /// The jobs that wait, and those that will come in a moment, as they did last time: a batch takes little longer than
+    /// one job.
+    fn gather(&self, first: Job, queue: &Receiver<Job>) -> Vec<Job> {
         let mut jobs = Vec::new();
         let mut take = |job: Job| match job.slot.words().get(CANCELLED) {
             0 => jobs.push(job),
@@ -445,12 +445,12 @@ impl Batch {
         take(first);
         let mut count = 1;
         let deadline = Instant::now() + self.time / 10;
-        while count < MOST_CAPTIONS {
+        while count < MAX_SEQUENCES {
             let patience = match count < self.jobs {
                 true => deadline.saturating_duration_since(Instant::now()),
                 false => Duration::ZERO,
             };
-            match asked.recv_timeout(patience) {
+            match queue.recv_timeout(patience) {
                 Ok(job) => take(job),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
@@ -466,7 +466,7 @@ fn answer(jobs: Vec<Job>, outcomes: Result<Vec<Outcome>>) {
         Err(error) => jobs.iter().map(|_| Err(error.clone())).collect(),
     };
     for (Job { slot, reply, .. }, outcome) in jobs.into_iter().zip(outcomes) {
-        // Who has gone doesn't care.
+        // A caller that has gone is not an error.
         let _ = reply.send((slot, outcome.map_err(Error::from)));
     }
 }

@@ -38,12 +38,12 @@ use vlmnarrate_engine::{DType, Remedy, threads};
 use engine::{GpuJob, Outcome, StagedPicture};
 pub(crate) use slot::Slot;
 
-/// Captions that are made at once.
-const MOST_CAPTIONS: usize = 8;
+/// Sequences that are decoded at once.
+const MAX_SEQUENCES: usize = 8;
 /// Name of the thread that works for the GPU.
 pub(crate) const THREAD: &str = "vlmnarrate-gpu";
-/// How often somebody who waits looks whether there is another token.
-const PERIOD: Duration = Duration::from_micros(200);
+/// How often a waiting caller looks for new tokens.
+const POLL_INTERVAL: Duration = Duration::from_micros(200);
 
 /// A model on the GPU.
 #[derive(Debug)]
@@ -65,8 +65,8 @@ struct Worker {
 
 impl Worker {
     fn new(work: impl FnOnce(Receiver<Job>) + Send + 'static) -> Result<Self> {
-        let (jobs, asked) = mpsc::channel();
-        let thread = threads::spawn(THREAD, move || work(asked))
+        let (jobs, queue) = mpsc::channel();
+        let thread = threads::spawn(THREAD, move || work(queue))
             .map_err(|error| Error::Device(format!("no thread: {error}")))?;
         Ok(Self {
             jobs: Some(jobs),
@@ -74,8 +74,8 @@ impl Worker {
         })
     }
 
-    /// Hands a job over; says whether there is somebody to do it.
-    fn ask(&self, job: Job) -> bool {
+    /// Hands a job over. Returns whether the thread is there to take it.
+    fn submit(&self, job: Job) -> bool {
         self.jobs
             .as_ref()
             .is_some_and(|jobs| jobs.send(job).is_ok())
@@ -138,9 +138,9 @@ impl Network {
         };
         let kernels = Kernels::new(&gpu, dtype)?;
         gpu.check_free_memory(checkpoint.weights.values() * dtype.bytes() as u64)?;
-        let said = Mutex::default();
-        let from = weights::Uploader::new(&gpu, dtype, loader, &said);
-        let why = |report, error| match said.lock().unwrap_or_else(|e| e.into_inner()).take() {
+        let gpu_error = Mutex::default();
+        let from = weights::Uploader::new(&gpu, dtype, loader, &gpu_error);
+        let why = |report, error| match gpu_error.lock().unwrap_or_else(|e| e.into_inner()).take() {
             Some(error) => cuda::Error::into(error),
             None => failed(report, error),
         };
@@ -172,7 +172,7 @@ impl Network {
         )?;
         Ok(Self {
             gpu,
-            worker: Worker::new(move |asked| engine.serve(&asked))?,
+            worker: Worker::new(move |queue| engine.serve(&queue))?,
             kv_bytes_per_token,
             config: config.clone(),
             vocabulary: c.vocab_size,
@@ -197,17 +197,18 @@ impl Network {
         )
     }
 
-    /// Asks for something and waits. `said` hears of the caption's tokens as they come and may end it.
-    pub(crate) fn ask(
+    /// Runs a job and waits for it. `on_tokens` is called with all tokens so far whenever there are more, and may end the
+    /// answer.
+    pub(crate) fn run_job(
         &self,
         slot: &mut Slot,
         work: GpuJob,
-        said: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Result<Outcome> {
         let inner = slot.take()?;
         let words = inner.words();
-        // Who asks for scores looks at them.
-        let chooses = !work.logits;
+        // Callers that get logits look at them themselves.
+        let generates = !work.logits;
         let (reply, answer) = mpsc::channel();
         let job = Job {
             slot: inner,
@@ -215,22 +216,22 @@ impl Network {
             reply,
         };
         let gone = || Error::Device("the thread that works for the GPU is gone".into());
-        if !self.worker.ask(job) {
+        if !self.worker.submit(job) {
             return Err(gone());
         }
-        let (mut heard, mut ended) = (Vec::new(), false);
+        let (mut generated, mut ended) = (Vec::new(), false);
         let mut listen = |words: &MappedWords| {
-            if !ended && take_new(words, &mut heard) && said(&heard).is_break() {
+            if !ended && take_new(words, &mut generated) && on_tokens(&generated).is_break() {
                 words.set(CANCELLED, 1);
                 ended = true;
             }
         };
         loop {
-            match answer.recv_timeout(PERIOD) {
+            match answer.recv_timeout(POLL_INTERVAL) {
                 Ok((inner, outcome)) => {
                     listen(&words);
                     slot.put_back(inner);
-                    return outcome.and_then(|outcome| match outcome.broken && chooses {
+                    return outcome.and_then(|outcome| match outcome.not_finite && generates {
                         true => Err(Error::NotFinite),
                         false => Ok(outcome),
                     });
@@ -278,14 +279,14 @@ pub(crate) fn fits(checkpoint: &Checkpoint) -> Result<(), String> {
 /// Places of the words that host and device share.
 const CANCELLED: usize = 0;
 const COUNT: usize = 1;
-const SAID: usize = 2;
-/// Where the count's word says how the caption ended.
+const GENERATED: usize = 2;
+/// The bit of the count's word from which on the reason of the end stands.
 const END: u32 = 24;
 
-/// Adds tokens that have come since; says whether there were any.
-fn take_new(words: &MappedWords, heard: &mut Vec<u32>) -> bool {
-    let before = heard.len();
+/// Adds tokens that have come since. Returns whether there were any.
+fn take_new(words: &MappedWords, generated: &mut Vec<u32>) -> bool {
+    let before = generated.len();
     let count = (words.get(COUNT) & ((1 << END) - 1)) as usize;
-    heard.extend((before..count).map(|i| words.get(SAID + i) as u32));
-    heard.len() > before
+    generated.extend((before..count).map(|i| words.get(GENERATED + i) as u32));
+    generated.len() > before
 }

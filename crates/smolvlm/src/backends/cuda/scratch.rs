@@ -1,6 +1,6 @@
 //! Buffers that every run overwrites.
 
-use crate::backends::cuda::MOST_CAPTIONS;
+use crate::backends::cuda::MAX_SEQUENCES;
 use vlmnarrate_cuda::{DType, Gpu, Memory, PromptRow, Result, Sequence};
 
 pub(crate) struct Scratch {
@@ -45,8 +45,8 @@ impl Scratch {
             inner: empty()?,
             rows: empty()?,
             rotations: empty()?,
-            sequences: gpu.memory(MOST_CAPTIONS * size_of::<Sequence>())?,
-            draft_tokens: gpu.memory(MOST_CAPTIONS * max_tokens * size_of::<i32>())?,
+            sequences: gpu.memory(MAX_SEQUENCES * size_of::<Sequence>())?,
+            draft_tokens: gpu.memory(MAX_SEQUENCES * max_tokens * size_of::<i32>())?,
         })
     }
 

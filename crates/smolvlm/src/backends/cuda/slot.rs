@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    backends::cuda::{CANCELLED, COUNT, SAID},
+    backends::cuda::{CANCELLED, COUNT, GENERATED},
     error::Error,
 };
 use vlmnarrate_cuda::{Gpu, MappedWords, Memory, Pinned, Result};
@@ -89,7 +89,7 @@ impl Slot {
                 capacity: 0,
                 features: gpu.memory(0)?,
                 pixels: gpu.pinned(0)?,
-                words: Arc::new(gpu.mapped_words(SAID + max_tokens)?),
+                words: Arc::new(gpu.mapped_words(GENERATED + max_tokens)?),
             }),
         };
         if buffers.capacity < capacity {
@@ -105,8 +105,8 @@ impl Slot {
         if buffers.pixels.bytes() < bytes {
             buffers.pixels = gpu.pinned(bytes)?;
         }
-        if buffers.words.len() < SAID + max_tokens {
-            buffers.words = Arc::new(gpu.mapped_words(SAID + max_tokens)?);
+        if buffers.words.len() < GENERATED + max_tokens {
+            buffers.words = Arc::new(gpu.mapped_words(GENERATED + max_tokens)?);
         }
         self.limit = capacity;
         self.len = self.len.min(capacity);
