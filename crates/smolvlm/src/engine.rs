@@ -1,4 +1,4 @@
-//! SmolVLM as an [`Engine`].
+//! The engine contract, implemented by SmolVLM.
 
 use std::{
     ops::ControlFlow,
@@ -19,10 +19,10 @@ use crate::{
     run::{model::Model, options::LoadOptions, registry::Registry, session::Session},
 };
 
-/// Elements with the same model, loaded in the same way, share its weights and its threads.
-static LOADED: LazyLock<Registry<(Fingerprint, LoadOptions), Model>> = LazyLock::new(Registry::new);
+/// Loaded models: elements with the same model and options share its weights and threads.
+static MODELS: LazyLock<Registry<(Fingerprint, LoadOptions), Model>> = LazyLock::new(Registry::new);
 
-/// Loads the SmolVLM family from a folder, GGUF files or the hub, or the embedded demo model.
+/// The loader of SmolVLM models: from a folder, from GGUF files, from the Hugging Face hub, or the embedded demo model.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SmolVlmLoader;
 
@@ -42,7 +42,7 @@ impl EngineLoader for SmolVlmLoader {
         device::check(options.device)?;
         match source {
             #[cfg(feature = "hub")]
-            Source::Hub(repository) => Ok(Found::ToDownload(Arc::new(OnHub {
+            Source::Hub(repository) => Ok(Found::ToDownload(Arc::new(HubDownload {
                 repository,
                 options,
             }))),
@@ -59,14 +59,15 @@ fn open(source: &Source, options: LoadOptions) -> Result<Arc<dyn Checkpoint>, Er
     }))
 }
 
+/// A model of the hub that is not in its cache.
 #[cfg(feature = "hub")]
-struct OnHub {
+struct HubDownload {
     repository: files::hub::Repository,
     options: LoadOptions,
 }
 
 #[cfg(feature = "hub")]
-impl Download for OnHub {
+impl Download for HubDownload {
     fn name(&self) -> &str {
         self.repository.id()
     }
@@ -77,6 +78,7 @@ impl Download for OnHub {
     }
 }
 
+/// A checkpoint with the options to load it with.
 struct SmolVlmCheckpoint {
     checkpoint: files::checkpoint::Checkpoint,
     options: LoadOptions,
@@ -110,12 +112,13 @@ impl Checkpoint for SmolVlmCheckpoint {
             let mut progress = |done, total| observer(done, total);
             Model::load(&self.checkpoint, &options, &mut progress)
         };
-        let model = LOADED.get(key, observer, waiting, load)?;
+        let model = MODELS.get(key, observer, waiting, load)?;
         let session = model.session();
         Ok(Box::new(SmolVlm { model, session }))
     }
 }
 
+/// A loaded model, shared with other elements, and this element's session.
 struct SmolVlm {
     model: Arc<Model>,
     session: Session,

@@ -1,4 +1,4 @@
-//! Requests to the hub. Its token is for the endpoint alone, wherever that redirects to.
+//! The HTTP client of the hub, which sends the access token to the endpoint and never to where it redirects.
 
 use std::time::Duration;
 
@@ -10,38 +10,39 @@ use ureq::{
     },
 };
 
-use crate::files::hub::{Token, is_commit};
+use crate::files::hub::{AccessToken, is_commit};
 
-/// As many as browsers follow.
+/// The limit of browsers.
 const MAX_REDIRECTS: usize = 20;
 
-/// Why there is no answer.
+/// Why a request failed.
 #[derive(Debug)]
-pub(crate) enum Failure {
-    /// The connection could not be made, or broke.
-    Broken(String),
-    /// The server said no, with this `X-Error-Code`.
-    Refused(StatusCode, String),
-    /// The server said what a hub doesn't say.
-    Unexpected(String),
+pub(crate) enum ClientError {
+    /// The connection failed or broke.
+    Connection(String),
+    /// The server answered with an error status and an `X-Error-Code`.
+    Status(StatusCode, String),
+    /// The server answered as no hub does.
+    Protocol(String),
 }
 
-impl From<ureq::Error> for Failure {
+impl From<ureq::Error> for ClientError {
     fn from(error: ureq::Error) -> Self {
-        Self::Broken(error.to_string())
+        Self::Connection(error.to_string())
     }
 }
 
-/// What the hub says of a file before it redirects to where the file is.
+/// A file's ETag and commit from the headers of the endpoint, as
+/// [`HfFileMetadata`](https://github.com/huggingface/huggingface_hub/blob/main/src/huggingface_hub/file_download.py).
 #[derive(Debug, Default)]
-pub(crate) struct Linked {
+pub(crate) struct FileMetadata {
     pub(crate) etag: Option<String>,
     pub(crate) commit: Option<String>,
 }
 
-impl Linked {
-    /// Notes what is new in the headers of an answer; a redirect's own ETag is none of the file's.
-    fn add(&mut self, headers: &HeaderMap, is_redirect: bool) {
+impl FileMetadata {
+    /// Takes what is missing from the headers of a response. The `ETag` of a redirect is not the file's.
+    fn update(&mut self, headers: &HeaderMap, is_redirect: bool) {
         let text = |name: &str| headers.get(name)?.to_str().ok();
         let etag = text("x-linked-etag").or(text("etag").filter(|_| !is_redirect));
         let etag = etag.map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_owned());
@@ -51,6 +52,7 @@ impl Linked {
     }
 }
 
+/// A client for one endpoint and token.
 pub(crate) struct Client {
     agent: Agent,
     endpoint: Uri,
@@ -60,21 +62,21 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(
         endpoint: &str,
-        token: Option<&Token>,
+        token: Option<&AccessToken>,
         timeout: Duration,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, ClientError> {
         let endpoint = Uri::try_from(endpoint).ok();
-        let endpoint = endpoint.filter(is_web).ok_or_else(|| {
-            Failure::Unexpected("that is no address that begins with https:// or http://".into())
+        let endpoint = endpoint.filter(is_http_url).ok_or_else(|| {
+            ClientError::Protocol("that is no address that begins with https:// or http://".into())
         })?;
-        let token = token.map(header).transpose()?;
+        let token = token.map(authorization).transpose()?;
         let config = Agent::config_builder()
-            // Followed here: ureq would show the token to another port of the host, or without TLS.
+            // Followed in `get`: ureq would send the token to another port of the host, or without TLS.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .http_status_as_error(false)
             .user_agent(concat!("vlmnarrate/", env!("CARGO_PKG_VERSION")))
-            // Of what a shutdown doesn't interrupt.
+            // A shutdown of the agent interrupts neither.
             .timeout_resolve(Some(timeout))
             .timeout_connect(Some(timeout));
         Ok(Self {
@@ -84,23 +86,23 @@ impl Client {
         })
     }
 
-    /// What ends all requests at once when it is shut down.
+    /// The agent, whose shutdown ends all requests.
     pub(crate) fn agent(&self) -> Agent {
         self.agent.clone()
     }
 
-    /// Asks for a path of the endpoint, from this byte on.
+    /// Requests a path of the endpoint, follows redirects, and returns the response with the file's metadata.
     pub(crate) fn get(
         &self,
         path: &str,
         range: Option<String>,
-        shows_token: bool,
-    ) -> Result<(Response<Body>, Linked), Failure> {
+        send_token: bool,
+    ) -> Result<(Response<Body>, FileMetadata), ClientError> {
         let mut uri = join(
             &self.endpoint,
             &format!("{}{path}", self.endpoint.path().trim_end_matches('/')),
         )?;
-        let mut linked = Linked::default();
+        let mut metadata = FileMetadata::default();
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self.agent.get(&uri);
             if let Some(range) = &range {
@@ -109,60 +111,60 @@ impl Client {
             if let Some(token) = self
                 .token
                 .as_ref()
-                .filter(|_| shows_token && self.may_see_token(&uri))
+                .filter(|_| send_token && self.may_send_token(&uri))
             {
                 request = request.header(AUTHORIZATION, token);
             }
             let response = request.call()?;
             let (status, headers) = (response.status(), response.headers());
             if is_same_origin(&uri, &self.endpoint) {
-                linked.add(headers, is_redirect(status));
+                metadata.update(headers, is_redirect(status));
             }
             let location = headers.get(LOCATION).filter(|_| is_redirect(status));
             let Some(location) = location else {
                 if status.is_success() {
-                    return Ok((response, linked));
+                    return Ok((response, metadata));
                 }
                 let code = headers
                     .get("x-error-code")
                     .and_then(|code| code.to_str().ok());
-                return Err(Failure::Refused(status, code.unwrap_or_default().into()));
+                return Err(ClientError::Status(status, code.unwrap_or_default().into()));
             };
-            uri = follow(&uri, location)?;
+            uri = redirect_target(&uri, location)?;
         }
-        Err(Failure::Unexpected("it redirects in a circle".into()))
+        Err(ClientError::Protocol("it redirects in a circle".into()))
     }
 
-    /// Whether nobody but the endpoint would see it on the way.
-    fn may_see_token(&self, uri: &Uri) -> bool {
-        is_same_origin(uri, &self.endpoint) && !self.is_read_by_proxy(uri)
+    /// Whether only the endpoint would see the token.
+    fn may_send_token(&self, uri: &Uri) -> bool {
+        is_same_origin(uri, &self.endpoint) && !self.is_readable_by_proxy(uri)
     }
 
-    fn is_read_by_proxy(&self, uri: &Uri) -> bool {
+    fn is_readable_by_proxy(&self, uri: &Uri) -> bool {
         let proxy = self.agent.config().proxy();
         uri.scheme_str() == Some("http") && proxy.is_some_and(|proxy| !proxy.is_no_proxy(uri))
     }
 
-    /// Whether there is a token that is kept from a proxy.
+    /// Whether a token is withheld because a proxy could read it.
     pub(crate) fn withholds_token(&self) -> bool {
-        self.token.is_some() && self.is_read_by_proxy(&self.endpoint)
+        self.token.is_some() && self.is_readable_by_proxy(&self.endpoint)
     }
 }
 
-fn header(token: &Token) -> Result<HeaderValue, Failure> {
+fn authorization(token: &AccessToken) -> Result<HeaderValue, ClientError> {
     let mut header = HeaderValue::try_from(format!("Bearer {}", token.0)).map_err(|_| {
-        Failure::Unexpected("the token (HF_TOKEN) has characters that no token has".into())
+        ClientError::Protocol("the token (HF_TOKEN) has characters that no token has".into())
     })?;
     header.set_sensitive(true);
     Ok(header)
 }
 
-/// A status that says where else to ask.
+/// Whether a status is a redirect with a `Location`.
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-fn is_web(uri: &Uri) -> bool {
+fn is_http_url(uri: &Uri) -> bool {
     matches!(uri.scheme_str(), Some("http" | "https"))
         && uri.host().is_some_and(|host| !host.is_empty())
 }
@@ -178,15 +180,15 @@ fn is_same_origin(a: &Uri, b: &Uri) -> bool {
     (a.scheme_str(), host(a), port(a)) == (b.scheme_str(), host(b), port(b))
 }
 
-/// Where a redirect from `uri` leads.
-fn follow(uri: &Uri, location: &HeaderValue) -> Result<Uri, Failure> {
-    let bad = || Failure::Unexpected("it redirects to what is no address".into());
+/// The target of a redirect from `uri`, resolved as browsers do. Errors if it isn't HTTP, or leaves TLS.
+fn redirect_target(uri: &Uri, location: &HeaderValue) -> Result<Uri, ClientError> {
+    let bad = || ClientError::Protocol("it redirects to what is no address".into());
     let location = location.to_str().map_err(|_| bad())?;
-    // Which browsers take for slashes.
+    // Browsers take a backslash for a slash.
     if location.contains('\\') {
         return Err(bad());
     }
-    // What is behind `#` is never sent.
+    // A fragment is never sent.
     let location = location.split('#').next().unwrap_or_default();
     let is_absolute = location.split_once(':').is_some_and(|(scheme, _)| {
         scheme.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -207,19 +209,19 @@ fn follow(uri: &Uri, location: &HeaderValue) -> Result<Uri, Failure> {
         let folder = uri.path().rsplit_once('/').map_or("", |(folder, _)| folder);
         join(uri, &format!("{folder}/{location}"))?
     };
-    if !is_web(&next) {
+    if !is_http_url(&next) {
         return Err(bad());
     }
     if uri.scheme_str() == Some("https") && next.scheme_str() == Some("http") {
-        return Err(Failure::Unexpected(
+        return Err(ClientError::Protocol(
             "it redirects from https to http".into(),
         ));
     }
     Ok(next)
 }
 
-/// Another path of the same server.
-fn join(uri: &Uri, path: &str) -> Result<Uri, Failure> {
+/// Another path and query on the same server.
+fn join(uri: &Uri, path: &str) -> Result<Uri, ClientError> {
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = path.parse().ok();
     let joined = parts
@@ -228,7 +230,7 @@ fn join(uri: &Uri, path: &str) -> Result<Uri, Failure> {
         .then(|| Uri::from_parts(parts).ok());
     joined
         .flatten()
-        .ok_or_else(|| Failure::Unexpected("it names a path that is none".into()))
+        .ok_or_else(|| ClientError::Protocol("it names a path that is none".into()))
 }
 
 #[cfg(test)]
@@ -253,7 +255,7 @@ mod tests {
             ),
             ("/x?u=http://cdn.co", "https://hub.co/x?u=http://cdn.co"),
         ] {
-            let next = follow(&from, &HeaderValue::from_static(location)).unwrap();
+            let next = redirect_target(&from, &HeaderValue::from_static(location)).unwrap();
             assert_eq!(next, uri(to), "{location}");
         }
         for location in [
@@ -264,21 +266,21 @@ mod tests {
             "ht tp://a",
             "\\\\cdn.co/",
         ] {
-            let next = follow(&from, &HeaderValue::from_static(location));
+            let next = redirect_target(&from, &HeaderValue::from_static(location));
             assert!(next.is_err(), "{location}: {next:?}");
         }
     }
 
     #[test]
     fn the_token_is_for_the_endpoint_alone() {
-        let token = Token("hf_secret".into());
+        let token = AccessToken("hf_secret".into());
         let client = Client::new("https://Hub.co", Some(&token), Duration::from_secs(1)).unwrap();
         for same in [
             "https://hub.co/x",
             "https://HUB.CO:443/x",
             "https://me@hub.co",
         ] {
-            assert!(client.may_see_token(&uri(same)), "{same}");
+            assert!(client.may_send_token(&uri(same)), "{same}");
         }
         for other in [
             "http://hub.co/x",
@@ -289,11 +291,11 @@ mod tests {
             "https://hub.co@evil/x",
             "https://evil/hub.co",
         ] {
-            assert!(!client.may_see_token(&uri(other)), "{other}");
+            assert!(!client.may_send_token(&uri(other)), "{other}");
         }
         assert!(!format!("{:?}", client.token).contains("secret"));
-        let bad = Token("hf_se\ncret".into());
-        let Err(Failure::Unexpected(reason)) =
+        let bad = AccessToken("hf_se\ncret".into());
+        let Err(ClientError::Protocol(reason)) =
             Client::new("https://hub.co", Some(&bad), Duration::ZERO)
         else {
             panic!("a header of two lines");

@@ -1,4 +1,4 @@
-//! The thread that downloads: what a repository has, what of it is needed, and whether it came whole.
+//! The download thread: lists a repository, chooses the files that are needed, downloads and verifies them.
 
 use std::{
     fs,
@@ -24,10 +24,10 @@ use crate::{
     files::{
         gguf,
         hub::{
-            Repository, SMALL, TICK,
-            client::{Client, Failure},
+            CONFIG_FILES, POLL_INTERVAL, Repository,
+            client::{Client, ClientError},
             is_commit,
-            listing::{File, Info, Lfs, escaped, is_etag, is_inside},
+            listing::{LfsInfo, ModelInfo, Sibling, is_etag, is_relative_path, percent_encode},
         },
         source::{
             CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, Source, TOKENIZER, WEIGHTS,
@@ -38,26 +38,26 @@ use crate::{
 };
 use vlmnarrate_engine::{ErrorKind, Transfer};
 
-/// Shared by the thread that downloads and the one that waits for it.
+/// Progress and cancellation, shared by the download thread and the thread that waits for it.
 #[derive(Default)]
-pub(crate) struct State {
-    /// Of files that are whole.
-    whole: AtomicU64,
-    /// Of the file under way.
-    part: AtomicU64,
+pub(crate) struct DownloadState {
+    /// Bytes of the files that are complete.
+    complete: AtomicU64,
+    /// Bytes of the current file.
+    current: AtomicU64,
     total: AtomicU64,
     received: AtomicU64,
-    /// Moves on whenever something happens.
-    pub(crate) beats: AtomicU64,
+    /// Counts signs of life, to tell a slow server from a silent one.
+    pub(crate) activity: AtomicU64,
     cancelled: AtomicBool,
-    /// Of the file under way, locked.
+    /// The lock file of the current file.
     lock: Mutex<Option<fs::File>>,
 }
 
-impl State {
+impl DownloadState {
     pub(crate) fn transfer(&self) -> Transfer {
         Transfer {
-            done: self.whole.load(Relaxed) + self.part.load(Relaxed),
+            done: self.complete.load(Relaxed) + self.current.load(Relaxed),
             total: self.total.load(Relaxed),
             received: self.received.load(Relaxed),
         }
@@ -67,64 +67,65 @@ impl State {
         self.cancelled.store(true, Relaxed);
     }
 
-    /// Lets others bring the file under way.
+    /// Lets other processes download the current file.
     pub(crate) fn unlock(&self) {
         self.lock.lock().unwrap().take();
     }
 
-    /// A sign of life, and a look at whether to go on.
-    fn beat(&self) -> Result<()> {
-        self.beats.fetch_add(1, Relaxed);
-        self.check()
+    /// Counts a sign of life. Errors if the download was cancelled.
+    fn record_activity(&self) -> Result<()> {
+        self.activity.fetch_add(1, Relaxed);
+        self.check_cancelled()
     }
 
-    fn check(&self) -> Result<()> {
+    fn check_cancelled(&self) -> Result<()> {
         match self.cancelled.load(Relaxed) {
             true => Err(Error::Cancelled),
             false => Ok(()),
         }
     }
 
-    fn pause(&self, time: Duration) -> Result<()> {
+    fn sleep(&self, time: Duration) -> Result<()> {
         let end = Instant::now() + time;
         while Instant::now() < end {
-            self.beat()?;
-            thread::sleep(TICK.min(time));
+            self.record_activity()?;
+            thread::sleep(POLL_INTERVAL.min(time));
         }
         Ok(())
     }
 }
 
-fn sum(files: &[&File]) -> u64 {
+fn total_size(files: &[&Sibling]) -> u64 {
     files.iter().map(|file| file.size()).sum()
 }
 
+/// The work of the download thread.
 pub(crate) struct Download {
     pub(crate) repository: Repository,
-    pub(crate) state: Arc<State>,
+    pub(crate) state: Arc<DownloadState>,
     pub(crate) client: Client,
 }
 
-/// The repository's files at one commit.
-struct Found {
-    info: Info,
-    snapshot: PathBuf,
+/// The files of a repository at one commit, and the folder that they are downloaded to.
+struct Snapshot {
+    info: ModelInfo,
+    folder: PathBuf,
 }
 
-impl Found {
-    fn file(&self, name: &str) -> Option<&File> {
+impl Snapshot {
+    fn file(&self, name: &str) -> Option<&Sibling> {
         self.info.siblings.iter().find(|file| file.name == name)
     }
 }
 
 impl Download {
     pub(crate) fn run(&self) -> Result<Source> {
-        // Whatever else a cancelled request fails of.
-        self.bring_all()
-            .map_err(|error| self.state.check().err().unwrap_or(error))
+        // A cancelled request fails with an arbitrary error.
+        self.download_all()
+            .map_err(|error| self.state.check_cancelled().err().unwrap_or(error))
     }
 
-    fn bring_all(&self) -> Result<Source> {
+    fn download_all(&self) -> Result<Source> {
         let Repository { tag, revision, .. } = &self.repository;
         let info = self.info()?;
         let names: Vec<_> = info.siblings.iter().map(|file| file.name.clone()).collect();
@@ -132,90 +133,94 @@ impl Download {
         let is_gguf =
             !has(WEIGHTS) && !has(WEIGHTS_INDEX) && names.iter().any(|n| gguf::is_gguf(n));
         let files = match tag.is_some() || is_gguf {
-            true => Some(self.choose(&names)?),
+            true => Some(self.choose_gguf(&names)?),
             false => {
                 self.check_files(&info)?;
                 None
             }
         };
 
-        // Every file of the one commit, should the branch move meanwhile.
-        let folder = self.repository.folder();
+        // All files come from one commit, even if the branch moves meanwhile.
+        let cache_folder = self.repository.folder();
         let commit = info.sha.clone();
-        let snapshot = folder.join("snapshots").join(&commit);
-        let found = Found { info, snapshot };
+        let folder = cache_folder.join("snapshots").join(&commit);
+        let snapshot = Snapshot { info, folder };
         let source = match files {
-            Some(names) => self.bring_gguf(&found, names)?,
-            None => self.bring_checkpoint(&found)?,
+            Some(names) => self.download_gguf(&snapshot, names)?,
+            None => self.download_checkpoint(&snapshot)?,
         };
         if *revision != commit {
-            let note = folder.join("refs").join(revision);
-            let noted = create_parent(&note).and_then(|()| fs::write(&note, &commit));
-            noted.map_err(|e| self.not_written(&e))?;
+            let reference = cache_folder.join("refs").join(revision);
+            let written = create_parent(&reference).and_then(|()| fs::write(&reference, &commit));
+            written.map_err(|e| self.write_error(&e))?;
         }
         Ok(source)
     }
 
-    /// A checkpoint as transformers reads it.
-    fn bring_checkpoint(&self, found: &Found) -> Result<Source> {
-        let find = |name: &str| found.file(name);
-        let small = SMALL
+    /// Downloads a safetensors checkpoint.
+    fn download_checkpoint(&self, snapshot: &Snapshot) -> Result<Source> {
+        let find = |name: &str| snapshot.file(name);
+        let small = CONFIG_FILES
             .into_iter()
             .filter(|name| *name != WEIGHTS_INDEX || find(WEIGHTS).is_none())
             .filter_map(find);
-        let templates = found.info.siblings.iter();
+        let templates = snapshot.info.siblings.iter();
         let templates = templates.filter(|file| chat_template::is_additional(&file.name));
         let small: Vec<_> = small.chain(templates).collect();
-        let large = |file: &&File| match find(WEIGHTS) {
+        let large = |file: &&Sibling| match find(WEIGHTS) {
             Some(_) => file.name == WEIGHTS,
-            // Until the index has come.
+            // An estimate, until the index is downloaded.
             None => file.name.starts_with("model-") && file.name.ends_with(".safetensors"),
         };
-        let weights: Vec<_> = found.info.siblings.iter().filter(large).collect();
-        self.state.total.store(sum(&small) + sum(&weights), Relaxed);
-        let source = Source::Folder(found.snapshot.clone());
+        let weights: Vec<_> = snapshot.info.siblings.iter().filter(large).collect();
+        self.state
+            .total
+            .store(total_size(&small) + total_size(&weights), Relaxed);
+        let source = Source::Folder(snapshot.folder.clone());
         for file in &small {
-            self.bring(found, file)?;
+            self.download_file(snapshot, file)?;
             if file.name == CONFIG {
-                // Before gigabytes of a model that we can't run.
-                source.parsed(CONFIG, Config::from_json)?;
+                // Before gigabytes of an unsupported model are downloaded.
+                source.read_parsed(CONFIG, Config::from_json)?;
             }
         }
         let weights = match find(WEIGHTS) {
             Some(_) => weights,
             None => {
-                let path = found.snapshot.join(WEIGHTS_INDEX);
+                let path = snapshot.folder.join(WEIGHTS_INDEX);
                 let index =
                     fs::read(&path).map_err(|e| Error::file(&path, e, "Check its permissions"))?;
                 let shards = shards(&source, &index)?;
-                let found = shards
+                let files = shards
                     .iter()
-                    .map(|shard| find(shard).ok_or_else(|| self.lacks(shard)));
-                found.collect::<Result<_>>()?
+                    .map(|shard| find(shard).ok_or_else(|| self.missing_file_error(shard)));
+                files.collect::<Result<_>>()?
             }
         };
-        self.state.total.store(sum(&small) + sum(&weights), Relaxed);
+        self.state
+            .total
+            .store(total_size(&small) + total_size(&weights), Relaxed);
         for file in weights {
-            self.bring(found, file)?;
+            self.download_file(snapshot, file)?;
         }
         Ok(source)
     }
 
-    /// Of all that quantization gives, two files.
-    fn bring_gguf(&self, found: &Found, names: gguf::Names) -> Result<Source> {
-        let chosen = |file: &&File| [&names.projector, &names.text].contains(&&file.name);
-        let mut files: Vec<_> = found.info.siblings.iter().filter(chosen).collect();
-        // A snapshot that has the text file has its projector too.
+    /// Downloads the two GGUF files of one quantization.
+    fn download_gguf(&self, snapshot: &Snapshot, names: gguf::FileNames) -> Result<Source> {
+        let chosen = |file: &&Sibling| [&names.projector, &names.text].contains(&&file.name);
+        let mut files: Vec<_> = snapshot.info.siblings.iter().filter(chosen).collect();
+        // The text model last: a snapshot that has it has its mmproj file too.
         files.sort_by_key(|file| file.name == names.text);
-        self.state.total.store(sum(&files), Relaxed);
+        self.state.total.store(total_size(&files), Relaxed);
         for file in files {
-            self.bring(found, file)?;
+            self.download_file(snapshot, file)?;
         }
-        Ok(names.inside(&found.snapshot))
+        Ok(names.into_source(&snapshot.folder))
     }
 
-    fn choose(&self, names: &[String]) -> Result<gguf::Names> {
-        gguf::Names::choose(names, self.repository.tag.as_deref()).map_err(|reason| {
+    fn choose_gguf(&self, names: &[String]) -> Result<gguf::FileNames> {
+        gguf::FileNames::choose(names, self.repository.tag.as_deref()).map_err(|reason| {
             self.repository.error(
                 ErrorKind::NotFound,
                 format!("the repository {reason}"),
@@ -226,24 +231,24 @@ impl Download {
         })
     }
 
-    fn info(&self) -> Result<Info> {
+    fn info(&self) -> Result<ModelInfo> {
         let Repository { id, revision, .. } = &self.repository;
         let revision = revision.replace('/', "%2F");
         let path = format!("/api/models/{id}/revision/{revision}?blobs=true");
-        let answer = self.client.get(&path, None, true);
-        let (mut answer, _) = answer.map_err(|failure| self.failed(failure, ""))?;
-        self.state.beat()?;
-        let body = answer.body_mut().read_to_vec();
-        let body = body.map_err(|e| self.failed(e.into(), ""))?;
-        let info: Option<Info> = serde_json::from_slice(&body).ok();
-        // The commit becomes a folder's name.
+        let response = self.client.get(&path, None, true);
+        let (mut response, _) = response.map_err(|error| self.client_error(error, ""))?;
+        self.state.record_activity()?;
+        let body = response.body_mut().read_to_vec();
+        let body = body.map_err(|e| self.client_error(e.into(), ""))?;
+        let info: Option<ModelInfo> = serde_json::from_slice(&body).ok();
+        // The commit becomes the name of a folder.
         info.filter(|info| is_commit(&info.sha)).ok_or_else(|| {
             self.repository
-                .unreachable("it doesn't answer as the hub does")
+                .unreachable_error("it doesn't answer as the hub does")
         })
     }
 
-    fn lacks(&self, what: &str) -> Error {
+    fn missing_file_error(&self, what: &str) -> Error {
         self.repository.error(
             ErrorKind::NotFound,
             format!("the repository has no {what}"),
@@ -251,7 +256,7 @@ impl Download {
         )
     }
 
-    fn check_files(&self, info: &Info) -> Result<()> {
+    fn check_files(&self, info: &ModelInfo) -> Result<()> {
         for any in [
             &[CONFIG][..],
             &[TOKENIZER],
@@ -259,214 +264,219 @@ impl Download {
             &[WEIGHTS, WEIGHTS_INDEX],
         ] {
             if !info.siblings.iter().any(|file| any.contains(&&*file.name)) {
-                return Err(self.lacks(any[0]));
+                return Err(self.missing_file_error(any[0]));
             }
         }
         Ok(())
     }
 
-    /// Sees that one file is in the snapshot.
-    fn bring(&self, found: &Found, file: &File) -> Result<()> {
+    /// Makes sure that a file is in the snapshot, complete and verified.
+    fn download_file(&self, snapshot: &Snapshot, file: &Sibling) -> Result<()> {
         let unexpected = |what: &str, word: &str| {
             let word: String = word.chars().take(200).collect();
             self.repository
-                .unreachable(format!("it names {what} `{}`", word.escape_debug()))
+                .unreachable_error(format!("it names {what} `{}`", word.escape_debug()))
         };
-        if !is_inside(&file.name) {
+        if !is_relative_path(&file.name) {
             return Err(unexpected("as a file of the repository", &file.name));
         }
-        self.state.beat()?;
-        let pointer = found.snapshot.join(&file.name);
+        self.state.record_activity()?;
+        let pointer = snapshot.folder.join(&file.name);
         if !pointer.exists() {
             let etag = match file.etag() {
                 Some(etag) => etag.to_owned(),
-                None => self.ask_etag(found, file)?,
+                None => self.fetch_etag(snapshot, file)?,
             };
             if !is_etag(&etag) {
                 return Err(unexpected(&format!("as the sum of {}", file.name), &etag));
             }
             let folder = self.repository.folder();
             let blob = folder.join("blobs").join(&etag);
-            let part = blob.with_file_name(format!("{etag}.incomplete"));
+            let partial = blob.with_file_name(format!("{etag}.incomplete"));
             let id = folder.file_name().unwrap_or_default();
             let locks = self.repository.environment.cache.join(".locks").join(id);
             let lock = locks.join(format!("{etag}.lock"));
             for file in [&blob, &pointer, &lock] {
-                create_parent(file).map_err(|e| self.not_written(&e))?;
+                create_parent(file).map_err(|e| self.write_error(&e))?;
             }
-            self.lock(&lock, &part)?;
-            let brought = self.bring_blob(found, file, &part, &blob, &pointer);
+            self.lock(&lock, &partial)?;
+            let downloaded = self.download_blob(snapshot, file, &partial, &blob, &pointer);
             self.state.unlock();
-            brought?;
+            downloaded?;
         } else {
             self.verify(file, &pointer, Some(&pointer))?;
         }
-        self.state.part.store(0, Relaxed);
-        self.state.whole.fetch_add(file.size(), Relaxed);
+        self.state.current.store(0, Relaxed);
+        self.state.complete.fetch_add(file.size(), Relaxed);
         Ok(())
     }
 
-    /// What the hub calls a file's contents where its list of files doesn't say.
-    fn ask_etag(&self, found: &Found, file: &File) -> Result<String> {
-        let answer = self.ask(found, file, "bytes=0-0".into());
-        let (_, etag) = answer.map_err(|failure| self.failed(failure, &file.name))?;
+    /// Asks for the ETag of a file, if the listing of the repository has no hash for it.
+    fn fetch_etag(&self, snapshot: &Snapshot, file: &Sibling) -> Result<String> {
+        let response = self.request(snapshot, file, "bytes=0-0".into());
+        let (_, etag) = response.map_err(|error| self.client_error(error, &file.name))?;
         etag.ok_or_else(|| {
             self.repository
-                .unreachable(format!("{}: it has no ETag", file.name))
+                .unreachable_error(format!("{}: it has no ETag", file.name))
         })
     }
 
-    /// Waits while somebody else brings the file, another program perhaps: huggingface_hub locks the same.
-    fn lock(&self, path: &Path, part: &Path) -> Result<()> {
-        let file = fs::File::create(path).map_err(|e| self.not_written(&e))?;
+    /// Takes the lock file of a blob, and waits while another process downloads it: huggingface_hub takes the same lock.
+    fn lock(&self, path: &Path, partial: &Path) -> Result<()> {
+        let file = fs::File::create(path).map_err(|e| self.write_error(&e))?;
         loop {
-            self.state.check()?;
+            self.state.check_cancelled()?;
             match file.try_lock() {
                 Err(fs::TryLockError::WouldBlock) => (),
-                // Not every file system has locks.
+                // Locked, or on a file system without locks.
                 _ => break,
             }
-            let size = fs::metadata(part).map_or(0, |part| part.len());
-            if self.state.part.swap(size, Relaxed) != size {
-                self.state.beat()?;
+            let size = fs::metadata(partial).map_or(0, |partial| partial.len());
+            if self.state.current.swap(size, Relaxed) != size {
+                self.state.record_activity()?;
             }
-            thread::sleep(TICK);
+            thread::sleep(POLL_INTERVAL);
         }
         *self.state.lock.lock().unwrap() = Some(file);
         Ok(())
     }
 
-    /// With the lock: sees that the blob is there, whole, and a link to it.
-    fn bring_blob(
+    /// Makes sure that the blob is complete and the snapshot links to it. Needs the lock.
+    fn download_blob(
         &self,
-        found: &Found,
-        file: &File,
-        part: &Path,
+        snapshot: &Snapshot,
+        file: &Sibling,
+        partial: &Path,
         blob: &Path,
         pointer: &Path,
     ) -> Result<()> {
-        let disk = |e: io::Error| self.not_written(&e);
-        // Of another commit, or somebody else has just brought it.
+        let disk = |e: io::Error| self.write_error(&e);
+        // Another commit has the same blob, or another process has just downloaded it.
         if blob.exists() {
             self.verify(file, blob, None)?;
         } else {
-            // What has no sum to check is small, and comes anew.
-            let mut is_new = file.lfs.is_none() || !part.exists();
+            // A file without SHA-256 is small, and is not resumed.
+            let mut is_new = file.lfs.is_none() || !partial.exists();
             loop {
                 if is_new {
-                    remove(part).map_err(disk)?;
+                    remove(partial).map_err(disk)?;
                 }
-                self.fetch(found, file, part)?;
-                match self.verify(file, part, None) {
+                self.fetch(snapshot, file, partial)?;
+                match self.verify(file, partial, None) {
                     Err(Error::Hub { .. }) if !is_new => is_new = true,
                     verified => break verified?,
                 }
             }
-            self.state.check()?;
-            fs::rename(part, blob).map_err(disk)?;
+            self.state.check_cancelled()?;
+            fs::rename(partial, blob).map_err(disk)?;
         }
         if !pointer.exists() {
-            // A link to a blob that is gone.
+            // The link may lead to a blob that was removed.
             remove(pointer).map_err(disk)?;
             link(blob, pointer, &file.name).map_err(disk)?;
         }
         Ok(())
     }
 
-    /// Downloads, and goes on where the connection broke for as long as each try brings something.
-    fn fetch(&self, found: &Found, file: &File, part: &Path) -> Result<()> {
+    /// Downloads a file, and resumes after a broken connection as long as each attempt receives something.
+    fn fetch(&self, snapshot: &Snapshot, file: &Sibling, partial: &Path) -> Result<()> {
         loop {
             let before = self.state.received.load(Relaxed);
-            match self.receive(found, file, part)? {
+            match self.receive(snapshot, file, partial)? {
                 Ok(()) => return Ok(()),
-                Err(Failure::Broken(_)) if self.state.received.load(Relaxed) > before => {
-                    self.state.pause(Duration::from_secs(1))?;
+                Err(ClientError::Connection(_)) if self.state.received.load(Relaxed) > before => {
+                    self.state.sleep(Duration::from_secs(1))?;
                 }
-                Err(failure) => return Err(self.failed(failure, &file.name)),
+                Err(error) => return Err(self.client_error(error, &file.name)),
             }
         }
     }
 
-    /// One request for what is not in the part yet.
-    fn receive(&self, found: &Found, file: &File, part: &Path) -> Result<Result<(), Failure>> {
-        let disk = |e: io::Error| self.not_written(&e);
+    /// Makes one request for the bytes that the partial file lacks.
+    fn receive(
+        &self,
+        snapshot: &Snapshot,
+        file: &Sibling,
+        partial: &Path,
+    ) -> Result<Result<(), ClientError>> {
+        let disk = |e: io::Error| self.write_error(&e);
         let mut out = fs::OpenOptions::new();
         let mut out = out
             .create(true)
             .write(true)
             .truncate(false)
-            .open(part)
+            .open(partial)
             .map_err(disk)?;
         let have = out.metadata().map_err(disk)?.len();
         let start = match file.size {
             Some(0) => return out.set_len(0).map_err(disk).map(Ok),
-            // No server has a range of no bytes.
+            // An empty range would be refused: ask for the last byte again.
             Some(size) if have == size => size - 1,
             Some(size) if have < size => have,
             _ => 0,
         };
-        let asked = self.ask(found, file, format!("bytes={start}-"));
-        let (mut answer, _) = match asked {
-            Ok(answer) => answer,
-            Err(failure) => return Ok(Err(failure)),
+        let response = self.request(snapshot, file, format!("bytes={start}-"));
+        let (mut response, _) = match response {
+            Ok(response) => response,
+            Err(error) => return Ok(Err(error)),
         };
-        self.state.beat()?;
-        let first = first_byte(&answer).unwrap_or(start);
-        // All of it is fine, whatever was asked for.
+        self.state.record_activity()?;
+        let first = first_byte(&response).unwrap_or(start);
+        // A server that ignores ranges sends the whole file, which is fine.
         if first != start && first != 0 {
             let why = format!("it sends the bytes from {first}, not from {start}");
-            return Ok(Err(Failure::Unexpected(why)));
+            return Ok(Err(ClientError::Protocol(why)));
         }
         let start = first;
         out.set_len(start).map_err(disk)?;
         out.seek(SeekFrom::Start(start)).map_err(disk)?;
-        self.state.part.store(start, Relaxed);
-        let mut body = answer.body_mut().as_reader();
+        self.state.current.store(start, Relaxed);
+        let mut body = response.body_mut().as_reader();
         let mut chunk = vec![0; 1 << 16];
-        // More than there should be is noticed, and not taken.
+        // Stops one chunk after the expected size; `verify` refuses the file.
         while file
             .size
-            .is_none_or(|size| self.state.part.load(Relaxed) <= size)
+            .is_none_or(|size| self.state.current.load(Relaxed) <= size)
         {
             let read = match body.read(&mut chunk) {
                 Ok(0) => break,
                 Ok(read) => read,
                 Err(e) if e.kind() == Io::Interrupted => continue,
-                Err(e) => return Ok(Err(Failure::Broken(e.to_string()))),
+                Err(e) => return Ok(Err(ClientError::Connection(e.to_string()))),
             };
-            self.state.beat()?;
+            self.state.record_activity()?;
             out.write_all(&chunk[..read]).map_err(disk)?;
-            self.state.part.fetch_add(read as u64, Relaxed);
+            self.state.current.fetch_add(read as u64, Relaxed);
             self.state.received.fetch_add(read as u64, Relaxed);
         }
-        // A connection that is shut down may look like the end.
-        self.state.check()?;
+        // A connection that was shut down may look like the end of the file.
+        self.state.check_cancelled()?;
         Ok(Ok(()))
     }
 
-    /// A file of the commit, and its ETag.
-    fn ask(
+    /// Requests a range of a file at the snapshot's commit; returns the response and the file's ETag.
+    fn request(
         &self,
-        found: &Found,
-        file: &File,
+        snapshot: &Snapshot,
+        file: &Sibling,
         range: String,
-    ) -> Result<(Response<Body>, Option<String>), Failure> {
-        let (id, commit) = (self.repository.id(), &found.info.sha);
-        let path = format!("/{id}/resolve/{commit}/{}", escaped(&file.name));
-        // What everyone may read needs no token.
-        let (answer, linked) = self
-            .client
-            .get(&path, Some(range), !found.info.is_public())?;
-        match linked.commit {
-            Some(other) if other != *commit => Err(Failure::Unexpected(
+    ) -> Result<(Response<Body>, Option<String>), ClientError> {
+        let (id, commit) = (self.repository.id(), &snapshot.info.sha);
+        let path = format!("/{id}/resolve/{commit}/{}", percent_encode(&file.name));
+        // A public repository needs no token.
+        let (response, metadata) =
+            self.client
+                .get(&path, Some(range), !snapshot.info.is_public())?;
+        match metadata.commit {
+            Some(other) if other != *commit => Err(ClientError::Protocol(
                 "it is of another commit than was asked for".into(),
             )),
-            _ => Ok((answer, linked.etag)),
+            _ => Ok((response, metadata.etag)),
         }
     }
 
-    /// Size and, of large files, sum. A file that fails is deleted, and so is the link to it.
-    fn verify(&self, file: &File, path: &Path, pointer: Option<&Path>) -> Result<()> {
+    /// Checks the size of a file and, if the hub has it, its SHA-256. A file that fails is deleted, with the link to it.
+    fn verify(&self, file: &Sibling, path: &Path, pointer: Option<&Path>) -> Result<()> {
         let blob = path.canonicalize().unwrap_or_else(|_| path.into());
         let unread = |e| Error::file(&blob, e, "Check its permissions");
         let mut bytes = fs::File::open(&blob).map_err(unread)?;
@@ -474,11 +484,11 @@ impl Download {
         let mut reason = None;
         if let Some(expected) = file.size.filter(|expected| *expected != size) {
             reason = Some(format!("came with {size} bytes, not {expected}"));
-        } else if let Some(Lfs { sha256 }) = &file.lfs {
+        } else if let Some(LfsInfo { sha256 }) = &file.lfs {
             let mut hash = Sha256::new();
             let mut chunk = vec![0; 1 << 20];
             loop {
-                self.state.beat()?;
+                self.state.record_activity()?;
                 match bytes.read(&mut chunk).map_err(unread)? {
                     0 => break,
                     read => hash.update(&chunk[..read]),
@@ -502,33 +512,35 @@ impl Download {
         ))
     }
 
-    fn not_written(&self, error: &io::Error) -> Error {
-        self.repository.not_written(error, self.state.transfer())
+    fn write_error(&self, error: &io::Error) -> Error {
+        self.repository.write_error(error, self.state.transfer())
     }
 
-    fn failed(&self, failure: Failure, file: &str) -> Error {
+    fn client_error(&self, error: ClientError, file: &str) -> Error {
         let during = |why: String| match file {
-            "" => self.repository.unreachable(why),
-            file => self.repository.unreachable(format!("{file}: {why}")),
+            "" => self.repository.unreachable_error(why),
+            file => self.repository.unreachable_error(format!("{file}: {why}")),
         };
-        match failure {
-            Failure::Broken(why) | Failure::Unexpected(why) => during(why),
-            Failure::Refused(status, _)
+        match error {
+            ClientError::Connection(why) | ClientError::Protocol(why) => during(why),
+            ClientError::Status(status, _)
                 if self.client.withholds_token() && status != StatusCode::NOT_FOUND =>
             {
-                self.repository.kept_from_proxy(status.as_u16())
+                self.repository.withheld_token_error(status.as_u16())
             }
-            Failure::Refused(status, code) => self.repository.refused(status.as_u16(), &code, file),
+            ClientError::Status(status, code) => {
+                self.repository.status_error(status.as_u16(), &code, file)
+            }
         }
     }
 }
 
-/// Where the bytes begin that an answer has, if it says so.
-fn first_byte(answer: &Response<Body>) -> Option<u64> {
-    if answer.status() != StatusCode::PARTIAL_CONTENT {
+/// Position of a response's first byte in the file, from `Content-Range`.
+fn first_byte(response: &Response<Body>) -> Option<u64> {
+    if response.status() != StatusCode::PARTIAL_CONTENT {
         return Some(0);
     }
-    let range = answer.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    let range = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
     let (first, _) = range.trim_start_matches("bytes ").split_once('-')?;
     first.parse().ok()
 }
@@ -537,7 +549,7 @@ fn create_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
-/// A file or a link, if there is one.
+/// Removes a file or a link, if there is one.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != Io::NotFound => Err(e),
@@ -545,11 +557,11 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// As the cache has them: relative, so that it can be moved.
+/// Links a snapshot's file to its blob. Relative as in huggingface_hub, because the cache may be moved.
 fn link(blob: &Path, pointer: &Path, name: &str) -> io::Result<()> {
     #[cfg(unix)]
     {
-        // Out of the file's folders, of the snapshot's and of `snapshots`.
+        // Up from the file's folders in the repository, then from the snapshot and `snapshots`.
         let mut to: PathBuf = Path::new(name).components().skip(1).map(|_| "..").collect();
         to.push("../../blobs");
         std::os::unix::fs::symlink(to.join(blob.file_name().unwrap_or_default()), pointer)

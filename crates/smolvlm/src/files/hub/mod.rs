@@ -1,10 +1,12 @@
-//! Models of the Hugging Face hub: what of them is in its cache, and how the rest gets there.
+//! Models of the Hugging Face hub: found in the hub's cache, or downloaded into it.
 //!
-//! The cache is huggingface_hub's: `blobs`, links to them in `snapshots`, `refs`, what has come of a file in
-//! `.incomplete` and its lock in `.locks`, so that either goes on where the other was ended.
+//! The cache is that of
+//! [huggingface_hub](https://huggingface.co/docs/huggingface_hub/guides/manage-cache): `blobs`, links to them in
+//! `snapshots`, commits of branches in `refs`, partial downloads in `.incomplete` files and locks in `.locks`. Either
+//! library resumes a download that the other began.
 //!
-//! Requests block, so they run on a thread of their own, whose connections are closed when it is cancelled. What
-//! can't be interrupted, to look up a name and to connect, is not waited for: that thread ends itself after it.
+//! Requests block, and therefore run on a thread of their own, whose connections are closed when the download is
+//! cancelled. Name lookup and connecting can't be interrupted: the thread is not waited for and ends after them.
 
 use std::{
     env, fmt, fs,
@@ -35,14 +37,14 @@ mod client;
 mod download;
 mod listing;
 
-use client::{Client, Failure};
-use download::{Download, State};
+use client::{Client, ClientError};
+use download::{Download, DownloadState};
 
-const HUB: &str = "https://huggingface.co";
+const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
-/// In the order in which they are fetched, named chat templates after them. Weights come last: a snapshot that has them
-/// has these too.
-const SMALL: [&str; 10] = [
+/// Files beside the weights, in the order of download; additional chat templates follow, then the weights. A snapshot
+/// with weights therefore has all of them.
+const CONFIG_FILES: [&str; 10] = [
     CONFIG,
     PREPROCESSOR_CONFIG,
     PROCESSOR_CONFIG,
@@ -55,37 +57,39 @@ const SMALL: [&str; 10] = [
     WEIGHTS_INDEX,
 ];
 
-/// Between two looks at whether somebody wants the download to end.
-const TICK: Duration = Duration::from_millis(50);
+/// Time between two checks for cancellation.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A model of the hub at some revision.
+/// A model of the Hugging Face hub at a revision, with the settings of huggingface_hub's environment variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repository {
     id: String,
-    /// Of several GGUF files, the quantization to take.
+    /// Quantization to choose among GGUF files, as in `Q8_0`.
     tag: Option<String>,
     revision: String,
     environment: Environment,
 }
 
-/// What huggingface_hub's variables say.
+/// The settings of huggingface_hub's
+/// [environment variables](https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables).
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Environment {
     cache: PathBuf,
     endpoint: String,
-    token: Option<Token>,
+    token: Option<AccessToken>,
+    /// The variable that forbids the network, if one does.
     offline: Option<&'static str>,
-    /// A server that is silent for longer is given up.
+    /// How long a server may send nothing.
     timeout: Duration,
 }
 
-/// Not for logs.
+/// A user access token, hidden from `Debug`.
 #[derive(Clone, PartialEq, Eq)]
-struct Token(String);
+struct AccessToken(String);
 
-impl fmt::Debug for Token {
+impl fmt::Debug for AccessToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token")
+        f.write_str("AccessToken")
     }
 }
 
@@ -110,11 +114,11 @@ impl Environment {
         let cache = folder("HF_HUB_CACHE")
             .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
             .unwrap_or_else(|| home.join("hub"));
-        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| HUB.into());
-        let noted = folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.into());
+        let token_file = folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
         let token = variable("HF_TOKEN")
             .or_else(|| variable("HUGGING_FACE_HUB_TOKEN"))
-            .or_else(|| fs::read_to_string(noted).ok());
+            .or_else(|| fs::read_to_string(token_file).ok());
         let is_set = |name: &&str| {
             let value = variable(name).unwrap_or_default().to_ascii_uppercase();
             ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
@@ -124,7 +128,7 @@ impl Environment {
             cache: std::path::absolute(&cache).unwrap_or(cache),
             endpoint: endpoint.trim_end_matches('/').into(),
             token: token
-                .map(|token| Token(token.trim().to_owned()))
+                .map(|token| AccessToken(token.trim().to_owned()))
                 .filter(|token| !token.0.is_empty()),
             offline: ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
                 .into_iter()
@@ -135,8 +139,8 @@ impl Environment {
 }
 
 impl Environment {
-    /// Without the name and password that may stand in it.
-    fn shown_endpoint(&self) -> String {
+    /// The endpoint for messages, without user name and password.
+    fn redacted_endpoint(&self) -> String {
         let endpoint = &self.endpoint;
         let Some((scheme, rest)) = endpoint.split_once("://") else {
             return endpoint.clone();
@@ -148,11 +152,13 @@ impl Environment {
 }
 
 impl Repository {
-    /// `tag` chooses among GGUF files, as in `Q8_0`; a `revision` of `None` or the empty string is the branch
-    /// `main`.
+    /// The repository `id`, as in `owner/name`.
+    ///
+    /// `tag` chooses a quantization among GGUF files, as in `Q8_0`; `revision` is a branch, a tag or a commit, `None` or
+    /// empty for `main`. Errors if `revision` can't be the name of one.
     pub fn new(id: &str, tag: Option<&str>, revision: Option<&str>) -> Result<Self> {
         let revision = revision.filter(|r| !r.is_empty()).unwrap_or("main");
-        // It becomes a path in the cache and a part of addresses.
+        // The revision becomes a path in the cache and a part of URLs.
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
         let mut parts = Path::new(revision).components();
         if !revision.chars().all(plain) || !parts.all(|p| matches!(p, Component::Normal(_))) {
@@ -171,6 +177,7 @@ impl Repository {
         })
     }
 
+    /// `owner/name` on the hub.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -180,8 +187,10 @@ impl Repository {
         self.environment.cache.join(format!("models--{name}"))
     }
 
-    /// The snapshot in the cache, if it has all that is needed. Asks no network, not even whether a branch
-    /// has moved on: a pipeline starts at once, and the same each time.
+    /// The snapshot in the cache, if it is complete.
+    ///
+    /// Makes no request, not even to see whether a branch has moved: a pipeline starts at once, and always with the same
+    /// model.
     pub fn cached(&self) -> Option<Source> {
         let commit = match is_commit(&self.revision) {
             true => self.revision.clone(),
@@ -189,25 +198,25 @@ impl Repository {
         };
         let snapshot = self.folder().join("snapshots").join(commit.trim());
         let has = |name| snapshot.join(name).exists();
-        let whole = has(CONFIG)
+        let is_complete = has(CONFIG)
             && has(TOKENIZER)
             && (has(PREPROCESSOR_CONFIG) || has(PROCESSOR_CONFIG))
             && weight_files(&Source::Folder(snapshot.clone())).is_ok();
-        if whole && self.tag.is_none() {
+        if is_complete && self.tag.is_none() {
             return Some(Source::Folder(snapshot));
         }
-        let mut names = gguf::listed(&snapshot).ok()?;
-        // Links may lead to what is not there.
+        let mut names = gguf::list_files(&snapshot).ok()?;
+        // Links may be dangling.
         names.retain(|name| snapshot.join(name).exists());
-        let names = gguf::Names::choose(&names, self.tag.as_deref()).ok()?;
-        // Without a tag, the repository may have what is taken before what is here, unless this is the first
-        // that is ever taken.
-        let is_first = names.is_usual() && self.id.to_ascii_uppercase().ends_with("-GGUF");
+        let names = gguf::FileNames::choose(&names, self.tag.as_deref()).ok()?;
+        // Without a tag, the hub may have a quantization that is preferred to those in the cache, unless the cache has the
+        // first choice.
+        let is_first = names.is_preferred() && self.id.to_ascii_uppercase().ends_with("-GGUF");
         let is_certain = self.tag.is_some() || is_first || self.environment.offline.is_some();
-        is_certain.then(|| names.inside(&snapshot))
+        is_certain.then(|| names.into_source(&snapshot))
     }
 
-    /// Whether the network may be asked for what is not in the cache.
+    /// Errors if an environment variable forbids the network.
     pub fn check_online(&self) -> Result<()> {
         let Some(variable) = self.environment.offline else {
             return Ok(());
@@ -225,8 +234,10 @@ impl Repository {
         ))
     }
 
-    /// Brings what is missing into the cache; returns what is there then. `progress` is called often and may end it
-    /// with [`Error::Cancelled`]; files that are there in part are gone on with next time.
+    /// Downloads missing files into the cache and returns the complete snapshot.
+    ///
+    /// `progress` is called about 20 times a second and may cancel the download, which then returns
+    /// [`Error::Cancelled`]. A partial file is resumed by the next download.
     pub fn download(
         &self,
         progress: &mut dyn FnMut(Transfer) -> ControlFlow<()>,
@@ -234,11 +245,13 @@ impl Repository {
         let Environment { token, timeout, .. } = &self.environment;
         let client = Client::new(&self.environment.endpoint, token.as_ref(), *timeout);
         let client = client.map_err(|failure| match failure {
-            Failure::Broken(why) | Failure::Unexpected(why) => self.unreachable(why),
-            Failure::Refused(status, code) => self.refused(status.as_u16(), &code, ""),
+            ClientError::Connection(why) | ClientError::Protocol(why) => {
+                self.unreachable_error(why)
+            }
+            ClientError::Status(status, code) => self.status_error(status.as_u16(), &code, ""),
         })?;
         let agent = client.agent();
-        let state = Arc::new(State::default());
+        let state = Arc::new(DownloadState::default());
         let (sender, result) = mpsc::channel();
         let download = Download {
             repository: self.clone(),
@@ -246,7 +259,7 @@ impl Repository {
             client,
         };
         threads::spawn("vlmnarrate-hub", move || {
-            // Nobody listens any more if it was cancelled.
+            // The receiver is gone if the download was cancelled.
             let _ = sender.send(download.run());
         })
         .map_err(|e| {
@@ -256,13 +269,13 @@ impl Repository {
         let cancel = || {
             state.cancel();
             agent.clone().shutdown();
-            // Who is deep in the system doesn't keep the next download waiting.
-            let _ = result.recv_timeout(TICK);
+            // A thread that is blocked in the system must not hold the lock.
+            let _ = result.recv_timeout(POLL_INTERVAL);
             state.unlock();
         };
-        let mut heard = (0, Instant::now());
+        let mut last_activity = (0, Instant::now());
         loop {
-            match result.recv_timeout(TICK) {
+            match result.recv_timeout(POLL_INTERVAL) {
                 Ok(result) => {
                     let _ = progress(state.transfer());
                     return result;
@@ -280,13 +293,13 @@ impl Repository {
                 cancel();
                 return Err(Error::Cancelled);
             }
-            let beats = state.beats.load(Relaxed);
-            if beats != heard.0 {
-                heard = (beats, Instant::now());
-            } else if heard.1.elapsed() > *timeout {
+            let activity = state.activity.load(Relaxed);
+            if activity != last_activity.0 {
+                last_activity = (activity, Instant::now());
+            } else if last_activity.1.elapsed() > *timeout {
                 cancel();
                 let waited = timeout.as_secs();
-                return Err(self.unreachable(format!("nothing came for {waited} s")));
+                return Err(self.unreachable_error(format!("nothing came for {waited} s")));
             }
         }
     }
@@ -305,19 +318,22 @@ impl Repository {
         }
     }
 
-    fn unreachable(&self, why: impl std::fmt::Display) -> Error {
+    fn unreachable_error(&self, why: impl std::fmt::Display) -> Error {
         let remedy = "Check the network, or HF_ENDPOINT if that is set, and start again: what has come is \
                       kept. A folder with the model needs no network";
         let reason = format!(
             "no download from {}: {why}",
-            self.environment.shown_endpoint()
+            self.environment.redacted_endpoint()
         );
         self.error(ErrorKind::OpenRead, reason, remedy.into())
     }
 
-    /// What a status means; `file` is empty where the whole repository was asked for.
-    fn refused(&self, status: u16, code: &str, file: &str) -> Error {
-        let (endpoint, token) = (self.environment.shown_endpoint(), &self.environment.token);
+    /// The error of an HTTP status and an `X-Error-Code`; `file` is empty for a request about the repository.
+    fn status_error(&self, status: u16, code: &str, file: &str) -> Error {
+        let (endpoint, token) = (
+            self.environment.redacted_endpoint(),
+            &self.environment.token,
+        );
         let id = &self.id;
         let what = match file {
             "" => String::new(),
@@ -357,9 +373,9 @@ impl Repository {
         }
     }
 
-    /// A proxy would read the token on its way to an endpoint without TLS.
-    fn kept_from_proxy(&self, status: u16) -> Error {
-        let endpoint = self.environment.shown_endpoint();
+    /// The error of a request without the token, which a proxy on the way to an endpoint without TLS could have read.
+    fn withheld_token_error(&self, status: u16) -> Error {
+        let endpoint = self.environment.redacted_endpoint();
         self.error(
             ErrorKind::NotAuthorized,
             format!("{endpoint} answers {status}: the token was kept from the proxy, which could read it"),
@@ -367,8 +383,8 @@ impl Repository {
         )
     }
 
-    /// The cache can't be written.
-    fn not_written(&self, error: &io::Error, transfer: Transfer) -> Error {
+    /// The error of a cache that can't be written.
+    fn write_error(&self, error: &io::Error, transfer: Transfer) -> Error {
         let cache = self.environment.cache.display();
         let full = matches!(
             error.kind(),
