@@ -414,7 +414,7 @@ fn what_can_not_be_run_is_named() {
     );
     of(
         |text, _| text.set("llama.rope.dimension_count", Value::U32(8)),
-        &[TEXT, "turns 8 of the 16"],
+        &[TEXT, "rotates 8 of the 16"],
     );
     of(
         |text, _| text.set("llama.block_count", Value::U32(1_000_000_000)),

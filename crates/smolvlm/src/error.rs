@@ -86,7 +86,7 @@ pub enum Error {
         megabytes: u64,
         /// Pictures of the request, tiles included.
         pictures: usize,
-        /// Tokens of the prompt and the answer.
+        /// Tokens of the prompt and the longest answer.
         tokens: usize,
         /// Which limit is in the way, and what is free.
         shortage: String,
@@ -94,7 +94,7 @@ pub enum Error {
     /// A picture whose bytes do not match its width and height.
     #[error("picture: {0}")]
     Picture(String),
-    /// A session that belongs to another model.
+    /// A session that can't be used: of another model, or without the image features that a prompt refers to.
     #[error("session: {0}")]
     Session(String),
     /// Logits that are infinite or no numbers.

@@ -1,4 +1,4 @@
-//! What can be known of a model before it is loaded.
+//! Checkpoints: everything that is known of a model before it is loaded.
 
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// A model's files, looked at and found fit, nothing heavy read yet.
+/// The files of a model, checked, with everything read but tokenizer and weights.
 pub struct Checkpoint {
     pub(crate) source: Source,
     name: String,
@@ -27,10 +27,10 @@ pub struct Checkpoint {
     pub(crate) config: Config,
     pub(crate) preprocessor: PreprocessorConfig,
     pub(crate) chat_template: ChatTemplate,
-    /// Where there is no `tokenizer.json`.
+    /// The vocabulary of a GGUF file, which has no `tokenizer.json`.
     vocabulary: Option<Vocabulary>,
-    /// Ids that end generation, from `generation_config.json`.
-    pub(crate) eos: Vec<u32>,
+    /// Tokens that end generation, from `generation_config.json`.
+    pub(crate) eos_token_ids: Vec<u32>,
     pub(crate) weights: Weights,
     fingerprint: Fingerprint,
 }
@@ -45,7 +45,9 @@ impl std::fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads the configuration and the weights' headers, and checks that every file is there and whole.
+    /// Reads the configuration, the chat template and the headers of the weights.
+    ///
+    /// Errors if a file is missing or truncated, or describes a model of another family.
     pub fn open(source: &Source) -> Result<Self> {
         let (name, revision) = source.identity();
         if let Source::Gguf {
@@ -54,25 +56,25 @@ impl Checkpoint {
             guessed,
         } = source
         {
-            let parts = gguf::Parts::open(text, projector, *guessed)?;
-            check_eos(&parts.eos, &parts.config)
+            let gguf = gguf::GgufCheckpoint::open(text, projector, *guessed)?;
+            check_eos_token_ids(&gguf.eos_token_ids, &gguf.config)
                 .map_err(|reason| Error::file(text, reason, "Download it again"))?;
             return Ok(Self {
                 name,
                 revision,
-                fingerprint: Fingerprint::new(source, &parts.weights),
-                chat_template: parts.chat_template,
-                vocabulary: Some(parts.vocabulary),
-                eos: parts.eos,
+                fingerprint: Fingerprint::new(source, &gguf.weights),
+                chat_template: gguf.chat_template,
+                vocabulary: Some(gguf.vocabulary),
+                eos_token_ids: gguf.eos_token_ids,
                 source: source.clone(),
-                config: parts.config,
-                preprocessor: parts.preprocessor,
-                weights: parts.weights,
+                config: gguf.config,
+                preprocessor: gguf.preprocessor,
+                weights: gguf.weights,
             });
         }
-        let config = source.parsed(CONFIG, Config::from_json)?;
-        let preprocessor = preprocessor(source, &config)?;
-        // Parsing megabytes of merges is the worker's job; that the file is there is known now.
+        let config = source.read_parsed(CONFIG, Config::from_json)?;
+        let preprocessor = read_preprocessor(source, &config)?;
+        // The tokenizer is parsed when the model is loaded, which may take a while.
         source.require(TOKENIZER, source.open(TOKENIZER)?)?;
         let (template, path) = chat_template::chat_template(source)?;
         let tokens = chat_template::special_tokens(source)?;
@@ -84,7 +86,7 @@ impl Checkpoint {
             fingerprint: Fingerprint::new(source, &weights),
             chat_template,
             vocabulary: None,
-            eos: eos(source, &config)?,
+            eos_token_ids: read_eos_token_ids(source, &config)?,
             source: source.clone(),
             config,
             preprocessor,
@@ -92,30 +94,33 @@ impl Checkpoint {
         })
     }
 
-    /// The hub's name if the folder shows it, else the folder's; `demo` for the embedded model.
+    /// The model's id on the hub if the path tells it, else the name of the folder or file; `demo` for the demo model.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The hub's commit, or empty where the folder doesn't tell.
+    /// The commit on the hub if the path tells it, else empty.
     pub fn revision(&self) -> &str {
         &self.revision
     }
 
+    /// The identity of the checkpoint's files.
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
     }
 
+    /// Whether this is the demo model.
     pub fn is_demo(&self) -> bool {
         self.source == Source::Demo
     }
 
-    /// Side in pixels of the squares seen in training.
+    /// Side of the encoder's input in pixels.
     pub fn image_size(&self) -> u32 {
         self.preprocessor.max_image_size.longest_edge as u32
     }
 
-    /// Whether the encoder can run on squares of `side` pixels.
+    /// Checks that the encoder can run on pictures of `side` × `side` pixels: at least one token, at most
+    /// [`image_size`](Self::image_size).
     pub fn check_image_size(&self, side: u32) -> Result<()> {
         let least = self.config.vision_config.patch_size * self.config.scale_factor;
         let most = self.image_size();
@@ -131,56 +136,61 @@ impl Checkpoint {
         })
     }
 
+    /// Parses the tokenizer.
     pub(crate) fn tokenizer(&self) -> Result<tokenizers::Tokenizer> {
         if let Some(vocabulary) = &self.vocabulary {
             return vocabulary
                 .tokenizer()
                 .map_err(|reason| self.file_error(TOKENIZER, reason));
         }
-        self.source.parsed(TOKENIZER, tokenizer::from_json)
+        self.source.read_parsed(TOKENIZER, tokenizer::from_json)
     }
 
-    /// An error that concerns one of the checkpoint's files.
+    /// The error of one of the checkpoint's files.
     pub(crate) fn file_error(&self, name: &str, reason: impl std::fmt::Display) -> Error {
-        Error::file(&self.source.path(name), reason, SAME_CHECKPOINT)
+        Error::file(&self.source.path(name), reason, SAME_CHECKPOINT_REMEDY)
     }
 
+    /// The error of the file with the encoder's weights.
     pub(crate) fn encoder_error(&self, reason: String) -> Error {
         match &self.source {
-            Source::Gguf { projector, .. } => Error::file(projector, reason, SAME_CHECKPOINT),
+            Source::Gguf { projector, .. } => {
+                Error::file(projector, reason, SAME_CHECKPOINT_REMEDY)
+            }
             _ => self.decoder_error(reason),
         }
     }
 
+    /// The error of the file with the decoder's weights.
     pub(crate) fn decoder_error(&self, reason: String) -> Error {
         self.file_error(WEIGHTS, reason)
     }
 }
 
 const GENERATION_CONFIG: &str = "generation_config.json";
-const SAME_CHECKPOINT: &str = "Are all files from the same checkpoint?";
+const SAME_CHECKPOINT_REMEDY: &str = "Are all files from the same checkpoint?";
 
-/// In a file of its own as published, inside `processor_config.json` as transformers 5 saves it.
-fn preprocessor(source: &Source, config: &Config) -> Result<PreprocessorConfig> {
+/// Reads `preprocessor_config.json`, or the `image_processor` of a `processor_config.json` of transformers 5.
+fn read_preprocessor(source: &Source, config: &Config) -> Result<PreprocessorConfig> {
     let parse = |json: &[u8]| {
         let preprocessor = PreprocessorConfig::from_json(json)?;
         config.check_side(preprocessor.max_image_size.longest_edge)?;
         Ok(preprocessor)
     };
     if source.read(PREPROCESSOR_CONFIG)?.is_none() {
-        let processor = source.json(PROCESSOR_CONFIG)?;
+        let processor = source.read_json(PROCESSOR_CONFIG)?;
         if let Some(config) = processor.as_ref().and_then(|p| p.get("image_processor")) {
             return parse(config.to_string().as_bytes()).map_err(|reason| {
                 Error::file(&source.path(PROCESSOR_CONFIG), reason, "Download it again")
             });
         }
     }
-    source.parsed(PREPROCESSOR_CONFIG, parse)
+    source.read_parsed(PREPROCESSOR_CONFIG, parse)
 }
 
-/// `eos_token_id` is a number or a list of them.
-fn eos(source: &Source, config: &Config) -> Result<Vec<u32>> {
-    let json = source.json(GENERATION_CONFIG)?;
+/// Reads `eos_token_id` of `generation_config.json`, a number or a list.
+fn read_eos_token_ids(source: &Source, config: &Config) -> Result<Vec<u32>> {
+    let json = source.read_json(GENERATION_CONFIG)?;
     let ids = match json.as_ref().and_then(|j| j.get("eos_token_id")) {
         Some(Value::Array(ids)) => ids.iter().collect(),
         None | Some(Value::Null) => vec![],
@@ -191,12 +201,18 @@ fn eos(source: &Source, config: &Config) -> Result<Vec<u32>> {
         number(id).ok_or_else(|| format!("has the `eos_token_id` {id}, which is no token's number"))
     });
     ids.collect::<Result<Vec<_>, _>>()
-        .and_then(|ids| check_eos(&ids, config).map(|()| ids))
-        .map_err(|reason| Error::file(&source.path(GENERATION_CONFIG), reason, SAME_CHECKPOINT))
+        .and_then(|ids| check_eos_token_ids(&ids, config).map(|()| ids))
+        .map_err(|reason| {
+            Error::file(
+                &source.path(GENERATION_CONFIG),
+                reason,
+                SAME_CHECKPOINT_REMEDY,
+            )
+        })
 }
 
-/// A token that the model doesn't have would never end a caption.
-fn check_eos(ids: &[u32], config: &Config) -> Result<(), String> {
+/// Checks that the model has the tokens that end generation.
+fn check_eos_token_ids(ids: &[u32], config: &Config) -> Result<(), String> {
     let vocabulary = config.text_config.vocab_size;
     match ids.iter().find(|id| **id as usize >= vocabulary) {
         None => Ok(()),

@@ -1,3 +1,5 @@
+//! The identity of a checkpoint, for sharing loaded models.
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -12,17 +14,18 @@ use crate::{
     text::chat_template,
 };
 
-/// Tells whether two checkpoints are the same: the same files, unchanged since.
+/// The identity of a checkpoint: its files with size, modification time and inode. Two checkpoints with equal
+/// fingerprints are the same model.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fingerprint(Vec<FileState>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct FileState {
     path: PathBuf,
-    /// Where there is such a file.
+    /// Bytes, if the file exists.
     size: Option<u64>,
     modified: Option<SystemTime>,
-    /// A copy that took its place may have all of these.
+    /// Tells a file from a copy that replaced it with the same size and time.
     inode: Option<u64>,
 }
 
@@ -47,7 +50,7 @@ impl Fingerprint {
         let states = files.map(|path| {
             let file = fs::metadata(&path).ok();
             FileState {
-                // A link may lead elsewhere tomorrow, a folder have two names.
+                // A link may change, and a folder may have two names.
                 path: path.canonicalize().unwrap_or(path),
                 size: file.as_ref().map(fs::Metadata::len),
                 modified: file.as_ref().and_then(|file| file.modified().ok()),
@@ -85,7 +88,7 @@ mod tests {
         let fingerprint = || Checkpoint::open(&source).unwrap().fingerprint().clone();
         let before = fingerprint();
         assert!(before == fingerprint());
-        // As rsync does it.
+        // rsync replaces a file this way.
         let weights = folder.path().join("model.safetensors");
         let copy = folder.path().join("copy");
         fs::copy(&weights, &copy).unwrap();

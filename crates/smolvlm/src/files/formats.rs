@@ -1,64 +1,58 @@
-//! The number format that each tensor of a checkpoint is held in: what loads them and what counts the memory beforehand
-//! ask the same.
+//! The number format that each tensor is loaded in, for loading and for the estimate of memory before it.
 
 use candle_core::{DType, quantized::GgmlDType};
 
 use vlmnarrate_engine::{DeviceKind, Quantization};
 
-use crate::{families::idefics3::names, files::checkpoint::Checkpoint};
+use crate::families::idefics3::names;
 
-/// Of one tensor.
+/// The format of a loaded tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Dense(DType),
-    Blocks(GgmlDType),
+    Quantized(GgmlDType),
 }
 
 impl Format {
-    /// Bytes of so many values, which are whole blocks.
+    /// Bytes of `values` values, a whole number of blocks.
     pub(crate) fn bytes(self, values: u64) -> u64 {
         let (block, size) = match self {
             Self::Dense(dtype) => (1, dtype.size_in_bytes()),
-            Self::Blocks(dtype) => (dtype.block_size(), dtype.type_size()),
+            Self::Quantized(dtype) => (dtype.block_size(), dtype.type_size()),
         };
         (values / block as u64).saturating_mul(size as u64)
     }
 }
 
-/// Of all tensors, as options have it.
+/// The settings that decide the format of each tensor.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Formats {
-    /// Of what is not quantized, and of what is computed.
+    /// Type of dense tensors and of activations.
     pub(crate) dtype: DType,
-    /// Of dense matrices.
+    /// Quantization of matrices that are dense in the file.
     pub(crate) quantization: Quantization,
 }
 
 impl Formats {
-    /// Whether some weights are quantized, in the checkpoint or as they are loaded.
-    pub(crate) fn has_blocks(self, checkpoint: &Checkpoint) -> bool {
-        self.quantization != Quantization::None || checkpoint.weights.has_blocks()
-    }
-
-    /// For a tensor of this name, type and shape; `None` if no model has one of that name.
-    pub(crate) fn of(self, name: &str, stored: GgmlDType, shape: &[usize]) -> Option<Format> {
+    /// The format of a tensor by its name, stored type and shape; `None` if the family has no tensor of that name.
+    pub(crate) fn format(self, name: &str, stored: GgmlDType, shape: &[usize]) -> Option<Format> {
         let matrix = |blocks| self.matrix(blocks, stored, shape.last().copied().unwrap_or(0));
         let is_matrix = shape.len() == 2 && name.ends_with(".weight");
         let module = name.strip_suffix(".weight").unwrap_or_default();
         Some(match module {
-            names::LM_HEAD => matrix(head(self.quantization)),
-            names::EMBED_TOKENS => self.table(stored),
+            names::LM_HEAD => matrix(head_dtype(self.quantization)),
+            names::EMBED_TOKENS => self.embeddings(stored),
             _ if is_matrix && name.starts_with(names::DECODER_LAYERS) => {
-                matrix(decoder(self.quantization))
+                matrix(decoder_dtype(self.quantization))
             }
             _ if is_matrix
                 && (name.starts_with(names::ENCODER_LAYERS) || module == names::CONNECTOR) =>
             {
-                matrix(vision(self.quantization))
+                matrix(encoder_dtype(self.quantization))
             }
             _ if ["text_model", "vision_model", "connector"]
                 .iter()
-                .any(|part| is_of(name, part)) =>
+                .any(|part| is_in_module(name, part)) =>
             {
                 Format::Dense(self.dtype)
             }
@@ -66,41 +60,43 @@ impl Formats {
         })
     }
 
-    /// For the layer that takes the table for its weights, where there is no head of its own.
+    /// The format of an `lm_head` that is tied to token embeddings of type `stored` and rows of `row` values.
     pub(crate) fn tied_head(self, stored: GgmlDType, row: usize) -> Format {
-        self.matrix(head(self.quantization), stored, row)
+        self.matrix(head_dtype(self.quantization), stored, row)
     }
 
-    /// Rows are looked up, not multiplied with: beside blocks they stay as they are.
-    fn table(self, stored: GgmlDType) -> Format {
-        match dense(stored) {
-            None => Format::Blocks(stored),
-            Some(stored) if decoder(self.quantization).is_some() => Format::Dense(stored),
+    /// The format of the token embeddings, whose rows are looked up, not multiplied. They are never quantized here, and
+    /// keep the file's type in a quantized model.
+    fn embeddings(self, stored: GgmlDType) -> Format {
+        match dense_dtype(stored) {
+            None => Format::Quantized(stored),
+            Some(stored) if decoder_dtype(self.quantization).is_some() => Format::Dense(stored),
             Some(_) => Format::Dense(self.dtype),
         }
     }
 
-    /// Blocks of a file stay as they are: quantized again they would only lose.
+    /// The format of a matrix. One that is quantized in the file is not quantized again.
     fn matrix(self, blocks: Option<GgmlDType>, stored: GgmlDType, row: usize) -> Format {
-        match (dense(stored), blocks) {
-            // candle takes two blocks of these types at a time, and would leave one of a row.
-            (None, _) if is_paired(stored) && !row.is_multiple_of(2 * stored.block_size()) => {
+        match (dense_dtype(stored), blocks) {
+            // candle multiplies two blocks of these types at a time, and would ignore the last of an odd number.
+            (None, _)
+                if needs_even_blocks(stored) && !row.is_multiple_of(2 * stored.block_size()) =>
+            {
                 Format::Dense(DType::F32)
             }
-            (None, _) => Format::Blocks(stored),
+            (None, _) => Format::Quantized(stored),
             (Some(_), None) => Format::Dense(self.dtype),
             (Some(_), Some(blocks)) if row.is_multiple_of(blocks.block_size()) => {
-                Format::Blocks(blocks)
+                Format::Quantized(blocks)
             }
-            // No whole number of blocks, such as 4304 in the encoder of the 2.2B. Beside blocks, products are made in
-            // f32.
+            // Not a whole number of blocks, as 4304 in the encoder of the 2.2B. Quantized models compute in f32.
             (Some(_), Some(_)) => Format::Dense(DType::F32),
         }
     }
 }
 
-/// `None` for automatic.
-pub(crate) fn named(dtype: vlmnarrate_engine::DType) -> Option<DType> {
+/// The candle type of a setting; `None` for `Auto`.
+pub(crate) fn candle_dtype(dtype: vlmnarrate_engine::DType) -> Option<DType> {
     match dtype {
         vlmnarrate_engine::DType::Auto => None,
         vlmnarrate_engine::DType::F32 => Some(DType::F32),
@@ -109,13 +105,14 @@ pub(crate) fn named(dtype: vlmnarrate_engine::DType) -> Option<DType> {
     }
 }
 
-/// What `Auto` comes to on this device.
-pub(crate) fn resolve(
+/// The quantization that `Auto` means on a device, and `None` where the device's kernels need dense weights.
+pub(crate) fn resolve_quantization(
     quantization: Quantization,
     (device, takes_blocks): (DeviceKind, bool),
     dtype: vlmnarrate_engine::DType,
 ) -> Quantization {
     match quantization {
+        // Kernels that need dense weights.
         _ if !takes_blocks => Quantization::None,
         Quantization::Auto
             if (device, dtype) == (DeviceKind::Cpu, vlmnarrate_engine::DType::Auto) =>
@@ -127,14 +124,14 @@ pub(crate) fn resolve(
     }
 }
 
-fn vision(quantization: Quantization) -> Option<GgmlDType> {
+fn encoder_dtype(quantization: Quantization) -> Option<GgmlDType> {
     match quantization {
         Quantization::Auto | Quantization::None => None,
         Quantization::Q8_0 | Quantization::Q4_0 => Some(GgmlDType::Q8_0),
     }
 }
 
-fn decoder(quantization: Quantization) -> Option<GgmlDType> {
+fn decoder_dtype(quantization: Quantization) -> Option<GgmlDType> {
     match quantization {
         Quantization::Auto | Quantization::None => None,
         Quantization::Q8_0 => Some(GgmlDType::Q8_0),
@@ -142,18 +139,18 @@ fn decoder(quantization: Quantization) -> Option<GgmlDType> {
     }
 }
 
-fn head(quantization: Quantization) -> Option<GgmlDType> {
-    vision(quantization)
+fn head_dtype(quantization: Quantization) -> Option<GgmlDType> {
+    encoder_dtype(quantization)
 }
 
-fn is_of(name: &str, part: &str) -> bool {
+fn is_in_module(name: &str, part: &str) -> bool {
     let name = name.strip_prefix("model.").unwrap_or_default();
     name.strip_prefix(part)
         .is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// The type of values that are not in blocks.
-fn dense(stored: GgmlDType) -> Option<DType> {
+/// The candle type of a dense tensor; `None` for a quantized one.
+fn dense_dtype(stored: GgmlDType) -> Option<DType> {
     match stored {
         GgmlDType::F32 => Some(DType::F32),
         GgmlDType::F16 => Some(DType::F16),
@@ -162,11 +159,12 @@ fn dense(stored: GgmlDType) -> Option<DType> {
     }
 }
 
-fn is_paired(dtype: GgmlDType) -> bool {
+/// Whether candle's kernels need an even number of blocks in a row.
+fn needs_even_blocks(dtype: GgmlDType) -> bool {
     matches!(dtype, GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1)
 }
 
-/// Whether kernels of the CPU have the blocks in an order of their own.
+/// Whether the CPU kernels repack blocks of this type.
 pub(crate) fn is_packed(dtype: GgmlDType) -> bool {
     matches!(dtype, GgmlDType::Q8_0 | GgmlDType::Q4_0)
 }
@@ -177,26 +175,40 @@ mod tests {
 
     #[test]
     fn each_tensor_has_its_format() {
-        use Format::{Blocks, Dense};
+        use Format::{Dense, Quantized};
         let (f32, bf16) = (Dense(DType::F32), Dense(DType::BF16));
-        let q8 = Blocks(GgmlDType::Q8_0);
-        let q4 = Blocks(GgmlDType::Q4_0);
+        let q8 = Quantized(GgmlDType::Q8_0);
+        let q4 = Quantized(GgmlDType::Q4_0);
         let up = "model.text_model.layers.3.mlp.up_proj.weight";
         let fc2 = "model.vision_model.encoder.layers.0.mlp.fc2.weight";
         let connector = "model.connector.modality_projection.proj.weight";
         let stored = [GgmlDType::BF16, GgmlDType::Q5_0, GgmlDType::Q6K];
         for (name, row, none, eight, four, [fives, sixes]) in [
-            (up, 64, f32, q8, q4, [Blocks(stored[1]), Blocks(stored[2])]),
-            (fc2, 64, f32, q8, q8, [Blocks(stored[1]), Blocks(stored[2])]),
-            (fc2, 4304, f32, f32, f32, [f32, Blocks(stored[2])]),
-            (connector, 96, f32, q8, q8, [f32, Blocks(stored[2])]),
+            (
+                up,
+                64,
+                f32,
+                q8,
+                q4,
+                [Quantized(stored[1]), Quantized(stored[2])],
+            ),
+            (
+                fc2,
+                64,
+                f32,
+                q8,
+                q8,
+                [Quantized(stored[1]), Quantized(stored[2])],
+            ),
+            (fc2, 4304, f32, f32, f32, [f32, Quantized(stored[2])]),
+            (connector, 96, f32, q8, q8, [f32, Quantized(stored[2])]),
             (
                 "lm_head.weight",
                 64,
                 f32,
                 q8,
                 q8,
-                [Blocks(stored[1]), Blocks(stored[2])],
+                [Quantized(stored[1]), Quantized(stored[2])],
             ),
             (
                 "model.text_model.embed_tokens.weight",
@@ -204,7 +216,7 @@ mod tests {
                 f32,
                 bf16,
                 bf16,
-                [Blocks(stored[1]), Blocks(stored[2])],
+                [Quantized(stored[1]), Quantized(stored[2])],
             ),
             (
                 "model.vision_model.embeddings.position_embedding.weight",
@@ -220,7 +232,7 @@ mod tests {
                     dtype: DType::F32,
                     quantization,
                 };
-                formats.of(name, stored, &[10, row]).unwrap()
+                formats.format(name, stored, &[10, row]).unwrap()
             };
             assert_eq!(of(Quantization::None, stored[0]), none, "{name}");
             assert_eq!(of(Quantization::Q8_0, stored[0]), eight, "{name} {row}");
@@ -246,7 +258,7 @@ mod tests {
             (up, &[2, 64]),
         ] {
             assert_eq!(
-                formats.of(name, GgmlDType::F32, shape),
+                formats.format(name, GgmlDType::F32, shape),
                 Some(bf16),
                 "{name}"
             );
@@ -257,7 +269,7 @@ mod tests {
             "model.text_modeller.x",
             "text_model.norm.weight",
         ] {
-            assert_eq!(formats.of(name, GgmlDType::F32, &[64]), None, "{name}");
+            assert_eq!(formats.format(name, GgmlDType::F32, &[64]), None, "{name}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From a folder, GGUF files or the hub to tensors.
+//! Model files: found in a folder, GGUF files or the hub, checked, and read as tensors.
 
 pub(crate) mod checkpoint;
 pub(crate) mod fingerprint;

@@ -1,22 +1,22 @@
-//! How much memory a checkpoint's weights take, known before they are loaded.
+//! The memory that a checkpoint's weights take, known before they are loaded.
 
 use crate::{
     error::{Error, Result},
     families::idefics3::names,
     files::{
         formats::{Format, Formats, is_packed},
-        weights::{Entry, Weights},
+        weights::{TensorEntry, Weights},
     },
-    machine::memory::{Shortage, bytes},
+    machine::{memory::Shortage, memory_limits::bytes},
 };
 use vlmnarrate_engine::Quantization;
 
 impl Weights {
-    /// Bytes that a model holds of them, on a CPU or not.
+    /// Bytes of the loaded weights, on a CPU or another device.
     pub(crate) fn size(&self, formats: Formats, is_cpu: bool) -> u64 {
-        let size = |(name, entry): (&String, &Entry)| {
-            let format = formats.of(name, entry.dtype, &entry.shape);
-            format.map_or(0, |format| format.bytes(entry.values()))
+        let size = |(name, entry): (&String, &TensorEntry)| {
+            let format = formats.format(name, entry.dtype, &entry.shape);
+            format.map_or(0, |format| format.bytes(entry.value_count()))
         };
         let sizes = self
             .entries()
@@ -26,32 +26,32 @@ impl Weights {
         sizes.fold(0, u64::saturating_add)
     }
 
-    /// What a head takes that has no weights of its own, beside the table.
+    /// Bytes of a tied `lm_head` beside the token embeddings, 0 if it shares their memory.
     fn tied_size(&self, formats: Formats, is_cpu: bool) -> u64 {
-        let (None, Some(table)) = (
+        let (None, Some(embeddings)) = (
             self.entries().get(&names::weight(names::LM_HEAD)),
             self.entries().get(&names::weight(names::EMBED_TOKENS)),
         ) else {
             return 0;
         };
-        let head = formats.tied_head(table.dtype, table.row());
+        let head = formats.tied_head(embeddings.dtype, embeddings.row_len());
         let is_shared = match head {
-            Format::Blocks(blocks) if is_cpu && is_packed(blocks) => false,
+            Format::Quantized(blocks) if is_cpu && is_packed(blocks) => false,
             head => {
-                formats.of(
+                formats.format(
                     &names::weight(names::EMBED_TOKENS),
-                    table.dtype,
-                    &table.shape,
+                    embeddings.dtype,
+                    &embeddings.shape,
                 ) == Some(head)
             }
         };
         match is_shared {
             true => 0,
-            false => head.bytes(table.values()),
+            false => head.bytes(embeddings.value_count()),
         }
     }
 
-    /// Whether there can be memory for all of them, where `check_available` knows of memory.
+    /// Checks that `check_available` finds memory for all weights.
     pub(crate) fn check_memory(
         &self,
         formats: Formats,
@@ -62,8 +62,8 @@ impl Weights {
         check_available(size).map_err(|shortage| {
             let remedy = match formats.quantization {
                 Quantization::Q4_0 => "take a smaller model",
-                // Those of a file stay as they are.
-                _ if self.has_blocks() => "take a smaller model",
+                // Weights that are quantized in the file are not quantized again.
+                _ if self.has_quantized() => "take a smaller model",
                 _ => "take a smaller model, or set quantization to q4-0",
             };
             Error::Setting {
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
     use crate::machine::memory::check_available;
 
-    /// A file of any size that takes no room.
+    /// A file of any size that takes no memory.
     struct Sparse {
         header: Vec<u8>,
         size: u64,
@@ -162,21 +162,23 @@ mod tests {
         }
     }
 
-    /// Rows that are looked up may be those of the head, in the same memory or not.
+    /// A tied `lm_head` may share the memory of the embeddings.
     #[test]
     fn a_head_that_is_the_table_takes_memory_where_it_is_another_format() {
         let sizes = |dtype: GgmlDType, row: usize, quantization| {
             let len = 64 * row / dtype.block_size() * dtype.type_size();
-            let table = Entry {
+            let embeddings = TensorEntry {
                 file: 0,
                 dtype,
                 shape: vec![64, row],
                 start: 0,
                 len,
-                paired_heads: None,
+                permuted_heads: None,
             };
-            let weights =
-                Weights::new(vec![], [(names::weight(names::EMBED_TOKENS), table)].into());
+            let weights = Weights::new(
+                vec![],
+                [(names::weight(names::EMBED_TOKENS), embeddings)].into(),
+            );
             let formats = Formats {
                 dtype: DType::F32,
                 quantization,
@@ -186,10 +188,10 @@ mod tests {
         let (none, q8_0) = (Quantization::None, Quantization::Q8_0);
         assert_eq!(sizes(GgmlDType::BF16, 64, none), [4 * 64; 2]);
         assert_eq!(sizes(GgmlDType::BF16, 64, q8_0), [2 * 64 + 2 * 34; 2]);
-        // Rows that are no whole blocks.
+        // Rows that are not a whole number of blocks.
         assert_eq!(sizes(GgmlDType::BF16, 72, q8_0), [2 * 72 + 4 * 72; 2]);
         assert_eq!(sizes(GgmlDType::F32, 72, q8_0), [4 * 72; 2]);
-        // The CPU's kernels have these in another order, and no others.
+        // Of these types, only Q8_0 is repacked for the CPU kernels.
         assert_eq!(sizes(GgmlDType::Q8_0, 64, none), [4 * 34, 2 * 34]);
         assert_eq!(sizes(GgmlDType::Q6K, 256, none), [210; 2]);
         assert_eq!(sizes(GgmlDType::Q5_0, 96, none), [3 * 22 + 4 * 96; 2]);

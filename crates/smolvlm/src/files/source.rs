@@ -1,4 +1,4 @@
-//! Where a model comes from.
+//! Model sources: the demo model, a folder, GGUF files, or the hub.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,45 +13,48 @@ use serde_json::Value;
 
 use crate::{
     error::{Error, Result},
-    files::{gguf, weights::Bytes},
+    files::{gguf, weights::ReadSeek},
 };
 
-/// What the `model` property names.
+/// The place that a model is loaded from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// The model embedded in this library; it knows `videotestsrc` pictures only.
+    /// The demo model embedded in this library, which only knows pictures of `videotestsrc`.
     Demo,
-    /// A folder with the files of a checkpoint.
+    /// A folder with a safetensors checkpoint.
     Folder(PathBuf),
-    /// The two files of a model that llama.cpp runs.
+    /// The two GGUF files of a llama.cpp model.
     Gguf {
+        /// The text model: decoder and vocabulary.
         text: PathBuf,
-        /// Its vision encoder, the mmproj file.
+        /// The mmproj file: vision encoder and projector.
         projector: PathBuf,
-        /// Whether the projector was taken for no better reason than that there is no other.
+        /// Whether `projector` was chosen only because the folder has no other.
         guessed: bool,
     },
-    /// A model of the Hugging Face hub that isn't in the cache yet.
+    /// A model of the Hugging Face hub that must be downloaded.
     #[cfg(feature = "hub")]
     Hub(crate::files::hub::Repository),
 }
 
 impl Source {
-    /// `None` and the empty string are the demo model; anything else is a folder, a GGUF file or, where there
-    /// is neither and it looks like one, an id of the hub, behind which `:Q8_0` may choose among GGUF files.
-    /// Asks no network: a model that is whole in the hub's cache is what it has there.
+    /// Parses a `model` setting: a folder, a GGUF file or, if no such path exists, an id of the hub, as in `owner/name`
+    /// or `owner/name:Q8_0` for one of several GGUF files. `None` and the empty string are the demo model.
+    ///
+    /// Makes no request: a model that is complete in the hub's cache is the files there. Errors if `model` is none of
+    /// these, or is not in the cache and an environment variable forbids the network.
     pub fn parse(model: Option<&OsStr>, revision: Option<&str>) -> Result<Self> {
         let Some(model) = model.filter(|m| !m.is_empty()) else {
             return Ok(Self::Demo);
         };
         let path = PathBuf::from(model);
         if path.is_dir() {
-            return Self::inside(path);
+            return Self::from_folder(path);
         }
         if gguf::is_gguf(&model.to_string_lossy()) {
-            return gguf::beside(&path);
+            return gguf::source_of_text_model(&path);
         }
-        // An id is ASCII; a path is whatever the disk has.
+        // An id is ASCII; a path need not be.
         let id = model.to_str().and_then(hub_id);
         #[cfg(feature = "hub")]
         if let Some((id, tag)) = id.filter(|_| !path.exists()) {
@@ -85,20 +88,22 @@ impl Source {
         })
     }
 
-    /// The GGUF file `model`, or that of the folder `model`, with `mmproj` as its projector. Searches for no other.
+    /// The text model `model`, a GGUF file or a folder with one, and the mmproj file `mmproj`. Errors if either is
+    /// missing.
     pub fn with_mmproj(model: Option<&OsStr>, mmproj: &OsStr) -> Result<Self> {
         gguf::with_mmproj(model, mmproj)
     }
 
-    fn inside(folder: PathBuf) -> Result<Self> {
+    fn from_folder(folder: PathBuf) -> Result<Self> {
         if !folder.join(CONFIG).exists()
-            && let Some(source) = gguf::inside(&folder)?
+            && let Some(source) = gguf::source_in_folder(&folder)?
         {
             return Ok(source);
         }
         Ok(Self::Folder(folder))
     }
 
+    /// Reads a file; `None` if it doesn't exist.
     pub(crate) fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let Some(mut file) = self.open(name)? else {
             return Ok(None);
@@ -110,10 +115,11 @@ impl Source {
         }
     }
 
-    pub(crate) fn open(&self, name: &str) -> Result<Option<Box<dyn Bytes>>> {
+    /// Opens a file; `None` if it doesn't exist.
+    pub(crate) fn open(&self, name: &str) -> Result<Option<Box<dyn ReadSeek>>> {
         match self {
             Self::Demo => {
-                Ok(demo::file(name).map(|b| Box::new(io::Cursor::new(b)) as Box<dyn Bytes>))
+                Ok(demo::file(name).map(|b| Box::new(io::Cursor::new(b)) as Box<dyn ReadSeek>))
             }
             Self::Folder(folder) => {
                 let path = folder.join(name);
@@ -123,13 +129,14 @@ impl Source {
                     Err(e) => Err(Error::file(&path, e, "Check its permissions")),
                 }
             }
-            // What others have files for is in the header.
+            // The header has what other checkpoints have in files.
             Self::Gguf { .. } => Ok(None),
             #[cfg(feature = "hub")]
             Self::Hub(_) => Ok(None),
         }
     }
 
+    /// The path of a file, for errors.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         match self {
             Self::Demo => Path::new("demo").join(name),
@@ -140,6 +147,7 @@ impl Source {
         }
     }
 
+    /// `found`, or the error that the file is missing.
     pub(crate) fn require<T>(&self, name: &str, found: Option<T>) -> Result<T> {
         found.ok_or_else(|| Error::NotFound {
             path: self.path(name),
@@ -151,8 +159,8 @@ impl Source {
         })
     }
 
-    /// A file that must be there, through `parse`.
-    pub(crate) fn parsed<T>(
+    /// Reads and parses a file that must exist.
+    pub(crate) fn read_parsed<T>(
         &self,
         name: &str,
         parse: impl FnOnce(&[u8]) -> Result<T, String>,
@@ -167,8 +175,8 @@ impl Source {
         })
     }
 
-    /// A JSON file that may be missing; one that doesn't parse is an error all the same.
-    pub(crate) fn json(&self, name: &str) -> Result<Option<Value>> {
+    /// Reads a JSON file; `None` if it doesn't exist. Errors if it doesn't parse.
+    pub(crate) fn read_json(&self, name: &str) -> Result<Option<Value>> {
         self.read(name)?
             .map(|bytes| {
                 serde_json::from_slice(&bytes)
@@ -190,7 +198,7 @@ impl Source {
                 })
             }
             Self::Gguf { text, .. } => {
-                // Not of the file, which is a link in the hub's cache.
+                // Not of the file: in the hub's cache it is a link.
                 let folder = text.parent().and_then(|folder| folder.canonicalize().ok());
                 let folder = folder.unwrap_or_default();
                 let file = text.file_name().unwrap_or_default().to_string_lossy();
@@ -210,7 +218,7 @@ impl Source {
     }
 }
 
-/// `owner/name`, and what stands behind a colon.
+/// Splits `owner/name:tag` into id and tag; `None` if the text is no id.
 fn hub_id(model: &str) -> Option<(&str, Option<&str>)> {
     let word = |part: &str| {
         !part.is_empty()
@@ -227,7 +235,7 @@ fn hub_id(model: &str) -> Option<(&str, Option<&str>)> {
     (word(owner) && word(name) && tag.is_none_or(word)).then_some((id, tag))
 }
 
-/// `…/models--owner--name/snapshots/<commit>`, as the hub's cache lays it out.
+/// Id and commit of a snapshot in the hub's cache, `…/models--owner--name/snapshots/<commit>`.
 fn hub_cache_identity(folder: &Path) -> Option<(String, String)> {
     let commit = folder.file_name()?.to_str()?;
     let snapshots = folder.parent()?;
@@ -239,7 +247,7 @@ fn hub_cache_identity(folder: &Path) -> Option<(String, String)> {
     Some((name, commit.to_owned()))
 }
 
-/// The commit that `huggingface-cli download --local-dir` notes for each file.
+/// The commit of a file that `hf download --local-dir` downloaded, from the metadata beside it.
 fn local_dir_revision(folder: &Path, file: &str) -> Option<String> {
     let notes = folder.join(".cache/huggingface/download");
     let note = fs::read_to_string(notes.join(format!("{file}.metadata"))).ok()?;
@@ -255,12 +263,12 @@ pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
 #[derive(Deserialize)]
-struct Index {
+struct WeightsIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-/// The one file, or every shard that the index names.
-pub(crate) fn weight_files(source: &Source) -> Result<Vec<(PathBuf, Box<dyn Bytes>)>> {
+/// Opens the weights: one file, or all shards of the index.
+pub(crate) fn weight_files(source: &Source) -> Result<Vec<(PathBuf, Box<dyn ReadSeek>)>> {
     if let Some(bytes) = source.open(WEIGHTS)? {
         return Ok(vec![(source.path(WEIGHTS), bytes)]);
     }
@@ -276,9 +284,9 @@ pub(crate) fn weight_files(source: &Source) -> Result<Vec<(PathBuf, Box<dyn Byte
         .collect()
 }
 
-/// The files that an index names.
+/// The shards of an index. Errors if one isn't in the same folder.
 pub(crate) fn shards(source: &Source, index: &[u8]) -> Result<BTreeSet<String>> {
-    let index: Index = serde_json::from_slice(index)
+    let index: WeightsIndex = serde_json::from_slice(index)
         .map_err(|e| Error::file(&source.path(WEIGHTS_INDEX), e, "Download it again"))?;
     let shards: BTreeSet<_> = index.weight_map.into_values().collect();
     for shard in &shards {
@@ -297,7 +305,7 @@ pub(crate) fn shards(source: &Source, index: &[u8]) -> Result<BTreeSet<String>> 
     Ok(shards)
 }
 
-/// The files of `models/demo`, built in.
+/// The embedded files of `models/demo`.
 mod demo {
     macro_rules! files {
         ($($name:literal),*) => {

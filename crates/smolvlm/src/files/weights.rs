@@ -1,7 +1,7 @@
-//! Tensors of a checkpoint's files, found by one set of names and read one at a time.
+//! The weights of a checkpoint: tensors in safetensors or GGUF files, by their published names, read one at a time.
 //!
-//! Files are read, not mapped: each tensor is converted to the compute type once and moved to the device, and a
-//! file that is cut or replaced while we load gives an error where a mapping would give SIGBUS.
+//! Files are read, not mapped: each tensor is converted to its format once and moved to the device. A file that is
+//! truncated while it is read gives an error, where a mapping would give SIGBUS.
 
 use std::{
     collections::HashMap,
@@ -24,61 +24,63 @@ use crate::{
     files::formats::{Format, Formats},
 };
 
-pub(crate) trait Bytes: Read + Seek + Send {}
-impl<T: Read + Seek + Send> Bytes for T {}
+/// An open file, or bytes in memory.
+pub(crate) trait ReadSeek: Read + Seek + Send {}
+impl<T: Read + Seek + Send> ReadSeek for T {}
 
-/// The largest header the safetensors format allows.
-const MAX_HEADER: u64 = 100_000_000;
-const DOWNLOAD_AGAIN: &str = "Download it again";
+/// Bytes of a safetensors header, at most, as the format has it.
+const MAX_HEADER_SIZE: u64 = 100_000_000;
+const REMEDY: &str = "Download it again";
 
 struct File {
     path: PathBuf,
-    bytes: Mutex<Box<dyn Bytes>>,
+    bytes: Mutex<Box<dyn ReadSeek>>,
 }
 
-/// Where a tensor lies and how.
+/// The type, shape and place of a stored tensor.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
-    /// Its place among the files.
+pub(crate) struct TensorEntry {
+    /// Index of the file.
     pub(crate) file: usize,
     pub(crate) dtype: GgmlDType,
     pub(crate) shape: Vec<usize>,
-    /// From the start of the file.
+    /// First byte, from the start of the file.
     pub(crate) start: u64,
+    /// Bytes.
     pub(crate) len: usize,
-    /// Of so many heads, each has its rows in pairs: one of the first half, one of the second.
-    pub(crate) paired_heads: Option<usize>,
+    /// The number of heads whose rows are permuted: first and second half of each head interleaved.
+    pub(crate) permuted_heads: Option<usize>,
 }
 
-impl Entry {
-    /// Whether several weights share a scale, and so are of use to products alone.
-    fn is_blocks(&self) -> bool {
+impl TensorEntry {
+    /// Whether the tensor is quantized: blocks of values share a scale.
+    fn is_quantized(&self) -> bool {
         self.dtype.block_size() > 1
     }
 
-    pub(crate) fn values(&self) -> u64 {
+    pub(crate) fn value_count(&self) -> u64 {
         let blocks = self.len / self.dtype.type_size();
         (blocks as u64).saturating_mul(self.dtype.block_size() as u64)
     }
 
-    pub(crate) fn row(&self) -> usize {
+    pub(crate) fn row_len(&self) -> usize {
         self.shape.last().copied().unwrap_or(0)
     }
 
-    /// Puts the rows of each head in their order.
-    fn unpair(&self, bytes: &mut [u8]) {
-        let Some(heads) = self.paired_heads else {
+    /// Undoes the permutation of each head's rows, as `LlamaModel.permute` of llama.cpp made it.
+    fn unpermute(&self, bytes: &mut [u8]) {
+        let Some(heads) = self.permuted_heads else {
             return;
         };
-        // A row is a whole number of blocks: they move as they are.
+        // A row is a whole number of blocks, which move as they are.
         let row = self.len / self.shape[0];
         for head in bytes.chunks_exact_mut(self.len / heads) {
-            let paired = head.to_vec();
-            let (first, second) = head.split_at_mut(paired.len() / 2);
+            let permuted = head.to_vec();
+            let (first, second) = head.split_at_mut(permuted.len() / 2);
             let halves = first
                 .chunks_exact_mut(row)
                 .zip(second.chunks_exact_mut(row));
-            for (pair, (first, second)) in paired.chunks_exact(2 * row).zip(halves) {
+            for (pair, (first, second)) in permuted.chunks_exact(2 * row).zip(halves) {
                 first.copy_from_slice(&pair[..row]);
                 second.copy_from_slice(&pair[row..]);
             }
@@ -86,36 +88,36 @@ impl Entry {
     }
 }
 
-/// A tensor as its file has it.
-pub(crate) enum Stored {
+/// A weight tensor in memory, dense or in quantized blocks.
+pub(crate) enum WeightTensor {
     Dense(Tensor),
-    Blocks(Arc<QTensor>),
+    Quantized(Arc<QTensor>),
 }
 
-/// What a checkpoint holds, known from the headers alone.
+/// The open files of a checkpoint and their tensors, known from the headers.
 pub(crate) struct Weights {
     files: Vec<File>,
-    entries: HashMap<String, Entry>,
+    entries: HashMap<String, TensorEntry>,
     total: u64,
 }
 
 impl Weights {
-    /// Reads the headers of safetensors files and checks that every tensor lies inside its file.
-    pub(crate) fn open(mut files: Vec<(PathBuf, Box<dyn Bytes>)>) -> Result<Self> {
+    /// Reads the headers of safetensors files and checks that every tensor is inside its file.
+    pub(crate) fn open(mut files: Vec<(PathBuf, Box<dyn ReadSeek>)>) -> Result<Self> {
         let mut entries = HashMap::new();
         for (index, (path, bytes)) in files.iter_mut().enumerate() {
             match read_header(bytes.as_mut(), index) {
                 Ok(found) => entries.extend(found),
-                Err(reason) => return Err(Error::file(path, reason, DOWNLOAD_AGAIN)),
+                Err(reason) => return Err(Error::file(path, reason, REMEDY)),
             }
         }
         Ok(Self::new(files, entries))
     }
 
-    /// Of tensors that are known to lie inside their files.
+    /// The weights of tensors that are known to be inside their files.
     pub(crate) fn new(
-        files: Vec<(PathBuf, Box<dyn Bytes>)>,
-        entries: HashMap<String, Entry>,
+        files: Vec<(PathBuf, Box<dyn ReadSeek>)>,
+        entries: HashMap<String, TensorEntry>,
     ) -> Self {
         let file = |(path, bytes)| File {
             path,
@@ -128,19 +130,19 @@ impl Weights {
         }
     }
 
-    /// Whether some tensors are quantized in the file.
-    pub(crate) fn has_blocks(&self) -> bool {
-        self.entries.values().any(Entry::is_blocks)
+    /// Whether some tensors are quantized in their files.
+    pub(crate) fn has_quantized(&self) -> bool {
+        self.entries.values().any(TensorEntry::is_quantized)
     }
 
-    /// How many there are.
-    pub(crate) fn values(&self) -> u64 {
+    /// Values of all tensors.
+    pub(crate) fn parameter_count(&self) -> u64 {
         let sizes = self.entries.values();
         let sizes = sizes.map(|entry| entry.shape.iter().map(|side| *side as u64).product::<u64>());
         sizes.fold(0, u64::saturating_add)
     }
 
-    pub(crate) fn entries(&self) -> &HashMap<String, Entry> {
+    pub(crate) fn entries(&self) -> &HashMap<String, TensorEntry> {
         &self.entries
     }
 
@@ -148,7 +150,7 @@ impl Weights {
         self.files.iter().map(|file| file.path.as_path())
     }
 
-    fn find(&self, name: &str) -> CandleResult<&Entry> {
+    fn find(&self, name: &str) -> CandleResult<&TensorEntry> {
         self.entries.get(name).ok_or_else(|| {
             CandleError::CannotFindTensor {
                 path: name.to_owned(),
@@ -157,38 +159,38 @@ impl Weights {
         })
     }
 
-    /// Dense ones into memory, blocks onto the device.
-    fn read(&self, name: &str, entry: &Entry, device: &Device) -> CandleResult<Stored> {
-        Ok(Stored::Dense(match entry.dtype {
+    /// Reads a tensor: a dense one into memory, a quantized one onto the device.
+    fn read(&self, name: &str, entry: &TensorEntry, device: &Device) -> CandleResult<WeightTensor> {
+        Ok(WeightTensor::Dense(match entry.dtype {
             GgmlDType::F32 => self.read_as::<f32>(name, entry)?,
             GgmlDType::F16 => self.read_as::<half::f16>(name, entry)?,
             GgmlDType::BF16 => self.read_as::<half::bf16>(name, entry)?,
             blocks => {
-                // candle takes blocks that are aligned as their scales are.
+                // candle needs blocks that are aligned as their scales are.
                 let mut data = vec![0u64; entry.len.div_ceil(size_of::<u64>())];
                 let bytes = &mut bytemuck::cast_slice_mut(&mut data)[..entry.len];
                 self.read_bytes(name, entry, bytes)?;
                 let blocks = QStorage::from_data((&*bytes).into(), device, blocks)?;
                 let blocks = QTensor::new(blocks, entry.shape.as_slice())?;
-                return Ok(Stored::Blocks(blocks.into()));
+                return Ok(WeightTensor::Quantized(blocks.into()));
             }
         }))
     }
 
-    /// Straight into the tensor's memory: a copy on the way would count in the peak.
+    /// Reads directly into the tensor's memory: another copy would raise peak memory.
     fn read_as<T: WithDType + bytemuck::Pod>(
         &self,
         name: &str,
-        entry: &Entry,
+        entry: &TensorEntry,
     ) -> CandleResult<Tensor> {
         let mut data = vec![T::zeroed(); entry.len / size_of::<T>()];
         self.read_bytes(name, entry, bytemuck::cast_slice_mut(&mut data))?;
         Tensor::from_vec(data, entry.shape.as_slice(), &Device::Cpu)
     }
 
-    fn read_bytes(&self, name: &str, entry: &Entry, into: &mut [u8]) -> CandleResult<()> {
+    fn read_bytes(&self, name: &str, entry: &TensorEntry, into: &mut [u8]) -> CandleResult<()> {
         let file = &self.files[entry.file];
-        // A poisoned lock means that another read panicked; the position is set anew anyway.
+        // After a panic in another read, the position is arbitrary; it is set here.
         let mut bytes = file.bytes.lock().unwrap_or_else(|e| e.into_inner());
         bytes
             .seek(SeekFrom::Start(entry.start))
@@ -197,12 +199,15 @@ impl Weights {
                 CandleError::msg(format!("{}: reading `{name}`: {e}", file.path.display()))
             })?;
         drop(bytes);
-        entry.unpair(into);
+        entry.unpermute(into);
         Ok(())
     }
 }
 
-fn read_header(bytes: &mut dyn Bytes, file: usize) -> Result<Vec<(String, Entry)>, String> {
+fn read_header(
+    bytes: &mut dyn ReadSeek,
+    file: usize,
+) -> Result<Vec<(String, TensorEntry)>, String> {
     let io = |e: io::Error| e.to_string();
     let size = bytes.seek(SeekFrom::End(0)).map_err(io)?;
     bytes.rewind().map_err(io)?;
@@ -211,7 +216,7 @@ fn read_header(bytes: &mut dyn Bytes, file: usize) -> Result<Vec<(String, Entry)
         .read_exact(&mut len)
         .map_err(|_| format!("is only {size} bytes long, too short for safetensors"))?;
     let len = u64::from_le_bytes(len);
-    if len > MAX_HEADER || len > size.saturating_sub(8) {
+    if len > MAX_HEADER_SIZE || len > size.saturating_sub(8) {
         return Err(format!(
             "is not safetensors, or cut short (a header of {len} bytes in a file of {size})"
         ));
@@ -234,7 +239,7 @@ fn read_header(bytes: &mut dyn Bytes, file: usize) -> Result<Vec<(String, Entry)
             Dtype::F32 => GgmlDType::F32,
             Dtype::F16 => GgmlDType::F16,
             Dtype::BF16 => GgmlDType::BF16,
-            // Buffers such as integer position ids; the model asks for none of them.
+            // Buffers such as integer position ids, which the model doesn't use.
             _ => continue,
         };
         let bytes = info
@@ -247,22 +252,22 @@ fn read_header(bytes: &mut dyn Bytes, file: usize) -> Result<Vec<(String, Entry)
                 info.shape
             ));
         }
-        let entry = Entry {
+        let entry = TensorEntry {
             file,
             dtype,
             shape: info.shape.clone(),
             start: data_start + from,
             len: (to - from) as usize,
-            paired_heads: None,
+            permuted_heads: None,
         };
-        entries.push((canonical(&name), entry));
+        entries.push((canonical_name(&name), entry));
     }
     Ok(entries)
 }
 
-/// The published name of a tensor, whichever way it was saved: with or without the `model.` of the class
-/// that wraps it, and with the decoder's own `model.` and `lm_head` inside (2.2B descriptions).
-fn canonical(name: &str) -> String {
+/// The published name of a tensor, with or without the `model.` of the wrapping class, and with the decoder's own
+/// `model.` and `lm_head` inside.
+fn canonical_name(name: &str) -> String {
     let bare = name.strip_prefix("model.").unwrap_or(name);
     if let Some(rest) = bare.strip_prefix("text_model.") {
         if rest.starts_with("lm_head.") {
@@ -277,19 +282,20 @@ fn canonical(name: &str) -> String {
     name.to_owned()
 }
 
-/// Called with bytes read and bytes in all; `Break` ends the load.
+/// A callback with bytes read and bytes in all. Returning `Break` cancels the load.
 pub type Progress<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + Send + 'a;
 
-/// [`Weights`] as a `VarBuilder` reads them, with progress and a way out.
+/// [`Weights`] for candle's `VarBuilder`, with progress and cancellation.
 #[derive(Clone, Copy)]
 pub(crate) struct Loader<'a> {
     pub(crate) weights: &'a Weights,
-    /// Where to.
+    /// The device that tensors are loaded onto.
     pub(crate) device: &'a Device,
-    /// Told of bytes that were read; `false` ends the load.
+    /// Called with the bytes of each tensor that was read; `false` cancels the load.
     pub(crate) progress: &'a (dyn Fn(u64) -> bool + Sync),
 }
 
+/// The sum of what [`Loader::progress`] reports.
 pub(crate) struct LoadProgress<'a> {
     read: u64,
     total: u64,
@@ -307,7 +313,7 @@ impl<'a> LoadProgress<'a> {
         }
     }
 
-    /// Says whether to go on.
+    /// Adds and reports bytes. Returns whether to continue.
     pub(crate) fn add(&mut self, bytes: u64) -> bool {
         self.read += bytes;
         self.cancelled |= (self.report)(self.read, self.total).is_break();
@@ -316,25 +322,26 @@ impl<'a> LoadProgress<'a> {
 }
 
 impl Loader<'_> {
-    /// What a tensor is held in.
+    /// The format that a tensor is loaded in.
     pub(crate) fn format(&self, name: &str, formats: Formats) -> CandleResult<Format> {
         let entry = self.weights.find(name)?;
-        let format = formats.of(name, entry.dtype, &entry.shape);
+        let format = formats.format(name, entry.dtype, &entry.shape);
         format.ok_or_else(|| CandleError::msg(format!("`{name}` is no tensor of the model")))
     }
 
+    /// The format of an `lm_head` that is tied to the token embeddings.
     pub(crate) fn tied_head(&self, formats: Formats) -> CandleResult<Format> {
-        let table = self.weights.find(&names::weight(names::EMBED_TOKENS))?;
-        Ok(formats.tied_head(table.dtype, table.row()))
+        let embeddings = self.weights.find(&names::weight(names::EMBED_TOKENS))?;
+        Ok(formats.tied_head(embeddings.dtype, embeddings.row_len()))
     }
 
-    /// A tensor of this shape; `dtype` is for dense ones, as the file has them without.
-    pub(crate) fn stored(
+    /// Loads a tensor of `shape`. A dense tensor is converted to `dtype`, if given. Errors if the shape differs.
+    pub(crate) fn weight(
         &self,
         shape: &Shape,
         name: &str,
         dtype: Option<DType>,
-    ) -> CandleResult<Stored> {
+    ) -> CandleResult<WeightTensor> {
         let entry = self.weights.find(name)?;
         if entry.shape != shape.dims() {
             let got = Shape::from(entry.shape.as_slice());
@@ -349,11 +356,16 @@ impl Loader<'_> {
         self.load(entry, name, dtype)
     }
 
-    fn load(&self, entry: &Entry, name: &str, dtype: Option<DType>) -> CandleResult<Stored> {
+    fn load(
+        &self,
+        entry: &TensorEntry,
+        name: &str,
+        dtype: Option<DType>,
+    ) -> CandleResult<WeightTensor> {
         let stored = match self.weights.read(name, entry, self.device)? {
-            Stored::Dense(tensor) => {
+            WeightTensor::Dense(tensor) => {
                 let tensor = tensor.to_dtype(dtype.unwrap_or(tensor.dtype()))?;
-                Stored::Dense(tensor.to_device(self.device)?)
+                WeightTensor::Dense(tensor.to_device(self.device)?)
             }
             blocks => blocks,
         };
@@ -364,12 +376,12 @@ impl Loader<'_> {
     }
 }
 
-impl Stored {
-    /// For what is more than a product.
+impl WeightTensor {
+    /// The dense tensor; a quantized one is dequantized to `dtype`.
     pub(crate) fn dense(self, dtype: DType) -> CandleResult<Tensor> {
         match self {
             Self::Dense(tensor) => Ok(tensor),
-            Self::Blocks(blocks) => blocks.dequantize(&blocks.device())?.to_dtype(dtype),
+            Self::Quantized(blocks) => blocks.dequantize(&blocks.device())?.to_dtype(dtype),
         }
     }
 }
@@ -383,7 +395,7 @@ impl SimpleBackend for Loader<'_> {
         dtype: DType,
         _: &Device,
     ) -> CandleResult<Tensor> {
-        self.stored(&shape, name, Some(dtype))?.dense(dtype)
+        self.weight(&shape, name, Some(dtype))?.dense(dtype)
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, _: &Device) -> CandleResult<Tensor> {
@@ -423,23 +435,23 @@ mod tests {
                 "model.connector.modality_projection.proj.weight",
             ),
         ] {
-            assert_eq!(canonical(stored), name);
+            assert_eq!(canonical_name(stored), name);
         }
     }
 
     #[test]
     fn pairs_are_parted() {
         // Two heads of four rows of three: 0 2 1 3 as stored.
-        let entry = Entry {
+        let entry = TensorEntry {
             file: 0,
             dtype: GgmlDType::F32,
             shape: vec![8, 3],
             start: 0,
             len: 24,
-            paired_heads: Some(2),
+            permuted_heads: Some(2),
         };
         let mut bytes = [0u8, 2, 1, 3, 4, 6, 5, 7].map(|row| [row; 3]).concat();
-        entry.unpair(&mut bytes);
+        entry.unpermute(&mut bytes);
         assert_eq!(
             bytes,
             [0u8, 1, 2, 3, 4, 5, 6, 7].map(|row| [row; 3]).concat()

@@ -23,14 +23,6 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// A number of bytes for people.
-pub(crate) fn bytes(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000_000 => format!("{} MB", bytes / 1_000_000),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
-    }
-}
-
 /// Checks that so many bytes can be had: the system has them, and the process gets them. They are asked for and given
 /// back untouched, which costs nothing.
 pub(crate) fn check_available(bytes: u64) -> Result<(), Shortage> {

@@ -7,7 +7,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::machine::memory::bytes;
+
+/// A number of bytes for people.
+pub(crate) fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000_000 => format!("{} MB", bytes / 1_000_000),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
 
 /// What there is, and who says that it is no more.
 #[derive(Debug, Clone, PartialEq, Eq)]

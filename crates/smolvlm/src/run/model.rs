@@ -8,7 +8,7 @@ use std::sync::{
 #[cfg(feature = "cuda")]
 use candle_core::Device;
 use candle_core::Tensor;
-use vlmnarrate_engine::{Observer, Picture};
+use vlmnarrate_engine::{Observer, Picture, Quantization};
 
 #[cfg(feature = "cuda")]
 use crate::{backends::cuda, files::weights::Loader};
@@ -83,7 +83,7 @@ impl Model {
         let stop: Vec<u32> = prompter
             .token_id(prompt::END_OF_UTTERANCE)
             .into_iter()
-            .chain(checkpoint.eos.iter().copied())
+            .chain(checkpoint.eos_token_ids.iter().copied())
             .collect();
 
         let progress = Mutex::new(LoadProgress::new(&checkpoint.weights, progress));
@@ -115,8 +115,10 @@ impl Model {
                 )?)
             }
             device => {
+                let has_quantized = formats.quantization != Quantization::None
+                    || checkpoint.weights.has_quantized();
                 let formats = (formats, &add as &(dyn Fn(u64) -> bool + Sync));
-                match matches!(device, OpenDevice::Cpu) && formats.0.has_blocks(checkpoint) {
+                match matches!(device, OpenDevice::Cpu) && has_quantized {
                     true => Box::new(TensorBackend::<Fused>::load(
                         checkpoint, &device, formats, failed, threads,
                     )?),

@@ -36,7 +36,7 @@ impl LoadOptions {
         let device = device::resolve(self.device, checkpoint);
         Ok(Self {
             device,
-            quantization: formats::resolve(
+            quantization: formats::resolve_quantization(
                 self.quantization,
                 (device, device::takes_blocks(device)),
                 self.dtype,
@@ -48,14 +48,14 @@ impl LoadOptions {
     /// Of options that [`resolve`](Self::resolve) gave: what the weights are held in.
     pub(crate) fn formats(&self, checkpoint: &Checkpoint) -> Result<Formats> {
         let has_blocks = device::takes_blocks(self.device)
-            && (self.quantization != Quantization::None || checkpoint.weights.has_blocks());
+            && (self.quantization != Quantization::None || checkpoint.weights.has_quantized());
         if has_blocks && !matches!(self.dtype, DType::Auto | DType::F32) {
             return Err(Error::Setting {
                 property: "dtype",
                 reason: "products with quantized weights are made in f32; leave it at auto".into(),
             });
         }
-        let dtype = match formats::named(self.dtype) {
+        let dtype = match formats::candle_dtype(self.dtype) {
             Some(dtype) => dtype,
             None if has_blocks => candle_core::DType::F32,
             None => device::dtype(self.device),
@@ -77,7 +77,7 @@ impl LoadOptions {
         let weights = &checkpoint.weights;
         Ok(match device::takes_blocks(options.device) {
             true => weights.size(formats, options.device == DeviceKind::Cpu),
-            false => weights.values() * formats.dtype.size_in_bytes() as u64,
+            false => weights.parameter_count() * formats.dtype.size_in_bytes() as u64,
         })
     }
 }

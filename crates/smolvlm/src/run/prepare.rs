@@ -69,7 +69,7 @@ impl Model {
     /// A prompt that the chat template refuses or that holds a picture's place, choices that can't be written, and more
     /// tokens than the model has positions.
     pub fn check(&self, request: &Request<'_>) -> Result<()> {
-        let choices = self.choices(request.choices)?;
+        let choices = Choices::encode(&self.prompter, &self.name, request.choices)?;
         let whole = Processor::new(&self.preprocessor).side;
         // Nobody knows yet how many tiles there will be.
         let spans = request
@@ -97,7 +97,7 @@ impl Model {
                 false => self.check_picture(picture)?,
             }
         }
-        let choices = self.choices(request.choices)?;
+        let choices = Choices::encode(&self.prompter, &self.name, request.choices)?;
         let max_tokens = max_tokens(request, &choices);
         let pictures = request.pictures.iter().copied();
         let processor = request

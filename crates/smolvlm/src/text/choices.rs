@@ -3,7 +3,7 @@
 
 use crate::{
     error::{Error, Result},
-    run::model::Model,
+    text::prompt::Prompter,
 };
 
 /// The token ids of each choice.
@@ -19,28 +19,27 @@ pub(crate) struct ChoiceState<'c> {
     probability: f64,
 }
 
-impl Model {
-    /// Encodes choices. Errors if a text can't be written with the model's tokens.
-    pub(crate) fn choices(&self, texts: &[String]) -> Result<Choices> {
+impl Choices {
+    /// Encodes choices.
+    ///
+    /// # Errors
+    ///
+    /// A text that can't be written with the tokens of the model of this name.
+    pub(crate) fn encode(prompter: &Prompter, model: &str, texts: &[String]) -> Result<Self> {
         let tokens = texts.iter().map(|text| {
             // The prompt ends with "Assistant:", and an answer begins with a space.
-            let ids = self.prompter().ids(&format!(" {text}"))?;
-            match self.prompter().decode(&ids)?.trim() == text {
+            let ids = prompter.ids(&format!(" {text}"))?;
+            match prompter.decode(&ids)?.trim() == text {
                 true => Ok(ids),
                 false => Err(Error::Setting {
                     property: "choices",
-                    reason: format!(
-                        "`{text}` can't be written with the tokens of `{}`",
-                        self.name()
-                    ),
+                    reason: format!("`{text}` can't be written with the tokens of `{model}`"),
                 }),
             }
         });
-        Ok(Choices(tokens.collect::<Result<_>>()?))
+        Ok(Self(tokens.collect::<Result<_>>()?))
     }
-}
 
-impl Choices {
     /// The state before the first token; `None` if there are no choices, and every token is allowed.
     pub(crate) fn start(&self) -> Option<ChoiceState<'_>> {
         let remaining = self.0.iter().map(Vec::as_slice).collect::<Vec<_>>();

@@ -2,5 +2,6 @@
 
 pub(crate) mod chat_template;
 pub(crate) mod choices;
+pub(crate) mod message;
 pub(crate) mod prompt;
 pub(crate) mod tokenizer;

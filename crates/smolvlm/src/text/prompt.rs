@@ -4,54 +4,15 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
 use crate::{
     error::{Error, Result},
-    text::chat_template::{ChatTemplate, SpecialTokens},
-};
-
-/// The author of a message. Chat templates write the role with a capital letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Instructions for the whole conversation.
-    System,
-    /// The question, with its pictures.
-    User,
-    /// The model.
-    Assistant,
-}
-
-/// A part of a message, serialized as chat templates expect it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-pub enum Content {
-    /// Text, without `<image>`.
-    Text {
-        /// The text.
-        text: String,
+    text::{
+        chat_template::{ChatTemplate, SpecialTokens},
+        message::{Content, IMAGE, Message, Role},
     },
-    /// A placeholder for the next picture.
-    Image,
-}
-
-impl Content {
-    /// A [`Text`](Self::Text) part.
-    pub fn text(text: impl Into<String>) -> Self {
-        Self::Text { text: text.into() }
-    }
-}
-
-/// A message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who wrote the message.
-    pub role: Role,
-    /// Texts and pictures in reading order.
-    pub content: Vec<Content>,
-}
+};
 
 /// The image tokens of one picture in a prompt: its tiles row by row, then the whole picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +23,6 @@ pub struct Span {
     pub tokens: usize,
 }
 
-pub(crate) const IMAGE: &str = "<image>";
 const FAKE: &str = "<fake_token_around_image>";
 const GLOBAL: &str = "<global-img>";
 /// The token that ends a message, and therefore a caption.
@@ -309,47 +269,6 @@ fn runs(ids: &[u32], token: u32) -> Vec<(usize, usize)> {
             position += run.len();
             (run[0] == token).then_some((start, run.len()))
         })
-        .collect()
-}
-
-/// The messages of a caption: an optional system message, then one of the user with pictures or a [`video`] and the
-/// prompt.
-pub fn question(system: Option<&str>, pictures: Vec<Content>, prompt: &str) -> Vec<Message> {
-    let mut content = pictures;
-    content.push(Content::text(prompt));
-    system
-        .into_iter()
-        .map(|text| Message {
-            role: Role::System,
-            content: vec![Content::text(text)],
-        })
-        .chain([Message {
-            role: Role::User,
-            content,
-        }])
-        .collect()
-}
-
-/// A video as parts of a message (SmolVLM2): an introduction, then each frame behind its timestamp.
-///
-/// `frames` are timestamps and `duration` is the length of the video, both in seconds. The texts are those of
-/// [`processing_smolvlm.py`](https://github.com/huggingface/transformers/blob/main/src/transformers/models/smolvlm/processing_smolvlm.py).
-pub fn video(frames: &[u64], duration: u64) -> Vec<Content> {
-    let clock = |t: u64| format!("{:02}:{:02}", t / 60, t % 60);
-    let intro = format!(
-        "You are provided the following series of {} frames from a {}:{} [H:MM:SS] video.\n",
-        number_in_words(frames.len()),
-        duration / 3600,
-        clock(duration % 3600),
-    );
-    let frames = frames.iter().flat_map(|&second| {
-        let time = format!("\nFrame from {}:", clock(second));
-        [Content::text(time), Content::Image]
-    });
-    [Content::text(intro)]
-        .into_iter()
-        .chain(frames)
-        .chain([Content::text("\n\n")])
         .collect()
 }
 

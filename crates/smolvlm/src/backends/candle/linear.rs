@@ -10,7 +10,7 @@ use candle_nn::VarBuilder;
 
 use crate::files::{
     formats::{Format, Formats},
-    weights::{Loader, Stored},
+    weights::{Loader, WeightTensor},
 };
 
 /// Where layers get their matrices, and what they are held in.
@@ -22,14 +22,18 @@ pub(crate) struct Matrices<'a> {
 
 impl Matrices<'_> {
     /// `vb` is at the matrix' module. Widened only where it stays dense.
-    fn weight(&self, shape: (usize, usize), vb: &VarBuilder) -> CandleResult<(Stored, Format)> {
+    fn weight(
+        &self,
+        shape: (usize, usize),
+        vb: &VarBuilder,
+    ) -> CandleResult<(WeightTensor, Format)> {
         let name = format!("{}.weight", vb.prefix());
         let format = self.loader.format(&name, self.formats)?;
         let dtype = match format {
             Format::Dense(dtype) => Some(dtype),
-            Format::Blocks(_) => None,
+            Format::Quantized(_) => None,
         };
-        Ok((self.loader.stored(&shape.into(), &name, dtype)?, format))
+        Ok((self.loader.weight(&shape.into(), &name, dtype)?, format))
     }
 
     /// What the head is held in where it is the table.
@@ -60,19 +64,23 @@ impl Linear {
     }
 
     /// Of weights that are held in this format from now on.
-    pub(crate) fn new(weight: Stored, bias: Option<Tensor>, format: Format) -> CandleResult<Self> {
+    pub(crate) fn new(
+        weight: WeightTensor,
+        bias: Option<Tensor>,
+        format: Format,
+    ) -> CandleResult<Self> {
         Ok(match (weight, format) {
-            (Stored::Dense(weight), Format::Dense(dtype)) => {
+            (WeightTensor::Dense(weight), Format::Dense(dtype)) => {
                 Self::Dense(candle_nn::Linear::new(weight.to_dtype(dtype)?, bias))
             }
-            (Stored::Dense(weight), Format::Blocks(blocks)) => {
+            (WeightTensor::Dense(weight), Format::Quantized(blocks)) => {
                 Self::Quantized(QMatMul::from_qtensor(quantize(&weight, blocks)?)?, bias)
             }
-            (Stored::Blocks(weight), Format::Dense(dtype)) => {
+            (WeightTensor::Quantized(weight), Format::Dense(dtype)) => {
                 let weight = weight.dequantize(&weight.device())?.to_dtype(dtype)?;
                 Self::Quantized(QMatMul::Tensor(weight), bias)
             }
-            (Stored::Blocks(weight), Format::Blocks(_)) => {
+            (WeightTensor::Quantized(weight), Format::Quantized(_)) => {
                 Self::Quantized(QMatMul::from_arc(weight)?, bias)
             }
         })
@@ -149,16 +157,16 @@ impl Embedding {
         vb: VarBuilder,
     ) -> CandleResult<Self> {
         Ok(match matrices.weight(shape, &vb)?.0 {
-            Stored::Dense(rows) => Self::Dense(rows, vb.dtype()),
-            Stored::Blocks(rows) => Self::Quantized(rows),
+            WeightTensor::Dense(rows) => Self::Dense(rows, vb.dtype()),
+            WeightTensor::Quantized(rows) => Self::Quantized(rows),
         })
     }
 
     /// The layer that gives each token the product with its row.
     pub(crate) fn tied(&self, format: Format) -> CandleResult<Linear> {
         let rows = match self {
-            Self::Dense(rows, _) => Stored::Dense(rows.clone()),
-            Self::Quantized(rows) => Stored::Blocks(rows.clone()),
+            Self::Dense(rows, _) => WeightTensor::Dense(rows.clone()),
+            Self::Quantized(rows) => WeightTensor::Quantized(rows.clone()),
         };
         Linear::new(rows, None, format)
     }
@@ -183,10 +191,10 @@ mod tests {
         let weight = weight.and_then(|w| ((w * 0.7)?.sin())?.reshape((3, row)));
         let bias = Tensor::new(&[1f32, 2.0, 3.0], &Device::Cpu).unwrap();
         let format = match blocks {
-            Some(blocks) => Format::Blocks(blocks),
+            Some(blocks) => Format::Quantized(blocks),
             None => Format::Dense(DType::F32),
         };
-        Linear::new(Stored::Dense(weight.unwrap()), Some(bias), format).unwrap()
+        Linear::new(WeightTensor::Dense(weight.unwrap()), Some(bias), format).unwrap()
     }
 
     #[test]

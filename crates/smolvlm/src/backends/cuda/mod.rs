@@ -137,7 +137,7 @@ impl Network {
             DType::F32 => cuda::DType::F32,
         };
         let kernels = Kernels::new(&gpu, dtype)?;
-        gpu.check_free_memory(checkpoint.weights.values() * dtype.bytes() as u64)?;
+        gpu.check_free_memory(checkpoint.weights.parameter_count() * dtype.bytes() as u64)?;
         let gpu_error = Mutex::default();
         let from = weights::Uploader::new(&gpu, dtype, loader, &gpu_error);
         let why = |report, error| match gpu_error.lock().unwrap_or_else(|e| e.into_inner()).take() {

@@ -87,7 +87,7 @@ impl<'a> Uploader<'a> {
     }
 
     fn tensor(&self, shape: &[usize], name: &str, dtype: DType) -> CandleResult<Tensor> {
-        let stored = self.loader.stored(&shape.into(), name, Some(dtype))?;
+        let stored = self.loader.weight(&shape.into(), name, Some(dtype))?;
         stored.dense(dtype)
     }
 

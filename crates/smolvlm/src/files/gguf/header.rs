@@ -1,69 +1,53 @@
-//! The front of a GGUF file, read without believing it.
+//! The header of a [GGUF](https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) file, which is not trusted.
 //!
-//! `candle_core::quantized::gguf_file` reads the same format, but takes headers as long as the file, a
-//! value of 32 bytes for each that has one, and any alignment. Here a header has a largest size, and
-//! every count in it is held against the bytes that are left before anything is allocated.
-//! [The format](https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+//! A header has a largest size, and each count is compared with the bytes that are left before anything is allocated.
+//! Not `gguf_file::Content::read` of candle 0.11.1, even within a limit: it divides by an alignment of 0, keeps 32 bytes
+//! for each item of an array, takes the last of two keys or tensors of one name, replaces what is not UTF-8, and its
+//! errors don't name the tensor of an unknown type. Whether tensors overlap, are aligned and inside the file, and
+//! whether the product of their dimensions overflows, it doesn't check.
 
 use std::{
     collections::{HashMap, HashSet},
-    io::{self, BufReader, Read, SeekFrom},
+    io::{self, SeekFrom},
 };
 
 use candle_core::quantized::GgmlDType;
 
-use crate::files::weights::Bytes;
+use super::reader::{Reader, Value};
+use crate::files::weights::ReadSeek;
 
-/// Ten times what the vocabulary of the family takes.
-const MAX_HEADER: u64 = 32 << 20;
-/// Of an array; a vocabulary has 49,280.
-const MAX_ITEMS: u64 = 1 << 20;
+/// Bytes of a header, at most: ten times what the vocabulary of the family takes.
+const MAX_HEADER_SIZE: u64 = 32 << 20;
 const MAX_DIMS: usize = 4;
 const MAX_ALIGNMENT: u64 = 1 << 16;
 
-/// What a key of the metadata says.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Value {
-    Integer(i64),
-    Float(f64),
-    Bool(bool),
-    Text(String),
-    Integers(Vec<i64>),
-    Floats(Vec<f64>),
-    Bools(Vec<bool>),
-    Texts(Vec<String>),
-}
-
-/// Where a tensor lies, sure to be inside the file.
+/// The type, shape and place of a tensor, which is known to be inside the file.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TensorInfo {
     pub(crate) name: String,
     pub(crate) dtype: GgmlDType,
-    /// Outermost first, the other way round than in the file.
+    /// Dimensions, outermost first; the file has them innermost first.
     pub(crate) shape: Vec<usize>,
-    /// From the start of the file.
+    /// First byte, from the start of the file.
     pub(crate) start: u64,
     pub(crate) len: usize,
 }
 
+/// Metadata and tensor descriptions of a GGUF file.
 pub(crate) struct Header {
-    pub(crate) values: HashMap<String, Value>,
+    pub(crate) metadata: HashMap<String, Value>,
+    /// In the order of the file's data.
     pub(crate) tensors: Vec<TensorInfo>,
 }
 
 impl Header {
-    /// The error is a reason without the file's name.
-    pub(crate) fn read(bytes: &mut dyn Bytes) -> Result<Self, String> {
+    /// Reads and checks a header. The error is a reason without the file's name.
+    pub(crate) fn read(bytes: &mut dyn ReadSeek) -> Result<Self, String> {
         let io = |e: io::Error| e.to_string();
         let size = bytes.seek(SeekFrom::End(0)).map_err(io)?;
         bytes.rewind().map_err(io)?;
-        let mut reader = Reader {
-            bytes: BufReader::new(bytes),
-            at: 0,
-            end: size.min(MAX_HEADER),
-            size,
-        };
-        if size < 4 || reader.take()? != *b"GGUF" {
+        let mut reader = Reader::new(bytes, size, MAX_HEADER_SIZE);
+        if size < 4 || reader.array()? != *b"GGUF" {
             return Err("is not GGUF".into());
         }
         match reader.u32()? {
@@ -74,30 +58,30 @@ impl Header {
                 ));
             }
         }
-        let (tensors, values) = (reader.u64()?, reader.u64()?);
-        // Lengths, types and offsets alone; names and values come on top.
-        reader.has_room(tensors, 8 + 4 + 4 + 8)?;
-        reader.has_room(values, 8 + 4 + 1)?;
-        let values = read_values(&mut reader, values)?;
-        let tensors = read_tensors(&mut reader, tensors, alignment(&values)?)?;
-        Ok(Self { values, tensors })
+        let (tensors, keys) = (reader.u64()?, reader.u64()?);
+        // The least that each takes: lengths, types and offsets.
+        reader.check_room(tensors, 8 + 4 + 4 + 8)?;
+        reader.check_room(keys, 8 + 4 + 1)?;
+        let metadata = read_metadata(&mut reader, keys)?;
+        let tensors = read_tensors(&mut reader, tensors, size, alignment(&metadata)?)?;
+        Ok(Self { metadata, tensors })
     }
 }
 
-fn read_values(reader: &mut Reader<'_>, count: u64) -> Result<HashMap<String, Value>, String> {
-    let mut values = HashMap::new();
+fn read_metadata(reader: &mut Reader<'_>, count: u64) -> Result<HashMap<String, Value>, String> {
+    let mut metadata = HashMap::new();
     for _ in 0..count {
-        let key = reader.text()?;
+        let key = reader.string()?;
         let value = reader.value(&key)?;
-        if values.insert(key.clone(), value).is_some() {
+        if metadata.insert(key.clone(), value).is_some() {
             return Err(format!("has a broken header: `{key}` is there twice"));
         }
     }
-    Ok(values)
+    Ok(metadata)
 }
 
-fn alignment(values: &HashMap<String, Value>) -> Result<u64, String> {
-    match values.get("general.alignment") {
+fn alignment(metadata: &HashMap<String, Value>) -> Result<u64, String> {
+    match metadata.get("general.alignment") {
         None => Ok(32),
         Some(&Value::Integer(n)) => u64::try_from(n)
             .ok()
@@ -110,12 +94,13 @@ fn alignment(values: &HashMap<String, Value>) -> Result<u64, String> {
 fn read_tensors(
     reader: &mut Reader<'_>,
     count: u64,
+    file_size: u64,
     alignment: u64,
 ) -> Result<Vec<TensorInfo>, String> {
     let mut tensors = Vec::new();
     let mut names = HashSet::new();
     for _ in 0..count {
-        let tensor = reader.tensor(alignment)?;
+        let tensor = read_tensor(reader, alignment)?;
         if !names.insert(tensor.name.clone()) {
             return Err(format!(
                 "has a broken header: `{}` is there twice",
@@ -124,16 +109,16 @@ fn read_tensors(
         }
         tensors.push(tensor);
     }
-    // Offsets count from behind the header.
-    let data = reader.at.next_multiple_of(alignment);
+    // Offsets count from the end of the header, aligned.
+    let data = reader.position().next_multiple_of(alignment);
     for tensor in &mut tensors {
         let end = data
             .checked_add(tensor.start)
             .and_then(|start| start.checked_add(tensor.len as u64));
-        if end.is_none_or(|end| end > reader.size) {
+        if end.is_none_or(|end| end > file_size) {
             return Err(format!(
-                "is cut short: `{}` ends behind byte {}",
-                tensor.name, reader.size
+                "is cut short: `{}` ends behind byte {file_size}",
+                tensor.name
             ));
         }
         tensor.start += data;
@@ -150,177 +135,46 @@ fn read_tensors(
     Ok(tensors)
 }
 
-struct Reader<'a> {
-    bytes: BufReader<&'a mut dyn Bytes>,
-    at: u64,
-    /// Nothing of the header may lie behind it.
-    end: u64,
-    size: u64,
+/// Reads the description of a tensor, whose start still counts from the end of the header.
+fn read_tensor(reader: &mut Reader<'_>, alignment: u64) -> Result<TensorInfo, String> {
+    let name = reader.string()?;
+    let broken = |what: String| format!("has a broken header: `{name}` {what}");
+    let dims = reader.u32()? as usize;
+    if !(1..=MAX_DIMS).contains(&dims) {
+        return Err(broken(format!("has {dims} dimensions")));
+    }
+    let mut shape = Vec::with_capacity(dims);
+    for _ in 0..dims {
+        let dim = reader.u64()?;
+        shape.push(usize::try_from(dim).map_err(|_| broken(format!("is {dim} long")))?);
+    }
+    let kind = reader.u32()?;
+    let dtype = dtype(kind)
+        .ok_or_else(|| format!("holds `{name}` as {}, which is not read", type_name(kind)))?;
+    // The file's first dimension is the length of a row.
+    if !shape[0].is_multiple_of(dtype.block_size()) {
+        return Err(broken(format!("has rows of {} as {dtype:?}", shape[0])));
+    }
+    shape.reverse();
+    let values = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
+    let len = values
+        .map(|n| n / dtype.block_size())
+        .and_then(|blocks| blocks.checked_mul(dtype.type_size()))
+        .ok_or_else(|| broken(format!("has the shape {shape:?}")))?;
+    let start = reader.u64()?;
+    if !start.is_multiple_of(alignment) {
+        return Err(broken(format!("starts at {start}, not aligned")));
+    }
+    Ok(TensorInfo {
+        name,
+        dtype,
+        shape,
+        start,
+        len,
+    })
 }
 
-impl Reader<'_> {
-    fn has_room(&self, count: u64, each: u64) -> Result<(), String> {
-        let left = self.end - self.at;
-        if count.checked_mul(each).is_some_and(|bytes| bytes <= left) {
-            Ok(())
-        } else if self.end < self.size {
-            Err(format!("has a header of more than {MAX_HEADER} bytes"))
-        } else {
-            Err(format!(
-                "is cut short, or its header is broken: something ends behind byte {}",
-                self.size
-            ))
-        }
-    }
-
-    fn read(&mut self, len: u64) -> Result<Vec<u8>, String> {
-        self.has_room(len, 1)?;
-        let mut bytes = vec![0; len as usize];
-        self.bytes
-            .read_exact(&mut bytes)
-            .map_err(|e| e.to_string())?;
-        self.at += len;
-        Ok(bytes)
-    }
-
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], String> {
-        self.has_room(N as u64, 1)?;
-        let mut bytes = [0; N];
-        self.bytes
-            .read_exact(&mut bytes)
-            .map_err(|e| e.to_string())?;
-        self.at += N as u64;
-        Ok(bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32, String> {
-        self.take().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, String> {
-        self.take().map(u64::from_le_bytes)
-    }
-
-    fn text(&mut self) -> Result<String, String> {
-        let len = self.u64()?;
-        String::from_utf8(self.read(len)?)
-            .map_err(|_| "has a broken header: a text is not UTF-8".into())
-    }
-
-    fn value(&mut self, key: &str) -> Result<Value, String> {
-        let kind = self.u32()?;
-        if kind != ARRAY {
-            return Ok(match kind {
-                FLOAT | DOUBLE => Value::Float(self.float(kind)?),
-                BOOL => Value::Bool(self.take()? != [0u8]),
-                TEXT => Value::Text(self.text()?),
-                _ => Value::Integer(self.integer(key, kind)?),
-            });
-        }
-        let (kind, count) = (self.u32()?, self.u64()?);
-        if count > MAX_ITEMS {
-            return Err(format!(
-                "has a broken header: `{key}` has {count} items, at most {MAX_ITEMS} are read"
-            ));
-        }
-        Ok(match kind {
-            FLOAT | DOUBLE => Value::Floats(self.items(count, |r| r.float(kind))?),
-            BOOL => Value::Bools(self.items(count, |r| Ok(r.take()? != [0u8]))?),
-            TEXT => Value::Texts(self.items(count, Self::text)?),
-            // An array of arrays is none of these; no SmolVLM has one.
-            _ => Value::Integers(self.items(count, |r| r.integer(key, kind))?),
-        })
-    }
-
-    /// Grows item by item: a count alone allocates nothing.
-    fn items<T>(
-        &mut self,
-        count: u64,
-        mut item: impl FnMut(&mut Self) -> Result<T, String>,
-    ) -> Result<Vec<T>, String> {
-        (0..count).map(|_| item(self)).collect()
-    }
-
-    fn float(&mut self, kind: u32) -> Result<f64, String> {
-        match kind {
-            // The number that was meant: 1e-5 rather than the f32 next to it.
-            FLOAT => Ok(shortest(f32::from_le_bytes(self.take()?))),
-            _ => self.take().map(f64::from_le_bytes),
-        }
-    }
-
-    fn integer(&mut self, key: &str, kind: u32) -> Result<i64, String> {
-        Ok(match kind {
-            0 => u8::from_le_bytes(self.take()?).into(),
-            1 => i8::from_le_bytes(self.take()?).into(),
-            2 => u16::from_le_bytes(self.take()?).into(),
-            3 => i16::from_le_bytes(self.take()?).into(),
-            4 => self.u32()?.into(),
-            5 => i32::from_le_bytes(self.take()?).into(),
-            // Nothing that counts goes as far as 2^63.
-            10 => self.u64()?.try_into().unwrap_or(i64::MAX),
-            11 => i64::from_le_bytes(self.take()?),
-            _ => {
-                return Err(format!(
-                    "has a broken header: `{key}` is of the type {kind}"
-                ));
-            }
-        })
-    }
-
-    /// Its start counts from the end of the header, which is not known yet.
-    fn tensor(&mut self, alignment: u64) -> Result<TensorInfo, String> {
-        let name = self.text()?;
-        let broken = |what: String| format!("has a broken header: `{name}` {what}");
-        let dims = self.u32()? as usize;
-        if !(1..=MAX_DIMS).contains(&dims) {
-            return Err(broken(format!("has {dims} dimensions")));
-        }
-        let mut shape = Vec::with_capacity(dims);
-        for _ in 0..dims {
-            let dim = self.u64()?;
-            shape.push(usize::try_from(dim).map_err(|_| broken(format!("is {dim} long")))?);
-        }
-        let kind = self.u32()?;
-        let dtype = dtype(kind)
-            .ok_or_else(|| format!("holds `{name}` as {}, which is not read", type_name(kind)))?;
-        // The first dimension of the file is the one that lies in a row.
-        if !shape[0].is_multiple_of(dtype.block_size()) {
-            return Err(broken(format!("has rows of {} as {dtype:?}", shape[0])));
-        }
-        shape.reverse();
-        let values = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
-        let len = values
-            .map(|n| n / dtype.block_size())
-            .and_then(|blocks| blocks.checked_mul(dtype.type_size()))
-            .ok_or_else(|| broken(format!("has the shape {shape:?}")))?;
-        let start = self.u64()?;
-        if !start.is_multiple_of(alignment) {
-            return Err(broken(format!("starts at {start}, not aligned")));
-        }
-        Ok(TensorInfo {
-            name,
-            dtype,
-            shape,
-            start,
-            len,
-        })
-    }
-}
-
-/// The double whose shortest decimal is that of `value`, as JSON would have it.
-fn shortest(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(value.into())
-}
-
-// Types of values; the others are integers.
-const FLOAT: u32 = 6;
-const BOOL: u32 = 7;
-const TEXT: u32 = 8;
-const ARRAY: u32 = 9;
-const DOUBLE: u32 = 12;
-
-/// The types of `ggml.h` that candle multiplies with.
+/// The candle type of an `enum ggml_type`, if candle computes with it.
 fn dtype(kind: u32) -> Option<GgmlDType> {
     Some(match kind {
         0 => GgmlDType::F32,
@@ -340,7 +194,7 @@ fn dtype(kind: u32) -> Option<GgmlDType> {
     })
 }
 
-/// As file names and `llama-quantize` call the others.
+/// The name of a type that [`dtype`] doesn't have, as `llama-quantize` calls it.
 fn type_name(kind: u32) -> String {
     const NAMES: [(u32, &str); 12] = [
         (16, "IQ2_XXS"),
@@ -362,13 +216,16 @@ fn type_name(kind: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::reader::{ARRAY, BOOL, FLOAT32, MAX_ARRAY_LEN, STRING},
+        *,
+    };
 
     fn text(text: &str) -> Vec<u8> {
         [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
     }
 
-    /// Key, type and value.
+    /// A key with its type and value.
     fn value(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
         [&text(key), &kind.to_le_bytes()[..], value].concat()
     }
@@ -407,15 +264,15 @@ mod tests {
         let values = [
             value("count", 4, &7u32.to_le_bytes()),
             value("less", 11, &(-7i64).to_le_bytes()),
-            value("eps", FLOAT, &1e-5f32.to_le_bytes()),
+            value("eps", FLOAT32, &1e-5f32.to_le_bytes()),
             value("on", BOOL, &[1]),
-            value("name", TEXT, &text("Smöl")),
-            array("tokens", TEXT, 2, &[text("a"), text("")].concat()),
-            array("mean", FLOAT, 1, &0.5f32.to_le_bytes()),
+            value("name", STRING, &text("Smöl")),
+            array("tokens", STRING, 2, &[text("a"), text("")].concat()),
+            array("mean", FLOAT32, 1, &0.5f32.to_le_bytes()),
             array("kinds", 5, 2, &[3i32, 1].map(i32::to_le_bytes).concat()),
             value("general.alignment", 4, &64u32.to_le_bytes()),
         ];
-        // Rows of 32 in blocks of 34 bytes; the other lies where the alignment allows.
+        // Rows of 32 values in blocks of 34 bytes, then the next aligned offset.
         let tensors = [tensor("q", &[32, 2], 8, 0), tensor("f", &[4], 0, 128)];
         let mut file = file(&values, &tensors, 0);
         file.resize(file.len().next_multiple_of(64) + 128 + 16, 0);
@@ -426,12 +283,12 @@ mod tests {
             ("less", Value::Integer(-7)),
             ("eps", Value::Float(1e-5)),
             ("on", Value::Bool(true)),
-            ("name", Value::Text("Smöl".into())),
-            ("tokens", Value::Texts(vec!["a".into(), "".into()])),
+            ("name", Value::String("Smöl".into())),
+            ("tokens", Value::Strings(vec!["a".into(), "".into()])),
             ("mean", Value::Floats(vec![0.5])),
             ("kinds", Value::Integers(vec![3, 1])),
         ] {
-            assert_eq!(header.values[key], expected);
+            assert_eq!(header.metadata[key], expected);
         }
         let [q, f] = &header.tensors[..] else {
             panic!("{:?}", header.tensors);
@@ -542,23 +399,23 @@ mod tests {
             ),
             (
                 "a text of 2^64",
-                says(value("k", TEXT, &[255; 8])),
+                says(value("k", STRING, &[255; 8])),
                 "cut short",
             ),
             (
                 "a text of 1 GB",
-                says(value("k", TEXT, &(1u64 << 30).to_le_bytes())),
+                says(value("k", STRING, &(1u64 << 30).to_le_bytes())),
                 "cut short",
             ),
             (
                 "no UTF-8",
-                says(value("k", TEXT, &[1, 0, 0, 0, 0, 0, 0, 0, 255])),
+                says(value("k", STRING, &[1, 0, 0, 0, 0, 0, 0, 0, 255])),
                 "UTF-8",
             ),
             ("a bomb", says(array("k", 0, 1 << 40, &[])), "`k` has"),
             (
                 "a smaller bomb",
-                says(array("k", TEXT, 1 << 20, &[])),
+                says(array("k", STRING, 1 << 20, &[])),
                 "cut short",
             ),
             (
@@ -589,18 +446,18 @@ mod tests {
 
     #[test]
     fn a_header_has_a_largest_size() {
-        let many = array("k", 0, MAX_ITEMS, &vec![0; MAX_ITEMS as usize]);
+        let many = array("k", 0, MAX_ARRAY_LEN, &vec![0; MAX_ARRAY_LEN as usize]);
         let key = |i: usize| [&text(&i.to_string()), &many[9..]].concat();
         let error = read(file(&(0..40).map(key).collect::<Vec<_>>(), &[], 0)).err();
         assert_eq!(error.unwrap(), "has a header of more than 33554432 bytes");
     }
 
-    /// Whatever is cut off and wherever a bit tips, there is an answer.
+    /// Truncations at each byte and flips of each bit.
     #[test]
     fn no_header_panics() {
         let values = [
             value("general.alignment", 4, &32u32.to_le_bytes()),
-            array("tokens", TEXT, 2, &[text("a"), text("b")].concat()),
+            array("tokens", STRING, 2, &[text("a"), text("b")].concat()),
         ];
         let file = file(&values, &[tensor("t", &[32, 1], 8, 0)], 64);
         assert!(read(file.clone()).is_ok());

@@ -1,17 +1,19 @@
-//! Checkpoints as llama.cpp publishes them: a GGUF file with the decoder and its vocabulary, and one with
-//! the vision encoder, the mmproj file.
+//! GGUF checkpoints of llama.cpp: a file with the decoder and its vocabulary, the text model, and one with the vision
+//! encoder and the projector, the mmproj file.
 //!
-//! What the two say of themselves becomes a `config.json` and a `preprocessor_config.json`, which take
-//! the road of any other; tensors get the names, and rows of queries and keys the order, that they had
-//! before `convert_hf_to_gguf.py`. Nothing further down knows where a model came from.
+//! Their metadata becomes a `config.json` and a `preprocessor_config.json`, parsed as those of a safetensors checkpoint.
+//! Tensors get the names and rows of queries and keys the order that they had before
+//! [`convert_hf_to_gguf.py`](https://github.com/ggml-org/llama.cpp/blob/master/convert_hf_to_gguf.py). The rest of the
+//! crate does not know which format a model came from.
 //!
-//! Two values are the family's where files don't have them: tiles are cut from a picture of 4 times the
-//! encoder's side, and the encoder's norms add 1e-6, which converters write as 1e-5 if they don't find it.
+//! Two values are the family's if the files lack them: pictures are resized to 4 times the encoder's side before they are
+//! split into tiles, and the encoder's norms add 1e-6, for which converters write 1e-5 if they don't find it.
 
-mod files;
+mod compatibility;
+mod discovery;
 mod header;
 mod names;
-mod pair;
+mod reader;
 
 use std::{
     collections::HashMap,
@@ -31,42 +33,45 @@ use tokenizers::{
 use crate::{
     error::{Error, Result},
     families::idefics3::config::{Config, PreprocessorConfig},
-    files::weights::{Bytes, Entry, Weights},
+    files::weights::{ReadSeek, TensorEntry, Weights},
     text::{
         chat_template::{self, ChatTemplate, SpecialTokens},
         tokenizer::check_merge,
     },
 };
 #[cfg(feature = "hub")]
-pub(crate) use files::{Names, listed};
-pub(crate) use files::{beside, inside, is_gguf, quantization, with_mmproj};
-use header::{Header, TensorInfo, Value};
-use names::{decoder_name, encoder_name, paired_heads};
+pub(crate) use discovery::{FileNames, list_files};
+pub(crate) use discovery::{
+    is_gguf, quantization, source_in_folder, source_of_text_model, with_mmproj,
+};
+use header::{Header, TensorInfo};
+use names::{decoder_name, encoder_name, permuted_heads};
+use reader::Value;
 
 const REMEDY: &str = "vlmnarrate runs the GGUF files that llama.cpp makes of SmolVLM and SmolVLM2, \
      in F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, Q3_K and Q2_K";
 
-/// What the two files hold.
-pub(crate) struct Parts {
+/// The contents of the two files.
+pub(crate) struct GgufCheckpoint {
     pub(crate) config: Config,
     pub(crate) preprocessor: PreprocessorConfig,
     pub(crate) vocabulary: Vocabulary,
     pub(crate) chat_template: ChatTemplate,
-    /// Ids that end generation.
-    pub(crate) eos: Vec<u32>,
+    /// Tokens that end generation.
+    pub(crate) eos_token_ids: Vec<u32>,
     pub(crate) weights: Weights,
 }
 
-impl Parts {
-    /// Reads both headers and checks that the files are whole and go together.
-    /// A projector that was `guessed` must not be of another model by its name either.
+impl GgufCheckpoint {
+    /// Reads both headers and checks that the files are complete and belong together. A projector that was `guessed`
+    /// must have the name of the same model, too.
     pub(crate) fn open(text: &Path, projector: &Path, guessed: bool) -> Result<Self> {
-        let (mut decoder, encoder) = (Half::open(text)?, Half::open(projector)?);
-        pair::check_kinds(&decoder, &encoder)?;
+        let (mut decoder, encoder) = (GgufFile::open(text)?, GgufFile::open(projector)?);
+        compatibility::check_kinds(&decoder, &encoder)?;
         let in_text = |reason: String| Error::file(text, reason, REMEDY);
         let in_projector = |reason: String| Error::file(projector, reason, REMEDY);
-        decoder.is_of("llama").map_err(in_text)?;
-        encoder.is_of("clip").map_err(in_projector)?;
+        decoder.check_architecture("llama").map_err(in_text)?;
+        encoder.check_architecture("clip").map_err(in_projector)?;
         let mut config = encoder.encoder_config().map_err(in_projector)?;
         let preprocessor = encoder.preprocessor().map_err(in_projector)?;
         let vocabulary = decoder.vocabulary().map_err(in_text)?;
@@ -79,9 +84,9 @@ impl Parts {
         config
             .check_side(preprocessor.max_image_size.longest_edge)
             .map_err(in_projector)?;
-        pair::check_lengths(&decoder, &encoder, &config)?;
+        compatibility::check_shapes(&decoder, &encoder, &config)?;
         if guessed {
-            pair::check_names(&decoder, &encoder)?;
+            compatibility::check_names(&decoder, &encoder)?;
         }
 
         let template = decoder.chat_template().map_err(in_text)?;
@@ -94,17 +99,17 @@ impl Parts {
         let mut entries = decoder.entries(0, decoder_name).map_err(in_text)?;
         let head_dim = config.text_config.head_dim();
         for (name, entry) in &mut entries {
-            entry.paired_heads = paired_heads(name, &config);
-            let rows = entry.paired_heads.map(|heads| heads * head_dim);
+            entry.permuted_heads = permuted_heads(name, &config);
+            let rows = entry.permuted_heads.map(|heads| heads * head_dim);
             if rows.is_some_and(|rows| rows != entry.shape[0]) {
                 return Err(in_text(format!("has {} rows in `{name}`", entry.shape[0])));
             }
-            // Of a bias, a block is many rows: they can't be moved.
+            // A quantized bias has many rows in a block, which can't be permuted.
             if rows.is_some() && entry.shape.len() == 1 && entry.dtype.block_size() > 1 {
                 return Err(in_text(format!("has `{name}` as {:?}", entry.dtype)));
             }
         }
-        let swapped = encoder.is_swapped(&config);
+        let swapped = encoder.has_swapped_mlp(&config);
         let others = encoder.entries(1, |name| encoder_name(name, swapped));
         entries.extend(others.map_err(in_projector)?);
         Ok(Self {
@@ -112,20 +117,20 @@ impl Parts {
             preprocessor,
             vocabulary,
             chat_template,
-            eos: decoder.eos().map_err(in_text)?,
-            weights: Weights::new(vec![decoder.file(), encoder.file()], entries),
+            eos_token_ids: decoder.eos_token_ids().map_err(in_text)?,
+            weights: Weights::new(vec![decoder.into_file(), encoder.into_file()], entries),
         })
     }
 }
 
-/// One of the two files.
-struct Half {
+/// An open GGUF file with its header.
+struct GgufFile {
     path: PathBuf,
-    bytes: Box<dyn Bytes>,
+    bytes: Box<dyn ReadSeek>,
     header: Header,
 }
 
-impl Half {
+impl GgufFile {
     fn open(path: &Path) -> Result<Self> {
         let file = fs::File::open(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => Error::NotFound {
@@ -135,7 +140,7 @@ impl Half {
             },
             _ => Error::file(path, e, "Check its permissions"),
         })?;
-        let mut bytes: Box<dyn Bytes> = Box::new(file);
+        let mut bytes: Box<dyn ReadSeek> = Box::new(file);
         let header = Header::read(bytes.as_mut()).map_err(|reason| {
             let remedy = match reason.starts_with("is cut short") {
                 true => "Download it again",
@@ -150,9 +155,9 @@ impl Half {
         })
     }
 
-    /// Whether it is the half that it should be, and all of it.
-    fn is_of(&self, architecture: &str) -> Result<(), String> {
-        match self.text("general.architecture")? {
+    /// Checks the architecture, and that the file isn't one of several shards.
+    fn check_architecture(&self, architecture: &str) -> Result<(), String> {
+        match self.string("general.architecture")? {
             Some(found) if found == architecture => (),
             found => {
                 let found = found.as_deref().unwrap_or("none");
@@ -170,7 +175,7 @@ impl Half {
     }
 
     fn integer(&self, key: &str) -> Result<Option<i64>, String> {
-        match self.header.values.get(key) {
+        match self.header.metadata.get(key) {
             None => Ok(None),
             Some(Value::Integer(value)) => Ok(Some(*value)),
             Some(_) => Err(format!("has a broken header: `{key}` is no integer")),
@@ -178,22 +183,22 @@ impl Half {
     }
 
     fn float(&self, key: &str) -> Result<Option<f64>, String> {
-        match self.header.values.get(key) {
+        match self.header.metadata.get(key) {
             None => Ok(None),
             Some(Value::Float(value)) => Ok(Some(*value)),
             Some(_) => Err(format!("has a broken header: `{key}` is no float")),
         }
     }
 
-    fn text(&self, key: &str) -> Result<Option<String>, String> {
-        match self.header.values.get(key) {
+    fn string(&self, key: &str) -> Result<Option<String>, String> {
+        match self.header.metadata.get(key) {
             None => Ok(None),
-            Some(Value::Text(value)) => Ok(Some(value.clone())),
+            Some(Value::String(value)) => Ok(Some(value.clone())),
             Some(_) => Err(format!("has a broken header: `{key}` is no text")),
         }
     }
 
-    fn file(self) -> (PathBuf, Box<dyn Bytes>) {
+    fn into_file(self) -> (PathBuf, Box<dyn ReadSeek>) {
         (self.path, self.bytes)
     }
 
@@ -201,10 +206,10 @@ impl Half {
         self.header.tensors.iter().find(|t| t.name == name)
     }
 
-    /// What `config.json` of the checkpoint that it was made from had as `text_config`.
+    /// The `text_config` of the original checkpoint's `config.json`.
     fn decoder_config(&self, vocabulary: usize) -> Result<Json, String> {
         let integer = |key: &str| required(key, self.integer(key)?);
-        let scaling = self.text("llama.rope.scaling.type")?;
+        let scaling = self.string("llama.rope.scaling.type")?;
         Ok(json!({
             "hidden_size": integer("llama.embedding_length")?,
             "intermediate_size": integer("llama.feed_forward_length")?,
@@ -223,11 +228,11 @@ impl Half {
         }))
     }
 
-    /// And the rest of it.
+    /// The original checkpoint's `config.json` without `text_config`.
     fn encoder_config(&self) -> Result<Json, String> {
         let integer = |key: &str| required(key, self.integer(key)?);
-        let projector = match self.text("clip.projector_type")? {
-            None => self.text("clip.vision.projector_type")?,
+        let projector = match self.string("clip.projector_type")? {
+            None => self.string("clip.vision.projector_type")?,
             projector => projector,
         };
         if projector.as_deref() != Some("idefics3") {
@@ -252,19 +257,19 @@ impl Half {
         }))
     }
 
-    /// The reference turns all of a head.
+    /// Checks that RoPE applies to all values of a head.
     fn check_rope(&self, config: &Config) -> Result<(), String> {
         let head_dim = config.text_config.head_dim();
         match self.integer("llama.rope.dimension_count")? {
-            Some(turned) if turned != head_dim as i64 => Err(format!(
-                "turns {turned} of the {head_dim} values of a head, only all are supported"
+            Some(rotated) if rotated != head_dim as i64 => Err(format!(
+                "rotates {rotated} of the {head_dim} values of a head, only all are supported"
             )),
             _ => Ok(()),
         }
     }
 
     fn preprocessor(&self) -> Result<PreprocessorConfig, String> {
-        let floats = |key| match self.header.values.get(key) {
+        let floats = |key| match self.header.metadata.get(key) {
             None => Ok(vec![0.5; 3]),
             Some(Value::Floats(values)) => Ok(values.clone()),
             Some(_) => Err(format!(
@@ -285,7 +290,7 @@ impl Half {
         PreprocessorConfig::from_json(config.to_string().as_bytes())
     }
 
-    fn eos(&self) -> Result<Vec<u32>, String> {
+    fn eos_token_ids(&self) -> Result<Vec<u32>, String> {
         let keys = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
         let mut ids = Vec::new();
         for key in keys {
@@ -294,16 +299,16 @@ impl Half {
         Ok(ids)
     }
 
-    /// The one without a name, or of those with names `default`.
+    /// The template without a name, or the one named `default`.
     fn chat_template(&self) -> Result<Option<String>, String> {
         const KEY: &str = "tokenizer.chat_template";
-        if let Some(template) = self.text(KEY)? {
+        if let Some(template) = self.string(KEY)? {
             return Ok(Some(template));
         }
-        let templates = self.header.values.iter().filter_map(|(key, value)| {
+        let templates = self.header.metadata.iter().filter_map(|(key, value)| {
             let name = key.strip_prefix(KEY)?.strip_prefix('.')?;
             match value {
-                Value::Text(template) => Some((name.to_owned(), template.clone())),
+                Value::String(template) => Some((name.to_owned(), template.clone())),
                 _ => None,
             }
         });
@@ -318,7 +323,7 @@ impl Half {
             ("bos", "bos_token"),
             ("eos", "eos_token"),
             ("unknown", "unk_token"),
-            // As the format spells it.
+            // Spelled so in the specification.
             ("seperator", "sep_token"),
             ("padding", "pad_token"),
             ("cls", "cls_token"),
@@ -338,7 +343,7 @@ impl Half {
             ("tokenizer.ggml.model", "gpt2"),
             ("tokenizer.ggml.pre", "smollm"),
         ] {
-            let found = self.text(key)?;
+            let found = self.string(key)?;
             if found.as_deref() != Some(expected) {
                 let found = found.as_deref().unwrap_or("none");
                 return Err(format!(
@@ -346,27 +351,28 @@ impl Half {
                 ));
             }
         }
-        let mut texts = |key: &str| match self.header.values.remove(key) {
-            Some(Value::Texts(texts)) => Ok(texts),
+        let mut texts = |key: &str| match self.header.metadata.remove(key) {
+            Some(Value::Strings(texts)) => Ok(texts),
             _ => Err(format!("lacks `{key}`")),
         };
         let tokens = texts("tokenizer.ggml.tokens")?;
         let merges = texts("tokenizer.ggml.merges")?;
-        let Some(Value::Integers(kinds)) = self.header.values.remove("tokenizer.ggml.token_type")
+        let Some(Value::Integers(token_types)) =
+            self.header.metadata.remove("tokenizer.ggml.token_type")
         else {
             return Err("lacks `tokenizer.ggml.token_type`".into());
         };
-        if kinds.len() != tokens.len() {
+        if token_types.len() != tokens.len() {
             return Err(format!(
                 "has {} tokens and types for {}",
                 tokens.len(),
-                kinds.len()
+                token_types.len()
             ));
         }
         Ok(Vocabulary {
             tokens,
             merges,
-            kinds,
+            token_types,
         })
     }
 
@@ -375,18 +381,18 @@ impl Half {
         &self,
         file: usize,
         rename: impl Fn(&str) -> Option<String>,
-    ) -> Result<HashMap<String, Entry>, String> {
+    ) -> Result<HashMap<String, TensorEntry>, String> {
         let mut entries = HashMap::new();
         for tensor in &self.header.tensors {
             let name = rename(&tensor.name)
                 .ok_or_else(|| format!("holds `{}`, which no SmolVLM has", tensor.name))?;
-            let entry = Entry {
+            let entry = TensorEntry {
                 file,
                 dtype: tensor.dtype,
                 shape: tensor.shape.clone(),
                 start: tensor.start,
                 len: tensor.len,
-                paired_heads: None,
+                permuted_heads: None,
             };
             if entries.insert(name, entry).is_some() {
                 return Err(format!("holds `{}` twice", tensor.name));
@@ -395,8 +401,8 @@ impl Half {
         Ok(entries)
     }
 
-    /// Converters called the two matrices of the encoder's MLP by each other's name until May 2025.
-    fn is_swapped(&self, config: &Config) -> bool {
+    /// Whether `ffn_up` and `ffn_down` of the encoder are swapped, as converters wrote them until May 2025.
+    fn has_swapped_mlp(&self, config: &Config) -> bool {
         self.tensor("v.blk.0.ffn_up.weight")
             .is_some_and(|up| up.shape.last() != Some(&config.vision_config.hidden_size))
     }
@@ -406,19 +412,19 @@ fn required<T>(key: &str, value: Option<T>) -> Result<T, String> {
     value.ok_or_else(|| format!("lacks `{key}`"))
 }
 
-/// Tokens and merges of SmolLM2's byte-level BPE.
+/// The vocabulary of SmolLM2's byte-level BPE.
 pub(crate) struct Vocabulary {
     tokens: Vec<String>,
     merges: Vec<String>,
     /// `enum llama_token_type`
-    kinds: Vec<i64>,
+    token_types: Vec<i64>,
 }
 
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
 impl Vocabulary {
-    /// What the checkpoint's `tokenizer.json` had.
+    /// The tokenizer of the original checkpoint's `tokenizer.json`.
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer, String> {
         let vocabulary: Vocab = self.tokens.iter().cloned().zip(0..).collect();
         let merge = |merge: &String| match merge.split_once(' ') {
@@ -438,22 +444,22 @@ impl Vocabulary {
         if tokenizer.get_vocab_size(false) != self.tokens.len() {
             return Err("holds a token twice".into());
         }
-        // Each digit alone, then words; the space before a word is the word's.
+        // Single digits, then words with the space before them.
         let steps: Vec<PreTokenizerWrapper> = vec![
             Digits::new(true).into(),
             ByteLevel::new(false, true, true).into(),
         ];
         tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
         tokenizer.with_decoder(Some(ByteLevel::default()));
-        let of_kind = |kind| {
-            let tokens = self.tokens.iter().zip(&self.kinds);
-            tokens.filter(move |(_, found)| **found == kind)
+        let of_type = |token_type| {
+            let tokens = self.tokens.iter().zip(&self.token_types);
+            tokens.filter(move |(_, found)| **found == token_type)
         };
-        let special = of_kind(CONTROL).map(|(token, _)| AddedToken::from(token.clone(), true));
+        let special = of_type(CONTROL).map(|(token, _)| AddedToken::from(token.clone(), true));
         tokenizer
             .add_special_tokens(special.collect::<Vec<_>>())
             .map_err(text)?;
-        let others = of_kind(USER_DEFINED)
+        let others = of_type(USER_DEFINED)
             .map(|(token, _)| AddedToken::from(token.clone(), false).normalized(false));
         tokenizer
             .add_tokens(others.collect::<Vec<_>>())
@@ -472,11 +478,11 @@ mod tests {
     };
 
     use super::{
-        super::weights::{Loader, Stored},
+        super::weights::{Loader, WeightTensor},
         *,
     };
 
-    /// Each type of block is what candle wrote, rows of heads moved whole.
+    /// Tensors of each type as candle wrote them, with permuted rows.
     #[test]
     fn every_type_is_read() {
         let rows = Tensor::arange(0f32, 8.0 * 256.0, &Device::Cpu).unwrap();
@@ -486,7 +492,7 @@ mod tests {
             .unwrap()
             .reshape((8, 256))
             .unwrap();
-        // As stored, of two heads.
+        // The order of rows in the file, for two heads.
         let stored = [0u32, 2, 1, 3, 4, 6, 5, 7];
         let order = Tensor::new(&stored, &Device::Cpu).unwrap();
         let paired = rows.index_select(&order, 0).unwrap();
@@ -509,25 +515,25 @@ mod tests {
             let mut file = Cursor::new(Vec::new());
             gguf_file::write(&mut file, &[], &[("t", &written)]).unwrap();
             let header = Header::read(&mut file).unwrap();
-            let half = Half {
+            let gguf = GgufFile {
                 path: "t.gguf".into(),
                 bytes: Box::new(file),
                 header,
             };
-            let mut entries = half.entries(0, |name| Some(name.into())).unwrap();
-            entries.get_mut("t").unwrap().paired_heads = Some(2);
-            let weights = Weights::new(vec![half.file()], entries);
+            let mut entries = gguf.entries(0, |name| Some(name.into())).unwrap();
+            entries.get_mut("t").unwrap().permuted_heads = Some(2);
+            let weights = Weights::new(vec![gguf.into_file()], entries);
             let loader = Loader {
                 device: &Device::Cpu,
                 weights: &weights,
                 progress: &|_| true,
             };
             let read = match loader
-                .stored(&(8, 256).into(), "t", Some(DType::F32))
+                .weight(&(8, 256).into(), "t", Some(DType::F32))
                 .unwrap()
             {
-                Stored::Dense(tensor) => tensor,
-                Stored::Blocks(blocks) => blocks.dequantize(&Device::Cpu).unwrap(),
+                WeightTensor::Dense(tensor) => tensor,
+                WeightTensor::Quantized(blocks) => blocks.dequantize(&Device::Cpu).unwrap(),
             };
             let expected = QTensor::quantize(&rows, dtype).unwrap();
             let expected = expected.dequantize(&Device::Cpu).unwrap();

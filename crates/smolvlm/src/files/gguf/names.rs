@@ -1,13 +1,15 @@
-//! The names that tensors had before llama.cpp's converter gave them its own.
+//! The names of GGUF tensors in the original checkpoint.
 
 use crate::families::idefics3::{
     config::Config,
     names::{self, decoder_layer, encoder_layer, weight},
 };
 
-/// The rotary embedding of llama.cpp turns neighbours where the reference's turns the halves of a head:
-/// for it, the rows of these were put in pairs.
-pub(crate) fn paired_heads(name: &str, config: &Config) -> Option<usize> {
+/// The number of heads of a tensor whose rows `LlamaModel.permute` of the converter permuted, else `None`.
+///
+/// RoPE of llama.cpp rotates neighbouring values of a head, that of transformers a value of each half: the converter
+/// interleaves the halves of query and key heads.
+pub(crate) fn permuted_heads(name: &str, config: &Config) -> Option<usize> {
     let c = &config.text_config;
     let (_, module) = name.strip_prefix(names::DECODER_LAYERS)?.split_once('.')?;
     match module.rsplit_once('.')?.0 {
@@ -17,6 +19,7 @@ pub(crate) fn paired_heads(name: &str, config: &Config) -> Option<usize> {
     }
 }
 
+/// The original name of a tensor of the text model; `None` if SmolVLM has no such tensor.
 pub(crate) fn decoder_name(name: &str) -> Option<String> {
     const LAYER: [(&str, &str); 9] = [
         ("attn_norm", decoder_layer::INPUT_LAYERNORM),
@@ -37,6 +40,8 @@ pub(crate) fn decoder_name(name: &str) -> Option<String> {
     })
 }
 
+/// The original name of a tensor of the mmproj file; `None` if SmolVLM has no such tensor. `swapped` exchanges `ffn_up`
+/// and `ffn_down`.
 pub(crate) fn encoder_name(name: &str, swapped: bool) -> Option<String> {
     const LAYER: [(&str, &str); 8] = [
         ("ln1", encoder_layer::LAYER_NORM1),
@@ -64,7 +69,7 @@ pub(crate) fn encoder_name(name: &str, swapped: bool) -> Option<String> {
     })
 }
 
-/// `blk.0.attn_q.weight` as `model.text_model.layers.0.self_attn.q_proj.weight`.
+/// Renames a tensor of a layer: `blk.0.attn_q.weight` to `model.text_model.layers.0.self_attn.q_proj.weight`.
 fn layer_name(name: &str, from: &str, to: &str, modules: &[(&str, &str)]) -> Option<String> {
     let mut parts = name.strip_prefix(from)?.split('.');
     let (layer, module, kind) = (parts.next()?, parts.next()?, parts.next()?);

@@ -94,7 +94,7 @@ pub(crate) fn chat_template(source: &Source) -> Result<(String, PathBuf)> {
 }
 
 fn in_json(source: &Source, name: &str) -> Result<Option<(String, PathBuf)>> {
-    let json = source.json(name)?;
+    let json = source.read_json(name)?;
     let found = json.as_ref().and_then(|json| json.get("chat_template"));
     let path = source.path(name);
     let template = found.map(parse_key).transpose();
@@ -168,10 +168,10 @@ fn additional_names(source: &Source) -> Vec<String> {
 /// From `tokenizer_config.json` or the older `special_tokens_map.json`: those of [`SPECIAL_TOKENS`], keys that end in
 /// `_token`, and `extra_special_tokens` if an object. Tokens without a name are left out.
 pub(crate) fn special_tokens(source: &Source) -> Result<SpecialTokens> {
-    let config = source.json(TOKENIZER_CONFIG)?.unwrap_or_default();
+    let config = source.read_json(TOKENIZER_CONFIG)?.unwrap_or_default();
     let map = match config.get("added_tokens_decoder") {
         Some(_) => Value::Null,
-        None => source.json(SPECIAL_TOKENS_MAP)?.unwrap_or_default(),
+        None => source.read_json(SPECIAL_TOKENS_MAP)?.unwrap_or_default(),
     };
     let is_standard = |name: &str| SPECIAL_TOKENS.contains(&name);
     let mut tokens = SpecialTokens::new();

@@ -1,22 +1,22 @@
-//! Whether a text model and a projector belong together, by what their headers say.
+//! Checks on the headers of a text model and an mmproj file: do they belong together?
 
 use crate::{
     error::{Error, Result},
     families::idefics3::config::Config,
-    files::gguf::{Half, REMEDY, Value},
+    files::gguf::{GgufFile, REMEDY, Value},
 };
 
-/// The architecture of every projector, whatever its text model is.
+/// The architecture of every mmproj file, whatever its text model is.
 const PROJECTOR: &str = "clip";
 
-/// Whether neither file is what the other should be.
-pub(crate) fn check_kinds(text: &Half, projector: &Half) -> Result<()> {
-    let broken = |half: &Half, reason| Error::file(&half.path, reason, REMEDY);
-    let architecture = |half: &Half| {
-        let found = half.text("general.architecture");
-        found.map_err(|reason| broken(half, reason))
+/// Checks that one file is a text model and the other an mmproj file with a vision encoder.
+pub(crate) fn check_kinds(text: &GgufFile, projector: &GgufFile) -> Result<()> {
+    let broken = |file: &GgufFile, reason| Error::file(&file.path, reason, REMEDY);
+    let architecture = |file: &GgufFile| {
+        let found = file.string("general.architecture");
+        found.map_err(|reason| broken(file, reason))
     };
-    let is_projector = |half| Ok::<_, Error>(architecture(half)?.as_deref() == Some(PROJECTOR));
+    let is_projector = |file| Ok::<_, Error>(architecture(file)?.as_deref() == Some(PROJECTOR));
     if is_projector(text)? {
         let remedy = match is_projector(projector)? {
             true => "Set model to the GGUF file of the text model".to_owned(),
@@ -37,7 +37,7 @@ pub(crate) fn check_kinds(text: &Half, projector: &Half) -> Result<()> {
             format!("Set mmproj to the mmproj file of {}", text.path.display()),
         ));
     }
-    match projector.header.values.get("clip.has_vision_encoder") {
+    match projector.header.metadata.get("clip.has_vision_encoder") {
         Some(Value::Bool(false)) => {
             let reason = "has no vision encoder: `clip.has_vision_encoder` is false";
             Err(broken(projector, reason.into()))
@@ -46,8 +46,9 @@ pub(crate) fn check_kinds(text: &Half, projector: &Half) -> Result<()> {
     }
 }
 
-/// Whether what the projector makes of a picture can stand among the text model's embeddings.
-pub(crate) fn check_lengths(text: &Half, projector: &Half, config: &Config) -> Result<()> {
+/// Checks that the projector's output has the size of the text model's embeddings, and its input that of pixel-shuffled
+/// patches.
+pub(crate) fn check_shapes(text: &GgufFile, projector: &GgufFile, config: &Config) -> Result<()> {
     let name = "mm.model.fc.weight";
     let shape = projector.tensor(name).map(|tensor| &tensor.shape[..]);
     let Some(&[rows, columns]) = shape else {
@@ -80,15 +81,15 @@ pub(crate) fn check_lengths(text: &Half, projector: &Half, config: &Config) -> R
     Ok(())
 }
 
-/// Whether the headers name the same model. Only what converters take from the model itself is compared: a fine-tuned
-/// text model may well go with the projector that it was made with.
-pub(crate) fn check_names(text: &Half, projector: &Half) -> Result<()> {
+/// Checks that the headers name the same model. Only names that converters take from the base model are compared: a
+/// fine-tuned text model fits the projector that it was trained with.
+pub(crate) fn check_names(text: &GgufFile, projector: &GgufFile) -> Result<()> {
     for key in ["general.basename", "general.name"] {
-        let name = |half: &Half| half.text(key).ok().flatten();
+        let name = |file: &GgufFile| file.string(key).ok().flatten();
         let (Some(of_text), Some(of_projector)) = (name(text), name(projector)) else {
             continue;
         };
-        if plain(&of_text) == plain(&of_projector) {
+        if normalized(&of_text) == normalized(&of_projector) {
             return Ok(());
         }
         return Err(Error::file(
@@ -103,8 +104,8 @@ pub(crate) fn check_names(text: &Half, projector: &Half) -> Result<()> {
     Ok(())
 }
 
-/// Without what differs between a folder's name and a title.
-fn plain(name: &str) -> String {
+/// A name in lower case without punctuation, in which a folder's name and a title may differ.
+fn normalized(name: &str) -> String {
     let name = name.chars().filter(|c| c.is_alphanumeric());
     name.flat_map(char::to_lowercase).collect()
 }

@@ -1,4 +1,4 @@
-//! Which files of a folder or a repository are a model, by the names that llama.cpp's tools give them:
+//! Discovery of text models and mmproj files in a folder or a repository, by the names that llama.cpp's tools give them:
 //! `SmolVLM-256M-Instruct-Q8_0.gguf` and `mmproj-SmolVLM-256M-Instruct-Q8_0.gguf`.
 
 use std::{
@@ -12,55 +12,56 @@ use crate::{
     files::source::{CONFIG, Source},
 };
 
-/// Tried in this order where nobody says which.
+/// Quantizations of the text model in order of preference, for a repository without a tag.
 #[cfg(feature = "hub")]
-const USUAL: [&str; 2] = ["Q8_0", "Q4_K_M"];
-/// The same for the projector, small as it is.
-const USUAL_PROJECTOR: [&str; 4] = ["F16", "BF16", "F32", "Q8_0"];
+const PREFERRED: [&str; 2] = ["Q8_0", "Q4_K_M"];
+/// Quantizations of the mmproj file in order of preference.
+const PREFERRED_MMPROJ: [&str; 4] = ["F16", "BF16", "F32", "Q8_0"];
 
-/// What tells a projector's name, in the capitals that [`parts`] makes.
-const MARKER: &str = "MMPROJ";
+/// The part of a name that marks an mmproj file, upper-case as [`split_quantization`] returns it.
+const MMPROJ: &str = "MMPROJ";
 
-/// The decoder and its vocabulary; the projector holds the vision encoder.
+/// The names of a model's two files in a repository.
 #[cfg(feature = "hub")]
 #[derive(Debug, PartialEq)]
-pub(crate) struct Names {
+pub(crate) struct FileNames {
     pub(crate) text: String,
     pub(crate) projector: String,
 }
 
 #[cfg(feature = "hub")]
-impl Names {
-    pub(crate) fn inside(self, folder: &Path) -> Source {
+impl FileNames {
+    /// The files in a folder that holds a snapshot of the repository.
+    pub(crate) fn into_source(self, folder: &Path) -> Source {
         Source::Gguf {
             text: folder.join(self.text),
             projector: folder.join(self.projector),
-            // A repository is of one model.
+            // A repository has one model.
             guessed: false,
         }
     }
 
-    /// Of a repository: the file of that quantization, or the one that most take.
+    /// Chooses among the files of a repository: the quantization `tag`, or the preferred one.
     pub(crate) fn choose(names: &[String], tag: Option<&str>) -> Result<Self, String> {
-        let texts = texts(names);
-        let of = |tag: &str| texts.iter().find(|name| is_of(name, tag));
+        let texts = text_models(names);
+        let of = |tag: &str| texts.iter().find(|name| is_of_quantization(name, tag));
         let text = match tag {
             Some(tag) => of(tag),
-            None => USUAL.iter().find_map(|tag| of(tag)).or(texts.first()),
+            None => PREFERRED.iter().find_map(|tag| of(tag)).or(texts.first()),
         };
         let text = text.ok_or_else(|| match tag {
             Some(tag) => format!("has no {tag} among its GGUF files ({})", list(&texts)),
             None => "has no GGUF file of a model".into(),
         })?;
         Ok(Self {
-            projector: projector(names, text)?.name,
+            projector: choose_projector(names, text)?.name,
             text: (*text).into(),
         })
     }
 
-    /// Whether it would be chosen without a tag, whatever else there were.
-    pub(crate) fn is_usual(&self) -> bool {
-        is_of(&self.text, USUAL[0])
+    /// Whether the text model is the first choice without a tag.
+    pub(crate) fn is_preferred(&self) -> bool {
+        is_of_quantization(&self.text, PREFERRED[0])
     }
 }
 
@@ -69,12 +70,12 @@ pub(crate) fn is_gguf(name: &str) -> bool {
 }
 
 fn is_projector(name: &str) -> bool {
-    name.to_ascii_uppercase().contains(MARKER)
+    name.to_ascii_uppercase().contains(MMPROJ)
 }
 
-fn texts(names: &[String]) -> Vec<&str> {
+fn text_models(names: &[String]) -> Vec<&str> {
     let is_text = |name: &&str| {
-        // Statistics that quantization was helped with, and folders of a repository.
+        // Not importance matrices, nor files in folders of a repository.
         is_gguf(name) && !is_projector(name) && !name.contains("imatrix") && !name.contains('/')
     };
     names.iter().map(String::as_str).filter(is_text).collect()
@@ -87,8 +88,8 @@ fn list(names: &[&str]) -> String {
     }
 }
 
-/// Name and quantization, in capitals as llama.cpp compares them; the latter empty if it is not named.
-fn parts(name: &str) -> (String, String) {
+/// Splits a file name into name and quantization, upper-case as llama.cpp compares them. Either may be empty.
+fn split_quantization(name: &str) -> (String, String) {
     let name = name.to_ascii_uppercase();
     let stem = name.strip_suffix(".GGUF").unwrap_or(&name);
     let is_quantization = |tag: &str| {
@@ -103,28 +104,28 @@ fn parts(name: &str) -> (String, String) {
     }
 }
 
-/// The quantization that a file is named after.
+/// The quantization in a file's name, if there is one.
 pub(crate) fn quantization(name: &str) -> Option<String> {
-    Some(parts(name).1).filter(|tag| !tag.is_empty())
+    Some(split_quantization(name).1).filter(|tag| !tag.is_empty())
 }
 
-fn is_of(name: &str, tag: &str) -> bool {
-    parts(name).1 == tag.to_ascii_uppercase()
+fn is_of_quantization(name: &str, tag: &str) -> bool {
+    split_quantization(name).1 == tag.to_ascii_uppercase()
 }
 
-/// A projector, and whether nothing but its place says that it belongs to the text model.
+/// An mmproj file, and whether it was chosen only because there is no other.
 #[derive(Debug, PartialEq)]
-struct Found {
+struct ProjectorChoice {
     name: String,
     guessed: bool,
 }
 
-/// What is left of `mmproj-NAME-F16.gguf`, `NAME-mmproj-F16.gguf` and `owner_repo_mmproj-NAME-F16.gguf` without the
-/// marker and the quantization.
-fn base(projector: &str) -> String {
+/// The model's name in the name of an mmproj file: `mmproj-NAME-F16.gguf`, `NAME-mmproj-F16.gguf` or
+/// `owner_repo_mmproj-NAME-F16.gguf`.
+fn model_name(projector: &str) -> String {
     const SEPARATORS: [char; 3] = ['-', '.', '_'];
-    let base = parts(projector).0;
-    let Some((before, after)) = base.split_once(MARKER) else {
+    let base = split_quantization(projector).0;
+    let Some((before, after)) = base.split_once(MMPROJ) else {
         return base;
     };
     let after = match before.is_empty() || before.ends_with(SEPARATORS) {
@@ -136,33 +137,36 @@ fn base(projector: &str) -> String {
         .to_owned()
 }
 
-/// The `owner_repo_` that llama.cpp's cache, which has no folders, puts before the name of each file. Empty if the
-/// name of a projector has none.
+/// The prefix `owner_repo_` of an mmproj file in llama.cpp's cache, which has no folders; empty if there is none.
 fn cache_prefix(projector: &str) -> String {
     let name = projector.to_ascii_uppercase();
-    let prefix = name.split_once(MARKER).map_or("", |(prefix, _)| prefix);
+    let prefix = name.split_once(MMPROJ).map_or("", |(prefix, _)| prefix);
     match prefix.ends_with('_') && prefix.trim_end_matches('_').contains('_') {
         true => prefix.to_owned(),
         false => String::new(),
     }
 }
 
-/// The projector for a text file: of the same name if there is one, else of the same repository in llama.cpp's cache,
-/// else the only one. Of several that differ in quantization, that of the text file's.
-fn projector(names: &[String], text: &str) -> Result<Found, String> {
+/// Chooses the mmproj file of a text model: of the same name, else of the same repository in llama.cpp's cache, else the
+/// only one. Of several quantizations, that of the text model is preferred.
+fn choose_projector(names: &[String], text: &str) -> Result<ProjectorChoice, String> {
     let all: Vec<_> = names
         .iter()
         .map(String::as_str)
         .filter(|name| is_gguf(name) && is_projector(name) && !name.contains('/'))
         .collect();
-    let (own, tag) = parts(text);
-    let named: Vec<_> = all.iter().copied().filter(|n| base(n) == own).collect();
+    let (own, tag) = split_quantization(text);
+    let named: Vec<_> = all
+        .iter()
+        .copied()
+        .filter(|n| model_name(n) == own)
+        .collect();
     let is_of_repository = |name: &&str| {
         let prefix = cache_prefix(name);
         !prefix.is_empty() && own.starts_with(&prefix)
     };
     let cached: Vec<_> = all.iter().copied().filter(is_of_repository).collect();
-    // One owner's name may begin with another's.
+    // One repository's prefix may begin with another's.
     let longest = cached.iter().map(|name| cache_prefix(name).len()).max();
     let cached = cached
         .into_iter()
@@ -180,31 +184,38 @@ fn projector(names: &[String], text: &str) -> Result<Found, String> {
         let names = list(names);
         format!("has more than one mmproj file that may go with {text}: {names}")
     };
-    if left.iter().any(|name| base(name) != base(first)) {
+    if left
+        .iter()
+        .any(|name| model_name(name) != model_name(first))
+    {
         return Err(ambiguous(&left));
     }
-    let tags = [tag.as_str()].into_iter().chain(USUAL_PROJECTOR);
+    let tags = [tag.as_str()].into_iter().chain(PREFERRED_MMPROJ);
     let found = tags
         .into_iter()
-        .find(|tag| left.iter().any(|name| is_of(name, tag)))
+        .find(|tag| left.iter().any(|name| is_of_quantization(name, tag)))
         .unwrap_or_default();
-    let of_tag: Vec<_> = left.iter().copied().filter(|n| is_of(n, found)).collect();
+    let of_tag: Vec<_> = left
+        .iter()
+        .copied()
+        .filter(|n| is_of_quantization(n, found))
+        .collect();
     match of_tag[..] {
         [] => Ok(*first),
         [name] => Ok(name),
         _ => Err(ambiguous(&of_tag)),
     }
-    .map(|name| Found {
+    .map(|name| ProjectorChoice {
         name: name.into(),
         guessed,
     })
 }
 
-/// The model whose text file this is; its projector lies beside it.
-pub(crate) fn beside(text: &Path) -> Result<Source> {
+/// The model of a text model's file; the mmproj file is in the same folder.
+pub(crate) fn source_of_text_model(text: &Path) -> Result<Source> {
     text_exists(text)?;
     let folder = match text.parent() {
-        // Of a bare name.
+        // The parent of a bare file name.
         Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
         folder => folder.unwrap_or(text),
     };
@@ -217,7 +228,7 @@ pub(crate) fn beside(text: &Path) -> Result<Source> {
             "Set model to the other GGUF file, that of the text model; this one is found beside it",
         ));
     }
-    pair(folder, &listed(folder)?, folder.join(file), &name)
+    source(folder, &list_files(folder)?, folder.join(file), &name)
 }
 
 fn text_exists(text: &Path) -> Result<()> {
@@ -232,7 +243,7 @@ fn text_exists(text: &Path) -> Result<()> {
     }
 }
 
-/// The text file or folder `model` with the projector that the property of that name says.
+/// The text model `model`, a file or a folder with one, and the mmproj file `mmproj`.
 pub(crate) fn with_mmproj(model: Option<&OsStr>, mmproj: &OsStr) -> Result<Source> {
     let unfit = |what: String| Error::Setting {
         property: "mmproj",
@@ -248,10 +259,10 @@ pub(crate) fn with_mmproj(model: Option<&OsStr>, mmproj: &OsStr) -> Result<Sourc
     let path = Path::new(model);
     let text = match path.is_dir() {
         true if path.join(CONFIG).exists() => None,
-        true => match &texts(&listed(path)?)[..] {
+        true => match &text_models(&list_files(path)?)[..] {
             [] => None,
             [text] => Some(path.join(text)),
-            texts => return Err(several(path, texts)),
+            texts => return Err(ambiguous_error(path, texts)),
         },
         false => is_gguf(&model.to_string_lossy()).then(|| path.to_owned()),
     };
@@ -274,22 +285,22 @@ pub(crate) fn with_mmproj(model: Option<&OsStr>, mmproj: &OsStr) -> Result<Sourc
     })
 }
 
-/// The model of a folder; `None` if it has no GGUF file at all.
-pub(crate) fn inside(folder: &Path) -> Result<Option<Source>> {
-    let names = listed(folder)?;
-    match &texts(&names)[..] {
-        [text] => pair(folder, &names, folder.join(text), text).map(Some),
+/// The model of a folder; `None` if the folder has no GGUF file.
+pub(crate) fn source_in_folder(folder: &Path) -> Result<Option<Source>> {
+    let names = list_files(folder)?;
+    match &text_models(&names)[..] {
+        [text] => source(folder, &names, folder.join(text), text).map(Some),
         [] if !names.iter().any(|name| is_gguf(name)) => Ok(None),
         [] => Err(Error::file(
             folder,
             "has an mmproj file and no other GGUF file",
             "Download the text model of the same repository beside it",
         )),
-        texts => Err(several(folder, texts)),
+        texts => Err(ambiguous_error(folder, texts)),
     }
 }
 
-fn several(folder: &Path, texts: &[&str]) -> Error {
+fn ambiguous_error(folder: &Path, texts: &[&str]) -> Error {
     Error::file(
         folder,
         format!("has more than one GGUF file: {}", list(texts)),
@@ -297,8 +308,8 @@ fn several(folder: &Path, texts: &[&str]) -> Error {
     )
 }
 
-fn pair(folder: &Path, names: &[String], text: PathBuf, name: &str) -> Result<Source> {
-    let found = projector(names, name).map_err(|reason| {
+fn source(folder: &Path, names: &[String], text: PathBuf, name: &str) -> Result<Source> {
+    let found = choose_projector(names, name).map_err(|reason| {
         let remedy = "llama.cpp keeps the vision encoder in a file of its own: set mmproj to the mmproj file of \
                       the same model, or put it beside the text model, and no other";
         Error::file(folder, reason, remedy)
@@ -310,8 +321,8 @@ fn pair(folder: &Path, names: &[String], text: PathBuf, name: &str) -> Result<So
     })
 }
 
-/// Sorted, so that the same folder gives the same model everywhere.
-pub(crate) fn listed(folder: &Path) -> Result<Vec<String>> {
+/// Names of a folder's files, sorted: the choice must not depend on the file system.
+pub(crate) fn list_files(folder: &Path) -> Result<Vec<String>> {
     let unread = |e| Error::file(folder, e, "Check its permissions");
     let mut names = Vec::new();
     for file in fs::read_dir(folder).map_err(unread)? {
@@ -346,7 +357,11 @@ mod tests {
             ("SmolVLM-256M-Instruct.gguf", "SMOLVLM-256M-INSTRUCT", ""),
             ("F32.GGUF", "", "F32"),
         ] {
-            assert_eq!(parts(name), (base.into(), tag.into()), "{name}");
+            assert_eq!(
+                split_quantization(name),
+                (base.into(), tag.into()),
+                "{name}"
+            );
         }
     }
 
@@ -371,19 +386,19 @@ mod tests {
             (Some("q4_k_m"), 1, 5),
             (Some("F16"), 3, 5),
         ] {
-            let chosen = Names::choose(&published, tag).unwrap();
+            let chosen = FileNames::choose(&published, tag).unwrap();
             let expected = [text, projector].map(|i: usize| PUBLISHED[i]);
             assert_eq!([&*chosen.text, &*chosen.projector], expected, "{tag:?}");
-            assert_eq!(chosen.is_usual(), text == 2);
+            assert_eq!(chosen.is_preferred(), text == 2);
         }
-        let error = Names::choose(&published, Some("Q2_K")).unwrap_err();
+        let error = FileNames::choose(&published, Some("Q2_K")).unwrap_err();
         assert!(
             error.contains("no Q2_K") && error.contains(PUBLISHED[3]),
             "{error}"
         );
-        let error = Names::choose(&published[..4], None).unwrap_err();
+        let error = FileNames::choose(&published[..4], None).unwrap_err();
         assert!(error.contains("no mmproj"), "{error}");
-        assert!(Names::choose(&published[..1], None).is_err());
+        assert!(FileNames::choose(&published[..1], None).is_err());
     }
 
     #[test]
@@ -407,7 +422,7 @@ mod tests {
             (&[], None),
         ] {
             let all = [others, &[text]].concat();
-            let found = projector(&names(&all), text);
+            let found = choose_projector(&names(&all), text);
             let found = found.as_ref().map(|found| &*found.name);
             assert_eq!(found.ok(), expected, "{found:?}");
         }
