@@ -62,5 +62,6 @@ pub use machine::device::DeviceInfo;
 pub use run::{model::Model, options::LoadOptions, session::Session};
 pub use text::{
     chat_template::{ChatTemplate, SpecialTokens},
-    prompt::{Content, Message, Prompt, Prompter, Role, Span, question, video},
+    message::{Content, Message, Role, question, video},
+    prompt::{Prompt, Prompter, Span},
 };

@@ -128,6 +128,10 @@ fn own<S: SequenceSlot>(slot: &mut dyn SequenceSlot) -> Result<&mut S> {
 }
 
 /// How much a slot is to hold.
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(dead_code, reason = "for backends that generate by themselves")
+)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Needs {
     /// Tokens of prompt and answer.
@@ -157,6 +161,10 @@ pub(crate) enum ImageInput<'a> {
 }
 
 /// What to begin an answer with.
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(dead_code, reason = "for backends that generate by themselves")
+)]
 pub(crate) struct StartJob<'a> {
     /// In the order of the prompt.
     pub(crate) images: &'a [ImageInput<'a>],
@@ -166,19 +174,15 @@ pub(crate) struct StartJob<'a> {
 }
 
 /// An answer of the likeliest tokens.
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(dead_code, reason = "for backends that generate by themselves")
+)]
 pub(crate) struct Greedy<'a> {
     pub(crate) max_tokens: usize,
     /// Tokens that the answer may begin with.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(dead_code, reason = "backends that generate")
-    )]
     pub(crate) draft: &'a [u32],
     /// Called with all tokens so far whenever there are more.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(dead_code, reason = "backends that generate")
-    )]
     pub(crate) on_tokens: OnTokens<'a>,
 }
 

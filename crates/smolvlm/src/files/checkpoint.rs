@@ -6,6 +6,7 @@ use crate::{
     error::{Error, Result},
     families::idefics3::config::{Config, PreprocessorConfig},
     files::{
+        chat_template,
         fingerprint::Fingerprint,
         gguf::{self, Vocabulary},
         source::{
@@ -13,10 +14,7 @@ use crate::{
         },
         weights::Weights,
     },
-    text::{
-        chat_template::{self, ChatTemplate},
-        tokenizer,
-    },
+    text::{chat_template::ChatTemplate, tokenizer},
 };
 
 /// The files of a model, checked, with everything read but tokenizer and weights.

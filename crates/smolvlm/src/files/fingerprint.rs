@@ -6,12 +6,10 @@ use std::{
     time::SystemTime,
 };
 
-use crate::{
-    files::{
-        source::{CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, Source, TOKENIZER},
-        weights::Weights,
-    },
-    text::chat_template,
+use crate::files::{
+    chat_template,
+    source::{CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, Source, TOKENIZER},
+    weights::Weights,
 };
 
 /// The identity of a checkpoint: its files with size, modification time and inode. Two checkpoints with equal

@@ -1,5 +1,6 @@
 //! Model files: found in a folder, GGUF files or the hub, checked, and read as tensors.
 
+pub(crate) mod chat_template;
 pub(crate) mod checkpoint;
 pub(crate) mod fingerprint;
 pub(crate) mod formats;

@@ -7,7 +7,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-
 /// A number of bytes for people.
 pub(crate) fn bytes(bytes: u64) -> String {
     match bytes {

@@ -16,7 +16,8 @@ use crate::{
     },
     text::{
         choices::Choices,
-        prompt::{Content, Message, Prompt, Span, question, video},
+        message::{Content, Message, question, video},
+        prompt::{Prompt, Span},
     },
 };
 

@@ -3,7 +3,10 @@
 use crate::{
     backends::SequenceSlot,
     error::{Error, Result},
-    text::prompt::{Message, Prompt, Prompter, Span},
+    text::{
+        message::Message,
+        prompt::{Prompt, Prompter, Span},
+    },
 };
 use vlmnarrate_engine::Picture;
 

@@ -86,3 +86,49 @@ pub fn video(frames: &[u64], duration: u64) -> Vec<Content> {
         .chain([Content::text("\n\n")])
         .collect()
 }
+
+/// A number in words as Python's `num2words` writes it, up to 99; transformers samples 64 frames at most.
+fn number_in_words(n: usize) -> String {
+    const ONES: [&str; 20] = [
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
+    ];
+    const TENS: [&str; 10] = [
+        "", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
+    ];
+    match n {
+        0..20 => ONES[n].into(),
+        20..100 if n.is_multiple_of(10) => TENS[n / 10].into(),
+        20..100 => format!("{}-{}", TENS[n / 10], ONES[n % 10]),
+        _ => n.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_spelled() {
+        let words = [1, 4, 13, 20, 64].map(number_in_words);
+        assert_eq!(words, ["one", "four", "thirteen", "twenty", "sixty-four"]);
+    }
+}

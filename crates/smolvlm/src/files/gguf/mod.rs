@@ -33,9 +33,10 @@ use tokenizers::{
 use crate::{
     error::{Error, Result},
     families::idefics3::config::{Config, PreprocessorConfig},
+    files::chat_template,
     files::weights::{ReadSeek, TensorEntry, Weights},
     text::{
-        chat_template::{self, ChatTemplate, SpecialTokens},
+        chat_template::{ChatTemplate, SpecialTokens},
         tokenizer::check_merge,
     },
 };

@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result},
     families::idefics3::config::Config,
     files::{
-        gguf,
+        chat_template, gguf,
         hub::{
             CONFIG_FILES, POLL_INTERVAL, Repository,
             client::{Client, ClientError},
@@ -34,7 +34,6 @@ use crate::{
             WEIGHTS_INDEX, shards,
         },
     },
-    text::chat_template,
 };
 use vlmnarrate_engine::{ErrorKind, Transfer};
 

@@ -3,7 +3,6 @@
 //!
 //! A template comes with the model and is not trusted: instructions, stack and output are limited.
 
-mod files;
 mod generation;
 mod python;
 
@@ -17,13 +16,9 @@ use std::{
 use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde};
 use serde::Serialize;
 
-#[cfg(feature = "hub")]
-pub(crate) use files::is_additional;
-pub(crate) use files::{FILES, PUBLISHED, chat_template, choose, special_tokens};
-
 use crate::{
     error::{Error, Result},
-    text::prompt::{Content, IMAGE, Message, Role, question},
+    text::message::{Content, IMAGE, Message, Role, question},
 };
 use vlmnarrate_engine::threads;
 

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The template of every published checkpoint, for models that come without one.
-pub(crate) const PUBLISHED: &str = include_str!("../../../models/demo/chat_template.jinja");
+pub(crate) const PUBLISHED: &str = include_str!("../../models/demo/chat_template.jinja");
 
 const TEMPLATE: &str = "chat_template.jinja";
 const LEGACY: &str = "chat_template.json";
