@@ -177,11 +177,9 @@ fn run(folder: &Path, len: usize, quantization: Quantization, splitting: bool) -
     let Ok(checkpoint) = Checkpoint::open(&source) else {
         return false;
     };
-    let options = LoadOptions {
-        quantization,
-        threads: 1,
-        ..LoadOptions::default()
-    };
+    let mut options = LoadOptions::default();
+    options.quantization = quantization;
+    options.threads = 1;
     let Ok(model) = Model::load(&checkpoint, &options, &mut |_, _| ControlFlow::Continue(()))
     else {
         return false;

@@ -26,12 +26,11 @@ use vlmnarrate_smolvlm::{
 };
 
 fn f32(quantization: Quantization) -> LoadOptions {
-    LoadOptions {
-        dtype: DType::F32,
-        quantization,
-        threads: 1,
-        ..LoadOptions::default()
-    }
+    let mut options = LoadOptions::default();
+    options.dtype = DType::F32;
+    options.quantization = quantization;
+    options.threads = 1;
+    options
 }
 
 fn load(model: &Path, options: LoadOptions) -> Result<Model, Error> {
@@ -512,10 +511,8 @@ fn broken_files_are_named() {
 /// Products with blocks are made in f32.
 #[test]
 fn blocks_are_computed_with_in_f32() {
-    let bf16 = LoadOptions {
-        dtype: DType::Bf16,
-        ..LoadOptions::default()
-    };
+    let mut bf16 = LoadOptions::default();
+    bf16.dtype = DType::Bf16;
     let error = load(&data(TEXT_Q8_0), bf16).unwrap_err().to_string();
     assert!(error.starts_with("dtype: "), "{error}");
     load(&data(TEXT), bf16).unwrap();

@@ -97,12 +97,10 @@ fn a_device_that_is_not_built_in_is_one_error_in_ready() {
 fn what_is_left_to_the_machine_is_the_same_as_what_it_comes_to() {
     let demo = Checkpoint::open(&Source::Demo).unwrap();
     let options = |device, dtype, quantization| {
-        let options = LoadOptions {
-            device,
-            dtype,
-            quantization,
-            threads: 0,
-        };
+        let mut options = LoadOptions::default();
+        options.device = device;
+        options.dtype = dtype;
+        options.quantization = quantization;
         options.resolve(&demo).unwrap()
     };
     let (cpu, auto) = (DeviceKind::Cpu, Quantization::Auto);

@@ -25,15 +25,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let scene = rest.first().map_or("cut", String::as_str);
     let tokens = rest.get(1).map_or(Ok(20), |tokens| tokens.parse())?;
-    let options = LoadOptions {
-        threads: threads.parse()?,
-        quantization: match quantization.as_str() {
-            "none" => Quantization::None,
-            "q8-0" => Quantization::Q8_0,
-            "q4-0" => Quantization::Q4_0,
-            other => return Err(other.into()),
-        },
-        ..LoadOptions::default()
+    let mut options = LoadOptions::default();
+    options.threads = threads.parse()?;
+    options.quantization = match quantization.as_str() {
+        "none" => Quantization::None,
+        "q8-0" => Quantization::Q8_0,
+        "q4-0" => Quantization::Q4_0,
+        other => return Err(other.into()),
     };
     let model = load(folder, &options)?;
     let forget = |session: &mut _| *session = model.session();

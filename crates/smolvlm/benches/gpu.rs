@@ -34,15 +34,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
     };
     let side = side.parse()?;
-    let options = LoadOptions {
-        device: DeviceKind::Cuda,
-        dtype: match dtype.as_str() {
-            "bf16" => DType::Bf16,
-            "f16" => DType::F16,
-            "f32" => DType::F32,
-            other => return Err(other.into()),
-        },
-        ..LoadOptions::default()
+    let mut options = LoadOptions::default();
+    options.device = DeviceKind::Cuda;
+    options.dtype = match dtype.as_str() {
+        "bf16" => DType::Bf16,
+        "f16" => DType::F16,
+        "f32" => DType::F32,
+        other => return Err(other.into()),
     };
     let model = load(folder, &options)?;
     match (scene.as_str(), rest) {

@@ -73,10 +73,8 @@ fn table(folder: &Path) -> Result<(), Box<dyn Error>> {
     let mut loaded = Vec::new();
     for (name, quantization) in FORMATS {
         let before = resident();
-        let options = LoadOptions {
-            quantization,
-            ..LoadOptions::default()
-        };
+        let mut options = LoadOptions::default();
+        options.quantization = quantization;
         let model = Model::load(&checkpoint, &options, &mut |_, _| ControlFlow::Continue(()))?;
         loaded.push(Loaded {
             name,

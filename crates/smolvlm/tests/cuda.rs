@@ -31,11 +31,9 @@ fn load(dtype: DType) -> Result<Model, Error> {
 }
 
 fn load_from(folder: PathBuf, device: DeviceKind, dtype: DType) -> Result<Model, Error> {
-    let options = LoadOptions {
-        device,
-        dtype,
-        ..LoadOptions::default()
-    };
+    let mut options = LoadOptions::default();
+    options.device = device;
+    options.dtype = dtype;
     let checkpoint = Checkpoint::open(&Source::Folder(folder)).unwrap();
     Model::load(&checkpoint, &options, &mut |_, _| ControlFlow::Continue(()))
 }

@@ -95,12 +95,10 @@ fn a_caption_takes_no_more_than_it_asked_for() {
             (DType::Bf16, Quantization::None),
             (DType::F32, Quantization::Q8_0),
         ] {
-            let options = LoadOptions {
-                dtype,
-                quantization,
-                threads: 2,
-                ..LoadOptions::default()
-            };
+            let mut options = LoadOptions::default();
+            options.dtype = dtype;
+            options.quantization = quantization;
+            options.threads = 2;
             let go_on = &mut |_, _| ControlFlow::Continue(());
             let model = Model::load(&checkpoint, &options, go_on).unwrap();
             for (pictures, splitting) in [(1, false), (6, false), (1, true)] {

@@ -85,11 +85,9 @@ struct Member {
 impl Member {
     fn load(folder: &Path, dtype: DType) -> Self {
         let checkpoint = Checkpoint::open(&Source::Folder(folder.into())).unwrap();
-        let options = LoadOptions {
-            device: device(),
-            dtype,
-            ..LoadOptions::default()
-        };
+        let mut options = LoadOptions::default();
+        options.device = device();
+        options.dtype = dtype;
         let model = Model::load(&checkpoint, &options, &mut |_, _| ControlFlow::Continue(()));
         let golden = fs::read(folder.join("golden.json")).unwrap();
         Self {

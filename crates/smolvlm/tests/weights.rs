@@ -180,12 +180,11 @@ fn checkpoint(folder: &Path, inner: usize, is_tied: bool, dtype: Type) -> Checkp
 
 /// Bytes that were counted, and that a model holds.
 fn sizes(checkpoint: &Checkpoint, dtype: DType, quantization: Quantization) -> [usize; 2] {
-    let options = LoadOptions {
-        device: DeviceKind::Cpu,
-        dtype,
-        quantization,
-        threads: 1,
-    };
+    let mut options = LoadOptions::default();
+    options.device = DeviceKind::Cpu;
+    options.dtype = dtype;
+    options.quantization = quantization;
+    options.threads = 1;
     let counted = options.memory(checkpoint).unwrap();
     let before = USED.load(Relaxed);
     let go_on = &mut |_, _| ControlFlow::Continue(());

@@ -18,6 +18,7 @@ use crate::{
 
 /// The place that a model is loaded from.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Source {
     /// The demo model embedded in this library, which only knows pictures of `videotestsrc`.
     Demo,

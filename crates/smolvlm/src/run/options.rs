@@ -13,6 +13,7 @@ use crate::{
 
 /// How a model is held, and where.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct LoadOptions {
     /// Where the model runs.
     pub device: DeviceKind,

@@ -93,11 +93,13 @@ pub fn is_cuda() -> bool {
 
 /// Every way to run on the device: candle's tensors and the kernels of the CPU, or those of a GPU.
 pub fn options() -> Vec<LoadOptions> {
-    let options = |device, dtype, quantization| LoadOptions {
-        device,
-        dtype,
-        quantization,
-        threads: 1,
+    let options = |device, dtype, quantization| {
+        let mut options = LoadOptions::default();
+        options.device = device;
+        options.dtype = dtype;
+        options.quantization = quantization;
+        options.threads = 1;
+        options
     };
     match is_cuda() {
         true => vec![options(DeviceKind::Cuda, DType::Bf16, Quantization::None)],

@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, thread};
 
 use serde_json::{Value, json};
 use vlmnarrate_engine::{DType, ErrorKind, Event};
-use vlmnarrate_smolvlm::{Checkpoint, Error, LoadOptions, Source, question};
+use vlmnarrate_smolvlm::{Checkpoint, Error, Source, question};
 
 use super::small::*;
 
@@ -121,10 +121,8 @@ fn what_f16_can_not_hold_is_said_with_the_remedy() {
         rows.iter_mut().flatten().for_each(|x| *x *= 1e9);
     });
     let on = |dtype| {
-        let options = LoadOptions {
-            dtype,
-            ..options()[0]
-        };
+        let mut options = options()[0];
+        options.dtype = dtype;
         let model = load(copy.0.path(), options).unwrap();
         describe(&model, &mut model.session(), &request(&[&picture(1)]))
     };
