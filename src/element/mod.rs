@@ -65,8 +65,8 @@ glib::wrapper! {
     /// - `sequence` (#guint64): number of the caption since the element started, from 0.
     /// - `frame` (#guint64): number of the frame since the element started, from 0.
     /// - `tokens` (#guint): length of the caption; `probability` (#gdouble): probability of the text among
-    ///   the `choices`, 1 without choices; `truncated` (#gboolean): whether `max-tokens` cut the caption
-    ///   off.
+    ///   the `choices`, 1 without choices, left out where the engine can't know it; `truncated`
+    ///   (#gboolean): whether `max-tokens` cut the caption off.
     /// - `repeated` (#gboolean): whether the current caption already had this text and prompt. With
     ///   `post-repeated` off such a caption is not posted, but its lifetime starts anew.
     /// - `partial` (#gboolean): whether the text is unfinished (with `partial-captions`, in messages only).

@@ -110,6 +110,32 @@ fn any_framerate_interlacing_and_aspect() {
     passes(&caps.parse().unwrap(), 32 * 32 * 4);
 }
 
+/// As an engine behind a network may be.
+#[test]
+fn an_engine_without_a_side_gets_whole_frames() {
+    let fake = Fake::new();
+    fake.plan().image_size = None;
+    fake.plan().probability = None;
+    let caps = "video/x-raw,format=GRAY8,width=40,height=24,framerate=1/1";
+    let (mut harness, narrator, log) = harness(&fake, caps);
+    let mut push = |second| {
+        let mut buffer = gst::Buffer::from_slice([80; 40 * 24]);
+        let fresh = buffer.get_mut().unwrap();
+        fresh.set_pts(ClockTime::from_seconds(second));
+        harness.push_and_pull(buffer).unwrap();
+    };
+    push(0);
+    narrator.set_property("image-size", 16u32);
+    push(1);
+    let requests = fake.requests();
+    let seen = requests.iter().map(|r| (r.side, r.splitting));
+    assert_eq!(seen.collect::<Vec<_>>(), [(40, true), (16, false)]);
+    let heard = log.heard();
+    assert_eq!(heard.captions[0].probability, None);
+    let message = gst::Structure::from(&heard.captions[0]);
+    assert!(!message.has_field("probability"), "{message}");
+}
+
 /// What the model sees is the picture, wherever its rows lie.
 #[test]
 fn padded_rows_are_read_where_they_are() {

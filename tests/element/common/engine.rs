@@ -43,6 +43,10 @@ pub struct Plan {
     pub drop_time: Duration,
     /// Text of captions; by default the mean colour of the picture.
     pub text: Option<String>,
+    /// Side of the pictures that the model prefers.
+    pub image_size: Option<u32>,
+    /// Probability of captions.
+    pub probability: Option<f64>,
 }
 
 /// A request that the engine received.
@@ -74,7 +78,7 @@ struct Shared {
     cancelled: AtomicUsize,
 }
 
-/// Side of the pictures that the fake model prefers.
+/// Side of the pictures that the fake model prefers by default.
 pub const SIDE: u32 = 32;
 /// Tokens of each word, reported together.
 pub const PER_WORD: usize = 2;
@@ -96,6 +100,8 @@ impl Fake {
                 panics_at: None,
                 drop_time: Duration::ZERO,
                 text: None,
+                image_size: Some(SIDE),
+                probability: Some(1.0),
             }),
             requests: Mutex::default(),
             loads: Mutex::default(),
@@ -184,7 +190,7 @@ impl Checkpoint for Fake {
     }
 
     fn image_size(&self) -> Option<u32> {
-        Some(SIDE)
+        self.plan().image_size
     }
 
     fn check_image_size(&self, side: u32) -> Result<(), Error> {
@@ -323,7 +329,7 @@ impl Engine for FakeEngine {
         let mut answer = Answer::new(so_far.trim_end());
         answer.truncated = so_far.len() < text.len();
         answer.tokens = tokens;
-        answer.probability = Some(1.0);
+        answer.probability = plan.probability;
         answer.timings = Timings {
             preprocess: Duration::from_micros(10),
             vision: start.elapsed(),
