@@ -104,13 +104,20 @@ impl Source {
         Ok(Self::Folder(folder))
     }
 
-    /// Reads a file; `None` if it doesn't exist.
+    /// Reads a file of text, of at most 64 MiB; `None` if it doesn't exist.
     pub(crate) fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let Some(mut file) = self.open(name)? else {
+        // A tokenizer takes 4 MB. Without a limit a link to /dev/zero would take all memory.
+        const MAX: u64 = 64 << 20;
+        let Some(file) = self.open(name)? else {
             return Ok(None);
         };
         let mut bytes = Vec::new();
-        match file.read_to_end(&mut bytes) {
+        match file.take(MAX + 1).read_to_end(&mut bytes) {
+            Ok(_) if bytes.len() as u64 > MAX => Err(Error::file(
+                &self.path(name),
+                "is larger than 64 MiB",
+                "Download it again",
+            )),
             Ok(_) => Ok(Some(bytes)),
             Err(e) => Err(Error::file(&self.path(name), e, "Check its permissions")),
         }
@@ -331,6 +338,21 @@ mod demo {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_text_without_an_end_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = fs::File::create(folder.path().join(TOKENIZER)).unwrap();
+        file.set_len(64 << 20).unwrap();
+        let source = Source::Folder(folder.path().into());
+        assert_eq!(source.read(TOKENIZER).unwrap().unwrap().len(), 64 << 20);
+        file.set_len((64 << 20) + 1).unwrap();
+        let error = source.read(TOKENIZER).unwrap_err().to_string();
+        assert!(
+            error.contains("tokenizer.json: is larger than 64 MiB"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn a_missing_folder_is_told_from_a_hub_id() {
