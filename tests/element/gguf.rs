@@ -397,7 +397,7 @@ fn what_can_not_be_run_is_named() {
         |change: fn(&mut Gguf, &mut Gguf), words: &[&str]| refused(changed(change).path(), words);
     of(
         |text, _| text.set("general.architecture", Value::String("qwen2".into())),
-        &[TEXT, "`qwen2`, not `llama`", "vlmnarrate runs"],
+        &[TEXT, "`qwen2`, not SmolVLM's `llama`", "vlmnarrate runs"],
     );
     of(
         |_, projector| projector.set("clip.projector_type", Value::String("gemma3".into())),
@@ -426,7 +426,7 @@ fn what_can_not_be_run_is_named() {
                 Value::Array(vec![Value::U32(4)]),
             )
         },
-        &[TEXT, "head_count", "no integer"],
+        &[TEXT, "head_count", "not an integer"],
     );
     of(
         |text, _| drop(text.metadata.remove("llama.context_length")),
@@ -434,7 +434,7 @@ fn what_can_not_be_run_is_named() {
     );
     of(
         |text, _| text.set("split.count", Value::U16(2)),
-        &[TEXT, "one of 2 parts"],
+        &[TEXT, "one of 2 shards"],
     );
     of(
         |text, _| text.rename("output.weight", "rope_freqs.weight"),

@@ -314,7 +314,7 @@ fn what_never_fits_is_refused_whoever_says_so() {
             PROJECTOR,
             TEXT,
             "64 values",
-            "of 96",
+            "have 96",
             "same repository",
             "mmproj",
         ],

@@ -330,7 +330,7 @@ fn a_model_that_its_control_group_has_no_memory_for_is_an_error() {
     let errors: Vec<_> = said.err.lines().filter(|l| l.contains("ERROR")).collect();
     let limit = format!("the control group {} has ", group.0.display());
     assert!(
-        errors[0].contains("no memory for the 1.1 GB") && errors[0].contains(&limit),
+        errors[0].contains("the model needs 1.1 GB") && errors[0].contains(&limit),
         "{said:?}"
     );
 }
@@ -353,7 +353,9 @@ fn a_model_for_which_there_is_no_memory_is_an_error() {
     let ours = "the system refuses to give this process so much";
     // A machine that has less says so first.
     let says = |limit: &str| {
-        errors[0].contains(&format!("no memory for the 8.6 GB that it takes: {limit}"))
+        errors[0].contains(&format!(
+            "not enough memory: the model needs 8.6 GB, but {limit}"
+        ))
     };
     assert!(says(ours) || says("the machine has "), "{said:?}");
 }

@@ -101,7 +101,7 @@ fn a_picture_in_a_prompt() {
         let words = [
             &*format!("{property}: "),
             "`is <image> one?`",
-            "marks a picture's place; leave it out",
+            "the placeholder of a picture; leave it out",
         ];
         let heard = early_and_late(None, property, "is <image> one?", &words);
         is_one_error(&heard, gst::ResourceError::Settings, &words);

@@ -337,7 +337,7 @@ fn two_of_the_gguf_files_are_downloaded() {
         &*format!("model={model}"),
         "no Q2_K",
         "SmolVLM-Small-BF16.gguf, SmolVLM-Small-Q8_0.gguf",
-        "behind a colon",
+        "one of its quantizations",
     ];
     fails(&model, ResourceError::NotFound, &words);
     assert_eq!(sent(&hub), [""; 0]);
@@ -531,7 +531,7 @@ fn a_full_disk_and_what_gst_launch_shows() {
     let weights = part(&home);
     for word in [
         &*format!("model={ID}"),
-        "no room",
+        "no space left",
         home.path().to_str().unwrap(),
         "Free 1 MB",
     ] {

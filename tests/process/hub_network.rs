@@ -72,9 +72,9 @@ fn the_token_is_for_the_endpoint_alone_wherever_that_redirects() {
 fn redirects_that_lead_nowhere_are_an_error() {
     let (hub, _home) = hub();
     for (to, says) in [
-        (format!("/api/models/{ID}/revision/main"), "in a circle"),
-        ("file:///etc/passwd".into(), "no address"),
-        ("http://[".into(), "no address"),
+        (format!("/api/models/{ID}/revision/main"), "too often"),
+        ("file:///etc/passwd".into(), "invalid URL"),
+        ("http://[".into(), "invalid URL"),
     ] {
         hub.plan().moved = Some(to);
         fails(ID, ResourceError::OpenRead, &[ID, "redirects", says]);
@@ -120,7 +120,7 @@ fn a_proxy_does_not_get_to_see_the_token() {
     let (address, read) = proxy();
     set("HTTP_PROXY", &address);
     hub.plan().refuse = Some((401, "GatedRepo"));
-    let words = [ID, "401", "kept from the proxy", "NO_PROXY"];
+    let words = [ID, "401", "the token was not sent", "NO_PROXY"];
     fails(ID, ResourceError::NotAuthorized, &words);
     let seen = String::from_utf8(read.lock().unwrap().clone()).unwrap();
     assert!(
@@ -202,7 +202,7 @@ fn no_server_or_one_that_fails_or_is_none() {
     fails(
         ID,
         ResourceError::OpenRead,
-        &["doesn't answer as the hub does"],
+        &["its answer is not that of a Hugging Face hub"],
     );
     let closed = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let endpoint = format!("http://{}", closed.local_addr().unwrap());
@@ -423,7 +423,7 @@ fn a_server_that_falls_silent_is_given_up() {
     let (hub, _home) = hub();
     set("HF_HUB_DOWNLOAD_TIMEOUT", "1");
     hub.plan().stall = Some(1000);
-    let words = [&*format!("model={ID}"), "nothing came for 1 s", "kept"];
+    let words = [&*format!("model={ID}"), "no data for 1 s", "kept"];
     fails(ID, ResourceError::OpenRead, &words);
 }
 
@@ -434,7 +434,7 @@ fn so_is_another_program_that_does_not_get_on() {
     fs::create_dir_all(lock(&home).parent().unwrap()).unwrap();
     let lock = fs::File::create(lock(&home)).unwrap();
     lock.lock().unwrap();
-    fails(ID, ResourceError::OpenRead, &["nothing came for 1 s"]);
+    fails(ID, ResourceError::OpenRead, &["no data for 1 s"]);
     drop(lock);
     narrates();
 }

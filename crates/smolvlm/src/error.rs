@@ -79,7 +79,7 @@ pub enum Error {
     },
     /// A request that needs more memory than there is.
     #[error(
-        "there is no memory for the {megabytes} MB that {pictures} pictures and {tokens} tokens take: {shortage}"
+        "not enough memory: {pictures} pictures and {tokens} tokens need {megabytes} MB, but {shortage}"
     )]
     Memory {
         /// Memory that the request needs, in MB (10⁶ bytes).

@@ -60,7 +60,7 @@ pub(crate) fn chat_template(source: &Source) -> Result<(String, PathBuf)> {
     if source.open(LEGACY)?.is_some() && !others.is_empty() {
         return Err(Error::file(
             &source.path(LEGACY),
-            format!("can't be joined by templates in {ADDITIONAL}"),
+            format!("can't be combined with templates in {ADDITIONAL}"),
             format!("Save its template as {TEMPLATE}, and remove it"),
         ));
     }
@@ -118,7 +118,7 @@ fn parse_key(templates: &Value) -> Result<Option<String>, String> {
                 .collect()
         }
         Value::Array(templates) => templates.iter().filter_map(of_list).collect(),
-        _ => return Err("has a `chat_template` that is no text".into()),
+        _ => return Err("has a `chat_template` that is not a string".into()),
     };
     choose(templates)
 }
@@ -290,7 +290,7 @@ mod tests {
         }
         let error = of(json!(7)).unwrap_err();
         assert!(
-            error.contains("a `chat_template` that is no text"),
+            error.contains("a `chat_template` that is not a string"),
             "{error}"
         );
     }
@@ -306,11 +306,11 @@ mod tests {
                 &[OLD, NAMED],
                 &[
                     LEGACY,
-                    "can't be joined",
+                    "can't be combined",
                     "Save its template as chat_template.jinja",
                 ],
             ),
-            (&[PROCESSOR, OLD, TOOLS], &[LEGACY, "can't be joined"]),
+            (&[PROCESSOR, OLD, TOOLS], &[LEGACY, "can't be combined"]),
         ] {
             let (_folder, source) = folder(files);
             let error = chat_template(&source).unwrap_err().to_string();

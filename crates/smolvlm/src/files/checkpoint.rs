@@ -128,7 +128,7 @@ impl Checkpoint {
         Err(Error::Setting {
             property: "image-size",
             reason: format!(
-                "{side} pixels is outside the {least} to {most} that model `{}` can see; 0 takes {most}",
+                "{side} pixels are out of range: model `{}` takes {least} to {most}. Set 0 for {most}",
                 self.name
             ),
         })
@@ -196,7 +196,7 @@ fn read_eos_token_ids(source: &Source, config: &Config) -> Result<Vec<u32>> {
     };
     let number = |id: &Value| id.as_u64()?.try_into().ok();
     let ids = ids.into_iter().map(|id| {
-        number(id).ok_or_else(|| format!("has the `eos_token_id` {id}, which is no token's number"))
+        number(id).ok_or_else(|| format!("has the `eos_token_id` {id}, which is not a token id"))
     });
     ids.collect::<Result<Vec<_>, _>>()
         .and_then(|ids| check_eos_token_ids(&ids, config).map(|()| ids))
@@ -215,7 +215,7 @@ fn check_eos_token_ids(ids: &[u32], config: &Config) -> Result<(), String> {
     match ids.iter().find(|id| **id as usize >= vocabulary) {
         None => Ok(()),
         Some(id) => Err(format!(
-            "has the `eos_token_id` {id}, and the model's `vocab_size` is {vocabulary}"
+            "has the `eos_token_id` {id}, but the model's `vocab_size` is {vocabulary}"
         )),
     }
 }

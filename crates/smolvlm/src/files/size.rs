@@ -61,15 +61,15 @@ impl Weights {
         let size = self.size(formats, is_cpu);
         check_available(size).map_err(|shortage| {
             let remedy = match formats.quantization {
-                Quantization::Q4_0 => "take a smaller model",
+                Quantization::Q4_0 => "Use a smaller model",
                 // Weights that are quantized in the file are not quantized again.
-                _ if self.has_quantized() => "take a smaller model",
-                _ => "take a smaller model, or set quantization to q4-0",
+                _ if self.has_quantized() => "Use a smaller model",
+                _ => "Use a smaller model, or set quantization=q4-0",
             };
             Error::Setting {
                 property: "model",
                 reason: format!(
-                    "there is no memory for the {} that it takes: {shortage}; {remedy}",
+                    "not enough memory: the model needs {}, but {shortage}. {remedy}",
                     bytes(size)
                 ),
             }
@@ -146,13 +146,13 @@ mod tests {
         for (quantization, says, remedy) in [
             (
                 Quantization::None,
-                "the 18014398.5 GB",
-                "set quantization to q4-0",
+                "needs 18014398.5 GB",
+                "set quantization=q4-0",
             ),
             (
                 Quantization::Q4_0,
-                "the 2533274.8 GB",
-                "take a smaller model",
+                "needs 2533274.8 GB",
+                "Use a smaller model",
             ),
         ] {
             let error = check(weights(1 << 26), quantization)

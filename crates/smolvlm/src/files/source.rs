@@ -75,7 +75,7 @@ impl Source {
                 .into()
         } else if let Some((id, _)) = id {
             format!(
-                "This build does without the Hugging Face hub: download the model (hf download {id} \
+                "This build has no support for the Hugging Face hub: download the model (hf download {id} \
                  --local-dir DIR) and set model=DIR"
             )
         } else {
@@ -305,7 +305,7 @@ pub(crate) fn shards(source: &Source, index: &[u8]) -> Result<BTreeSet<String>> 
         ) {
             return Err(Error::file(
                 &source.path(WEIGHTS_INDEX),
-                format!("names `{shard}`, which is not a file of this folder"),
+                format!("names `{shard}`, which is not a file in this folder"),
                 "Do not use this checkpoint",
             ));
         }

@@ -326,7 +326,7 @@ impl Loader<'_> {
     pub(crate) fn format(&self, name: &str, formats: Formats) -> CandleResult<Format> {
         let entry = self.weights.find(name)?;
         let format = formats.format(name, entry.dtype, &entry.shape);
-        format.ok_or_else(|| CandleError::msg(format!("`{name}` is no tensor of the model")))
+        format.ok_or_else(|| CandleError::msg(format!("the model has no tensor `{name}`")))
     }
 
     /// The format of an `lm_head` that is tied to the token embeddings.

@@ -16,7 +16,7 @@ pub(crate) fn check(picture: &Picture) -> Result<()> {
     match picture.is_whole() {
         true => Ok(()),
         false => Err(Error::Picture(format!(
-            "{} bytes are no picture of {} × {} pixels in RGB",
+            "{} bytes are not an RGB picture of {} × {} pixels",
             picture.rgb.len(),
             picture.width,
             picture.height

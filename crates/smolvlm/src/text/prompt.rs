@@ -71,8 +71,8 @@ impl Prompt {
                 }
                 _ => {
                     return Err(Error::Prompt(format!(
-                        "a picture takes {len} of {count} tokens from {start} on; each has some of its own, and text \
-                         behind it"
+                        "a picture has {len} tokens from {start} on, of {count}: a picture's tokens must not be missing, overlap \
+                         another's, or end the prompt"
                     )));
                 }
             }
@@ -105,7 +105,7 @@ impl Span {
         match tokens {
             Some(1..=MAX_IMAGE_TOKENS) => Ok(()),
             _ => Err(Error::Prompt(format!(
-                "a picture of {rows} × {cols} tiles and {} tokens each is none that a model reads",
+                "a picture can't have {rows} × {cols} tiles of {} tokens",
                 self.tokens
             ))),
         }
@@ -149,7 +149,7 @@ impl Prompter {
             .zip(added.get_ids().iter().copied());
         match tokens.chain(added).max_by_key(|(_, id)| *id) {
             Some((token, id)) if id as usize >= vocab_size => Err(format!(
-                "has the token `{token}` with the number {id}, and the model's `vocab_size` is {vocab_size}"
+                "has the token `{token}` with the id {id}, but the model's `vocab_size` is {vocab_size}"
             )),
             _ => Ok(()),
         }
@@ -174,7 +174,7 @@ impl Prompter {
                         _ => "prompt",
                     },
                     reason: format!(
-                        "`{text}` contains `{IMAGE}`, which marks a picture's place; leave it out"
+                        "`{text}` contains `{IMAGE}`, the placeholder of a picture; leave it out"
                     ),
                 });
             }
@@ -209,15 +209,13 @@ impl Prompter {
             .map_err(|e| Error::Prompt(format!("the tokenizer fails: {e}")))?;
         let ids = encoding.get_ids().to_vec();
         if ids.is_empty() {
-            return Err(Error::Prompt(
-                "nothing is left of it after tokenization".into(),
-            ));
+            return Err(Error::Prompt("it is empty after tokenization".into()));
         }
         let images = runs(&ids, self.image_token_id);
         let pictures = spans.iter().map(|s| s.grid.0 * s.grid.1 + 1).sum::<usize>();
         if images.len() != pictures {
             return Err(Error::Prompt(format!(
-                "{} places for {pictures} pictures after tokenization",
+                "{} runs of image tokens for {pictures} pictures after tokenization",
                 images.len()
             )));
         }

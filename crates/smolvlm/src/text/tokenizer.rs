@@ -45,7 +45,9 @@ fn check_template(template: &Value) -> Result<(), String> {
     };
     let pieces = template["single"].as_array();
     match pieces.into_iter().flatten().find(|piece| !is_known(piece)) {
-        Some(piece) => Err(format!("has `{piece}` in its template, which is not there")),
+        Some(piece) => Err(format!(
+            "has `{piece}` in its template, which is not defined"
+        )),
         None => Ok(()),
     }
 }
@@ -71,7 +73,7 @@ fn check_model(model: &Value) -> Result<(), String> {
             _ => None,
         };
         let (left, right) =
-            pair.ok_or_else(|| format!("has the merge `{merge}`, which is not one of two tokens"))?;
+            pair.ok_or_else(|| format!("has the merge `{merge}`, which is not a pair of tokens"))?;
         check_merge(left, right, is_token)
     })
 }
@@ -85,7 +87,7 @@ pub(crate) fn check_merge(
     match is_token(&format!("{left}{right}")) {
         true => Ok(()),
         false => Err(format!(
-            "merges `{left}` and `{right}` into a token that is not there"
+            "merges `{left}` and `{right}` into a token that does not exist"
         )),
     }
 }

@@ -208,7 +208,7 @@ impl Config {
         }
         if !v.hidden_size.is_multiple_of(v.num_attention_heads) {
             return Err(
-                "`vision_config.hidden_size` does not divide by `num_attention_heads`".into(),
+                "`vision_config.hidden_size` is not divisible by `num_attention_heads`".into(),
             );
         }
         if !t
@@ -216,11 +216,12 @@ impl Config {
             .is_multiple_of(t.num_key_value_heads())
         {
             return Err(
-                "`text_config.num_attention_heads` does not divide by `num_key_value_heads`".into(),
+                "`text_config.num_attention_heads` is not divisible by `num_key_value_heads`"
+                    .into(),
             );
         }
         if !t.head_dim().is_multiple_of(2) {
-            return Err("`text_config.head_dim` is odd, rotary embedding needs pairs".into());
+            return Err("`text_config.head_dim` is odd, but rotary embedding needs pairs".into());
         }
         if t.hidden_act != "silu" {
             return Err(format!(
@@ -262,7 +263,7 @@ impl Config {
         match scores {
             Some(scores) if scores <= MAX_SCORES => Ok(()),
             _ => Err(format!(
-                "`max_image_size.longest_edge` is {side}, too much for an encoder with patches of {} pixels",
+                "`max_image_size.longest_edge` is {side}, too large for an encoder with patches of {} pixels",
                 self.vision_config.patch_size
             )),
         }
@@ -347,7 +348,7 @@ impl PreprocessorConfig {
             }
         }
         if config.image_std.iter().any(|s| !s.is_finite() || *s == 0.0) {
-            return Err("`image_std` holds a zero or no number".into());
+            return Err("`image_std` has a value that is zero or not finite".into());
         }
         Ok(config)
     }

@@ -63,7 +63,7 @@ pub(crate) fn check_shapes(text: &GgufFile, projector: &GgufFile, config: &Confi
         return Err(Error::file(
             &projector.path,
             format!(
-                "is of another model: it makes embeddings of {rows} values, and {} has embeddings of {length}",
+                "is of another model: its embeddings have {rows} values, those of {} have {length}",
                 text.path.display()
             ),
             "Take both files from the same repository, or set mmproj to the mmproj file of this model",
@@ -74,7 +74,7 @@ pub(crate) fn check_shapes(text: &GgufFile, projector: &GgufFile, config: &Confi
     let shuffled = shuffled.saturating_mul(config.vision_config.hidden_size);
     if columns != shuffled {
         let reason = format!(
-            "has `{name}` for {columns} values a token, and {scale} × {scale} patches of its encoder have {shuffled}"
+            "has `{name}` for {columns} values per token, but {scale} × {scale} patches of its encoder have {shuffled}"
         );
         return Err(Error::file(&projector.path, reason, REMEDY));
     }
@@ -95,10 +95,10 @@ pub(crate) fn check_names(text: &GgufFile, projector: &GgufFile) -> Result<()> {
         return Err(Error::file(
             &projector.path,
             format!(
-                "is the mmproj file of `{of_projector}`, and {} is `{of_text}`",
+                "is the mmproj file of `{of_projector}`, but {} is `{of_text}`",
                 text.path.display()
             ),
-            "Put the mmproj file of this model beside it, or set mmproj to the one to take, this one too if it fits",
+            "Put the mmproj file of this model beside it, or set mmproj to the file to use, even this one if it fits",
         ));
     }
     Ok(())

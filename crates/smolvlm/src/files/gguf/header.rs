@@ -54,7 +54,7 @@ impl Header {
             2 | 3 => (),
             version => {
                 return Err(format!(
-                    "is GGUF of version {version}, only 2 and 3 are supported"
+                    "has GGUF version {version}, only 2 and 3 are supported"
                 ));
             }
         }
@@ -74,7 +74,7 @@ fn read_metadata(reader: &mut Reader<'_>, count: u64) -> Result<HashMap<String, 
         let key = reader.string()?;
         let value = reader.value(&key)?;
         if metadata.insert(key.clone(), value).is_some() {
-            return Err(format!("has a broken header: `{key}` is there twice"));
+            return Err(format!("has a broken header: `{key}` appears twice"));
         }
     }
     Ok(metadata)
@@ -87,7 +87,7 @@ fn alignment(metadata: &HashMap<String, Value>) -> Result<u64, String> {
             .ok()
             .filter(|n| n.is_power_of_two() && (8..=MAX_ALIGNMENT).contains(n))
             .ok_or_else(|| format!("has a broken header: `general.alignment` is {n}")),
-        Some(_) => Err("has a broken header: `general.alignment` is no number".into()),
+        Some(_) => Err("has a broken header: `general.alignment` is not a number".into()),
     }
 }
 
@@ -103,7 +103,7 @@ fn read_tensors(
         let tensor = read_tensor(reader, alignment)?;
         if !names.insert(tensor.name.clone()) {
             return Err(format!(
-                "has a broken header: `{}` is there twice",
+                "has a broken header: `{}` appears twice",
                 tensor.name
             ));
         }
@@ -149,8 +149,12 @@ fn read_tensor(reader: &mut Reader<'_>, alignment: u64) -> Result<TensorInfo, St
         shape.push(usize::try_from(dim).map_err(|_| broken(format!("is {dim} long")))?);
     }
     let kind = reader.u32()?;
-    let dtype = dtype(kind)
-        .ok_or_else(|| format!("holds `{name}` as {}, which is not read", type_name(kind)))?;
+    let dtype = dtype(kind).ok_or_else(|| {
+        format!(
+            "has `{name}` as {}, which is not supported",
+            type_name(kind)
+        )
+    })?;
     // The file's first dimension is the length of a row.
     if !shape[0].is_multiple_of(dtype.block_size()) {
         return Err(broken(format!("has rows of {} as {dtype:?}", shape[0])));
@@ -381,7 +385,7 @@ mod tests {
                     &[tensor("t", &[4], 0, 0), tensor("t", &[4], 0, 32)],
                     64,
                 ),
-                "`t` is there twice",
+                "`t` appears twice",
             ),
             (
                 "overlap",
@@ -395,7 +399,7 @@ mod tests {
             (
                 "a key twice",
                 file(&[value("k", 0, &[1]), value("k", 0, &[1])], &[], 0),
-                "`k` is there twice",
+                "`k` appears twice",
             ),
             (
                 "a text of 2^64",
@@ -421,12 +425,12 @@ mod tests {
             (
                 "arrays of arrays",
                 says(array("k", ARRAY, 1, &deep)),
-                "`k` is of the type 9",
+                "`k` has the type 9",
             ),
             (
                 "type 13",
                 says(value("k", 13, &[0; 8])),
-                "`k` is of the type 13",
+                "`k` has the type 13",
             ),
             (
                 "alignment 0",

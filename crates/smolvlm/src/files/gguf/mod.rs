@@ -163,13 +163,13 @@ impl GgufFile {
             found => {
                 let found = found.as_deref().unwrap_or("none");
                 return Err(format!(
-                    "is of the architecture `{found}`, not `{architecture}` as SmolVLM's"
+                    "has the architecture `{found}`, not SmolVLM's `{architecture}`"
                 ));
             }
         }
         match self.integer("split.count")? {
             Some(parts) if parts > 1 => {
-                Err(format!("is one of {parts} parts, which are not joined"))
+                Err(format!("is one of {parts} shards, which are not supported"))
             }
             _ => Ok(()),
         }
@@ -179,7 +179,7 @@ impl GgufFile {
         match self.header.metadata.get(key) {
             None => Ok(None),
             Some(Value::Integer(value)) => Ok(Some(*value)),
-            Some(_) => Err(format!("has a broken header: `{key}` is no integer")),
+            Some(_) => Err(format!("has a broken header: `{key}` is not an integer")),
         }
     }
 
@@ -187,7 +187,7 @@ impl GgufFile {
         match self.header.metadata.get(key) {
             None => Ok(None),
             Some(Value::Float(value)) => Ok(Some(*value)),
-            Some(_) => Err(format!("has a broken header: `{key}` is no float")),
+            Some(_) => Err(format!("has a broken header: `{key}` is not a float")),
         }
     }
 
@@ -195,7 +195,7 @@ impl GgufFile {
         match self.header.metadata.get(key) {
             None => Ok(None),
             Some(Value::String(value)) => Ok(Some(value.clone())),
-            Some(_) => Err(format!("has a broken header: `{key}` is no text")),
+            Some(_) => Err(format!("has a broken header: `{key}` is not a string")),
         }
     }
 
@@ -274,7 +274,7 @@ impl GgufFile {
             None => Ok(vec![0.5; 3]),
             Some(Value::Floats(values)) => Ok(values.clone()),
             Some(_) => Err(format!(
-                "has a broken header: `{key}` is no array of floats"
+                "has a broken header: `{key}` is not an array of floats"
             )),
         };
         let side = required(
@@ -434,7 +434,7 @@ impl Vocabulary {
                 Ok((left.to_owned(), right.to_owned()))
             }
             None => Err(format!(
-                "holds the merge `{merge}`, which is not one of two tokens"
+                "has the merge `{merge}`, which is not a pair of tokens"
             )),
         };
         let merges = self.merges.iter().map(merge);
@@ -443,7 +443,7 @@ impl Vocabulary {
         let model = BPE::builder().vocab_and_merges(vocabulary, merges);
         let mut tokenizer = Tokenizer::new(model.build().map_err(text)?);
         if tokenizer.get_vocab_size(false) != self.tokens.len() {
-            return Err("holds a token twice".into());
+            return Err("has a token twice".into());
         }
         // Single digits, then words with the space before them.
         let steps: Vec<PreTokenizerWrapper> = vec![

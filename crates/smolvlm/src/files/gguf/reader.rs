@@ -92,7 +92,7 @@ impl<'a> Reader<'a> {
     pub(super) fn string(&mut self) -> Result<String, String> {
         let len = self.u64()?;
         String::from_utf8(self.bytes(len)?)
-            .map_err(|_| "has a broken header: a text is not UTF-8".into())
+            .map_err(|_| "has a broken header: a string is not UTF-8".into())
     }
 
     /// Reads the type and the value of a key.
@@ -109,7 +109,7 @@ impl<'a> Reader<'a> {
         let (kind, count) = (self.u32()?, self.u64()?);
         if count > MAX_ARRAY_LEN {
             return Err(format!(
-                "has a broken header: `{key}` has {count} items, at most {MAX_ARRAY_LEN} are read"
+                "has a broken header: `{key}` has {count} items, more than {MAX_ARRAY_LEN}"
             ));
         }
         Ok(match kind {
@@ -150,9 +150,7 @@ impl<'a> Reader<'a> {
             10 => self.u64()?.try_into().unwrap_or(i64::MAX),
             11 => i64::from_le_bytes(self.array()?),
             _ => {
-                return Err(format!(
-                    "has a broken header: `{key}` is of the type {kind}"
-                ));
+                return Err(format!("has a broken header: `{key}` has the type {kind}"));
             }
         })
     }

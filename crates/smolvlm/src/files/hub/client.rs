@@ -67,7 +67,7 @@ impl Client {
     ) -> Result<Self, ClientError> {
         let endpoint = Uri::try_from(endpoint).ok();
         let endpoint = endpoint.filter(is_http_url).ok_or_else(|| {
-            ClientError::Protocol("that is no address that begins with https:// or http://".into())
+            ClientError::Protocol("that is not an https:// or http:// URL".into())
         })?;
         let token = token.map(authorization).transpose()?;
         let config = Agent::config_builder()
@@ -132,7 +132,7 @@ impl Client {
             };
             uri = redirect_target(&uri, location)?;
         }
-        Err(ClientError::Protocol("it redirects in a circle".into()))
+        Err(ClientError::Protocol("it redirects too often".into()))
     }
 
     /// Whether only the endpoint would see the token.
@@ -153,7 +153,7 @@ impl Client {
 
 fn authorization(token: &AccessToken) -> Result<HeaderValue, ClientError> {
     let mut header = HeaderValue::try_from(format!("Bearer {}", token.0)).map_err(|_| {
-        ClientError::Protocol("the token (HF_TOKEN) has characters that no token has".into())
+        ClientError::Protocol("the token (HF_TOKEN) has characters that are not allowed".into())
     })?;
     header.set_sensitive(true);
     Ok(header)
@@ -182,7 +182,7 @@ fn is_same_origin(a: &Uri, b: &Uri) -> bool {
 
 /// The target of a redirect from `uri`, resolved as browsers do. Errors if it isn't HTTP, or leaves TLS.
 fn redirect_target(uri: &Uri, location: &HeaderValue) -> Result<Uri, ClientError> {
-    let bad = || ClientError::Protocol("it redirects to what is no address".into());
+    let bad = || ClientError::Protocol("it redirects to an invalid URL".into());
     let location = location.to_str().map_err(|_| bad())?;
     // Browsers take a backslash for a slash.
     if location.contains('\\') {
@@ -230,7 +230,7 @@ fn join(uri: &Uri, path: &str) -> Result<Uri, ClientError> {
         .then(|| Uri::from_parts(parts).ok());
     joined
         .flatten()
-        .ok_or_else(|| ClientError::Protocol("it names a path that is none".into()))
+        .ok_or_else(|| ClientError::Protocol("it names an invalid path".into()))
 }
 
 #[cfg(test)]

@@ -223,7 +223,7 @@ impl Download {
             self.repository.error(
                 ErrorKind::NotFound,
                 format!("the repository {reason}"),
-                "Set model to a repository of SmolVLM, and behind a colon to what there is, as in \
+                "Set model to a SmolVLM repository and one of its quantizations, as in \
                  ggml-org/SmolVLM-500M-Instruct-GGUF:Q8_0"
                     .into(),
             )
@@ -243,7 +243,7 @@ impl Download {
         // The commit becomes the name of a folder.
         info.filter(|info| is_commit(&info.sha)).ok_or_else(|| {
             self.repository
-                .unreachable_error("it doesn't answer as the hub does")
+                .unreachable_error("its answer is not that of a Hugging Face hub")
         })
     }
 
@@ -468,7 +468,7 @@ impl Download {
                 .get(&path, Some(range), !snapshot.info.is_public())?;
         match metadata.commit {
             Some(other) if other != *commit => Err(ClientError::Protocol(
-                "it is of another commit than was asked for".into(),
+                "it sent another commit than requested".into(),
             )),
             _ => Ok((response, metadata.etag)),
         }
@@ -506,7 +506,7 @@ impl Download {
         Err(self.repository.error(
             ErrorKind::OpenRead,
             format!("{} {reason}", file.name),
-            "It is deleted: start again, and if that doesn't help, check what is between here and the hub"
+            "The file was deleted: start again. If that doesn't help, check proxies between here and the hub"
                 .into(),
         ))
     }

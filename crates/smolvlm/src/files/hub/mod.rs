@@ -165,7 +165,7 @@ impl Repository {
             return Err(Error::Setting {
                 property: "revision",
                 reason: format!(
-                    "`{revision}` can't be one; set a branch, a tag or a commit of model `{id}`"
+                    "`{revision}` is not a valid revision; set a branch, a tag or a commit of model `{id}`"
                 ),
             });
         }
@@ -224,7 +224,7 @@ impl Repository {
         Err(self.error(
             ErrorKind::NotFound,
             format!(
-                "revision {} is not, or not wholly, in {}, and {variable} is set",
+                "revision {} is not in the cache {}, or not complete, and {variable} is set",
                 self.revision,
                 self.environment.cache.display()
             ),
@@ -299,7 +299,7 @@ impl Repository {
             } else if last_activity.1.elapsed() > *timeout {
                 cancel();
                 let waited = timeout.as_secs();
-                return Err(self.unreachable_error(format!("nothing came for {waited} s")));
+                return Err(self.unreachable_error(format!("no data for {waited} s")));
             }
         }
     }
@@ -319,8 +319,8 @@ impl Repository {
     }
 
     fn unreachable_error(&self, why: impl std::fmt::Display) -> Error {
-        let remedy = "Check the network, or HF_ENDPOINT if that is set, and start again: what has come is \
-                      kept. A folder with the model needs no network";
+        let remedy = "Check the network, or HF_ENDPOINT if that is set, and start again: partial \
+                      downloads are kept. A folder with the model needs no network";
         let reason = format!(
             "no download from {}: {why}",
             self.environment.redacted_endpoint()
@@ -349,7 +349,7 @@ impl Repository {
             },
             (404, _) | (401, "RepoNotFound") => self.error(
                 ErrorKind::NotFound,
-                format!("{what}{endpoint} has no such model for us, nor is there such a folder here"),
+                format!("{what}{endpoint} has no such model or does not show it, and no such folder exists"),
                 "Check the spelling; a private model needs the environment variable HF_TOKEN".into(),
             ),
             (401 | 403, _) => self.error(
@@ -361,14 +361,14 @@ impl Repository {
                     ),
                     Some(_) => format!(
                         "Accept its conditions at {endpoint}/{id} with the account of the token (HF_TOKEN, or \
-                         the file that `hf auth login` left) and see that it may read the model"
+                         the file that `hf auth login` left) and make sure that it may read the model"
                     ),
                 },
             ),
             _ => self.error(
                 ErrorKind::OpenRead,
                 format!("{what}{endpoint} answers {status}"),
-                "Try again later; what has come is kept".into(),
+                "Try again later; partial downloads are kept".into(),
             ),
         }
     }
@@ -378,8 +378,8 @@ impl Repository {
         let endpoint = self.environment.redacted_endpoint();
         self.error(
             ErrorKind::NotAuthorized,
-            format!("{endpoint} answers {status}: the token was kept from the proxy, which could read it"),
-            "Set HF_ENDPOINT to an address that begins with https://, or add its host to NO_PROXY".into(),
+            format!("{endpoint} answers {status}: the token was not sent, because the proxy could read it"),
+            "Set HF_ENDPOINT to an https:// URL, or add its host to NO_PROXY".into(),
         )
     }
 
@@ -393,9 +393,9 @@ impl Repository {
         if full {
             return self.error(
                 ErrorKind::NoSpaceLeft,
-                format!("no room in {cache}: {error}"),
+                format!("no space left in {cache}: {error}"),
                 format!(
-                    "Free {} MB there, or set HF_HOME to a folder that has room; what has come is kept",
+                    "Free {} MB there, or set HF_HOME to a folder with enough space; partial downloads are kept",
                     transfer.total.saturating_sub(transfer.done) / 1_000_000 + 1
                 ),
             );

@@ -156,7 +156,8 @@ impl ChatTemplate {
         let limit = texts.sum::<usize>() + MAX_ADDED;
         if rendered.len() > limit {
             let len = rendered.len();
-            let reason = format!("makes {len} bytes of the messages, at most {limit} are read");
+            let reason =
+                format!("makes {len} bytes of the messages, more than the limit of {limit}");
             return Err(self.error(reason, has_system));
         }
         Ok(rendered)
@@ -195,14 +196,16 @@ impl ChatTemplate {
 
     fn error(&self, reason: String, has_system: bool) -> Error {
         let remedy = match has_system {
-            true => "Correct the template, or unset system-prompt if that is what it does not take",
+            true => {
+                "Correct the template, or unset system-prompt if the template does not support one"
+            }
             false => REMEDY,
         };
         Error::file(&self.path, format!("the chat template {reason}"), remedy)
     }
 }
 
-const REMEDY: &str = "Correct the template, or put that of the published model in its place";
+const REMEDY: &str = "Correct the template, or replace it by that of the published model";
 
 fn has_system(messages: &[Message]) -> bool {
     messages.iter().any(|message| message.role == Role::System)
