@@ -1,9 +1,9 @@
-//! Captions of one frame, one for each line that is read: the engine that `tools/peers` times.
+//! Captions of one frame, one for each line of standard input, timed by `tools/peers`.
 //!
 //! `cargo bench --bench caption -- FOLDER SIDE THREADS none|q8-0|q4-0 [cut|slow|static [TOKENS]]`
 //!
-//! * `cut`: nothing is known from the last caption
-//! * `slow`: one byte in a hundred is another
+//! * `cut`: nothing is reused from the last caption
+//! * `slow`: one byte in a hundred differs
 //! * `static`: the same picture
 
 #[path = "common/captions.rs"]

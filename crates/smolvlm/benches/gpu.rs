@@ -5,10 +5,10 @@
 //! cargo bench --features cuda --bench gpu -- FOLDER SIDE bf16|f16|f32 callers N SECONDS
 //! ```
 //!
-//! * `cut`: nothing is known from the last caption but the question's tokens, in the same memory
-//! * `slow`: one byte in a hundred is another
+//! * `cut`: only the prompt's tokens and buffers are reused from the last caption
+//! * `slow`: one byte in a hundred differs
 //! * `static`: the same picture
-//! * `callers`: so many threads with a session each, who ask again as soon as they are answered
+//! * `callers`: `N` threads with a session each, each of which makes the next request at once
 
 #[path = "common/captions.rs"]
 mod captions;

@@ -1,7 +1,7 @@
-//! What quantization costs and brings, as a table: `cargo bench --bench quantization -- MODEL…`
+//! Costs and benefits of quantization, as a table: `cargo bench --bench quantization -- MODEL…`
 //!
-//! For each folder and number format: memory of the loaded model, the relative L2 distances from f32 of what the
-//! encoder sees and of the logits, whether the greedy token is the same, and medians of the stages' times for
+//! For each folder and number format: memory of the loaded model, the relative L2 distances from f32 of the image
+//! features and of the logits, whether the greedy token is the same, and medians of the stages' times for
 //! captions of 20 tokens. The formats take turns within one run, since other work on the machine comes and goes.
 //! How right the captions are is measured elsewhere: `tools/demo/evaluate.py --element quantization=q8-0`.
 
@@ -26,7 +26,7 @@ const TOKENS: usize = 20;
 const ROUNDS: usize = 5;
 const SIDE: u32 = 256;
 
-/// Resident memory in MiB; 0 where the system doesn't tell.
+/// Resident memory in MiB; 0 if unknown.
 fn resident() -> u64 {
     common::memory("VmRSS").unwrap_or(0.0) as u64
 }
@@ -96,7 +96,7 @@ fn table(folder: &Path) -> Result<(), Box<dyn Error>> {
             let pictures = [&picture];
             let mut request = Request::new(&pictures, PROMPT);
             request.max_tokens = TOKENS;
-            // One that knows the last caption would guess.
+            // A session with a last caption would speculate.
             *session = model.session();
             let description =
                 model.describe(session, &request, &mut |_| ControlFlow::Continue(()))?;

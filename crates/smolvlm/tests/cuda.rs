@@ -1,4 +1,4 @@
-//! What only the GPU's engine does. Needs a GPU, or the emulator of `tools/cuda`, and `VLMNARRATE_DEVICE=cuda`.
+//! Tests of the CUDA backend alone. They need a GPU, or the emulator of `tools/cuda`, and `VLMNARRATE_DEVICE=cuda`.
 #![cfg(feature = "cuda")]
 
 #[path = "reference/data.rs"]
@@ -17,7 +17,7 @@ use data::data;
 const TOKENS: usize = 20;
 const SIDE: u32 = 64;
 
-/// A model of random weights, which is never sure of anything: a bit that differs shows in the words.
+/// A model of random weights: its logits are so close that one wrong bit changes the text.
 fn model(dtype: DType) -> Option<Model> {
     if env::var("VLMNARRATE_DEVICE").as_deref() != Ok("cuda") {
         eprintln!("not tested: VLMNARRATE_DEVICE is not cuda");
@@ -51,7 +51,7 @@ fn request<'a>(pictures: &'a [&'a Picture], prompt: &'a str) -> Request<'a> {
     }
 }
 
-/// The text as it grows.
+/// The partial texts of a caption.
 fn describe(model: &Model, session: &mut Session, request: &Request<'_>) -> Vec<String> {
     let mut said = Vec::new();
     let observer = &mut |event: Event<'_>| {
@@ -64,8 +64,7 @@ fn describe(model: &Model, session: &mut Session, request: &Request<'_>) -> Vec<
     said
 }
 
-/// Guesses that come true, in part or not at all, pictures that are known, and prompts in part: nothing shows but in
-/// the time.
+/// Accepted and rejected draft tokens, cached image features and cached prompt prefixes change nothing but the time.
 #[test]
 fn what_was_said_before_changes_nothing() {
     for dtype in [DType::Bf16, DType::F16, DType::F32] {
@@ -95,7 +94,7 @@ fn what_was_said_before_changes_nothing() {
     }
 }
 
-/// Whoever asks at the same time gets what he would have got alone.
+/// Requests that run at the same time get the captions that they would get alone.
 #[test]
 fn callers_do_not_meet() {
     let Some(model) = model(DType::Bf16) else {
@@ -149,7 +148,7 @@ fn a_caption_can_be_ended() {
     assert_eq!(error.to_string(), "cancelled");
     assert_eq!(describe(&model, &mut session, &request), whole);
 
-    // A string that ends it is no part of it.
+    // A stop string is not part of the caption.
     let text = whole.last().unwrap();
     let end: String = text
         .chars()
@@ -168,7 +167,7 @@ fn a_caption_can_be_ended() {
     assert!(!made.truncated);
 }
 
-/// What another process says that runs one of the ignored tests with these variables of the emulator set.
+/// The output of a process that runs an ignored test with variables of the emulator.
 fn says(test: &str, variables: &[(&str, &str)]) -> Option<String> {
     model(DType::Bf16).filter(|model| model.device().name == "Emulated GPU")?;
     let output = Command::new(env::current_exe().unwrap())
@@ -256,7 +255,7 @@ fn one_too_large() {
         let go_on = &mut |_: Event<'_>| ControlFlow::Continue(());
         model.describe(&mut model.session(), request, go_on)
     };
-    // With a picture, and without, for which the encoder's memory is all the same.
+    // With a picture and without.
     let small = [&pictures[..1], &[]].map(|pictures| request(pictures, "What?"));
     let texts = || {
         let texts = small.iter().map(|small| Ok(describe(small)?.text));
@@ -265,7 +264,7 @@ fn one_too_large() {
     let Ok(first) = texts() else {
         return println!("not even small ones");
     };
-    // The work of the second is kept to be run again.
+    // The second round captures CUDA graphs, which later ones replay.
     for _ in 0..2 {
         assert_eq!(texts().unwrap(), first);
     }
@@ -279,7 +278,7 @@ fn one_too_large() {
     println!("the small ones as before");
 }
 
-/// Wherever it is that memory ends while pieces of it are made larger, nothing is run where the old ones were.
+/// Running out of memory while buffers grow leaves no kernel that uses the old buffers.
 #[test]
 fn a_caption_that_there_is_no_memory_for_leaves_others_alone() {
     let mut failed = 0;

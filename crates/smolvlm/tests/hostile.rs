@@ -1,4 +1,4 @@
-//! The corpus of `fuzz/` without the fuzzer: what it found once stays found.
+//! The corpus of `fuzz/`, replayed without the fuzzer.
 
 use std::{fs, path::Path};
 
@@ -11,11 +11,11 @@ fn replay(target: &str, run: fn(&[u8]) -> bool) {
     let mut answers = 0;
     for file in files {
         let file = file.unwrap().path();
-        // Read where one of them panics.
+        // Names the file at fault if one panics.
         println!("{}", file.display());
         answers += usize::from(run(&fs::read(file).unwrap()));
     }
-    // Or the corpus is of another model.
+    // Otherwise the corpus belongs to another model.
     assert!(answers > 0);
 }
 

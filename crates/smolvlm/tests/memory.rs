@@ -1,5 +1,5 @@
-//! What a caption takes of memory is asked for before it is needed: an allocation that fails later would
-//! end the process. This file has one test: the memory is the whole process's.
+//! The memory of a caption is estimated before it is needed, because a failed allocation ends the process. This file
+//! has one test, because memory is counted for the whole process.
 
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
@@ -19,10 +19,10 @@ const MB: usize = 1_000_000;
 static USED: AtomicUsize = AtomicUsize::new(0);
 static LIMIT: AtomicUsize = AtomicUsize::new(usize::MAX);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
-/// So many megabytes are only asked for to see whether they are there, and don't count in the peak.
-static ASKED: AtomicUsize = AtomicUsize::new(usize::MAX);
+/// Allocations of at least so many megabytes only probe for memory and don't count in the peak.
+static PROBE_SIZE: AtomicUsize = AtomicUsize::new(usize::MAX);
 
-/// Gives no more than [`LIMIT`].
+/// An allocator that gives [`LIMIT`] bytes at most.
 struct Limited;
 
 #[global_allocator]
@@ -37,7 +37,7 @@ unsafe impl GlobalAlloc for Limited {
             USED.fetch_sub(size, Relaxed);
             return ptr::null_mut();
         }
-        if size / MB != ASKED.load(Relaxed) {
+        if size / MB != PROBE_SIZE.load(Relaxed) {
             PEAK.fetch_max(used, Relaxed);
         }
         unsafe { System.alloc(layout) }
@@ -49,7 +49,7 @@ unsafe impl GlobalAlloc for Limited {
     }
 }
 
-/// With no more than so much beside what is held already.
+/// Runs with a limit beside what is held already.
 fn with<T>(megabytes: usize, run: impl FnOnce() -> T) -> T {
     LIMIT.store(USED.load(Relaxed) + megabytes * MB, Relaxed);
     let result = run();
@@ -57,7 +57,7 @@ fn with<T>(megabytes: usize, run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// What pictures ask for and what they take then, in megabytes.
+/// Estimated and measured memory of a request, in megabytes.
 #[track_caller]
 fn costs(model: &Model, pictures: &[&Picture], whole_frames: bool) -> (usize, usize) {
     let mut request = Request::new(pictures, "What is seen here?");
@@ -71,12 +71,12 @@ fn costs(model: &Model, pictures: &[&Picture], whole_frames: bool) -> (usize, us
         panic!("there was more than enough");
     };
     let asked = megabytes as usize;
-    // It never asks for less than 32 MiB.
+    // The estimate is at least 32 MiB.
     let limit = asked.max(33);
-    ASKED.store(limit, Relaxed);
+    PROBE_SIZE.store(limit, Relaxed);
     let before = USED.load(Relaxed);
     PEAK.store(before, Relaxed);
-    // It is told rounded down, and the prompt is there when it is asked for.
+    // The estimate is rounded down, and the prompt is already in memory.
     with(limit + 2, describe).expect("as much as was asked for");
     (asked, (PEAK.load(Relaxed) - before) / MB)
 }
@@ -104,7 +104,7 @@ fn a_caption_takes_no_more_than_it_asked_for() {
             for (pictures, splitting) in [(1, false), (6, false), (1, true)] {
                 let pictures = vec![picture; pictures];
                 let (asked, taken) = costs(&model, &pictures, splitting);
-                // A bound that is far too high would refuse what could be done.
+                // A much too high estimate would refuse possible requests.
                 assert!(asked < 30 + 3 * taken, "{taken} of {asked} MB");
             }
         }

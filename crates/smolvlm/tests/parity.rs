@@ -1,8 +1,8 @@
-//! Every stage of the model against tensors that the reference implementation wrote.
+//! Parity of every stage of the model with transformers.
 //!
 //! `tools/reference/small_models.py` builds a random-weight checkpoint in the shape of each family member and
-//! runs transformers over it; the goldens lie beside the weights in `tests/data/reference`. The full-size
-//! models of `tools/reference/full_size.py` take the same road: name their folders in
+//! runs transformers on it; the goldens are beside the weights in `tests/data/reference`. The full-size
+//! models of `tools/reference/full_size.py` work in the same way: name their folders in
 //! `VLMNARRATE_REFERENCE`, separated by colons, and run `cargo nextest run --run-ignored all full_size`.
 
 #[path = "reference/data.rs"]
@@ -24,7 +24,7 @@ use vlmnarrate_smolvlm::{
 
 /// Largest relative L2 distance from the reference in f32: hidden states and logits alike.
 const F32_TOLERANCE: f64 = 1e-4;
-/// And from its bf16 run in bf16. Both round at every step, so neither is the truth.
+/// The same in bf16, from transformers' bf16 run. Both round at every step; neither is exact.
 const BF16_TOLERANCE: f64 = 2e-2;
 /// A greedy choice counts where the reference's first token leads its second by more than this.
 const MARGIN: f64 = 1e-3;
@@ -210,7 +210,7 @@ fn check_pixels(member: &Member, case: &Case, pictures: &[Picture]) {
         .unwrap();
     assert_eq!(ours.len(), golden.len());
     assert_eq!(off, 0, "{}: pixels off by up to {off} levels", case.name);
-    // The rows show where a difference lies, the digest that there is none elsewhere.
+    // Rows show where a difference is, the digest covers all others.
     let digest = Sha256::digest(planes(pictures));
     let hex = digest
         .iter()
@@ -316,8 +316,7 @@ fn check_clip(member: &Member, case: &Case, pictures: &[Picture]) {
     assert_eq!(ours.text, golden, "{}", case.name);
 }
 
-/// First logits in bf16 against the reference's bf16 run. Tiles take the same road as whole pictures, and a
-/// dozen of them the time of a dozen: one picture a place is enough here.
+/// First logits in bf16 against transformers' bf16 run, without tiles, which take the same code as whole pictures.
 fn check_bf16(folder: &Path) {
     let member = Member::load(folder, DType::Bf16);
     let mut worst = 0f64;
@@ -329,7 +328,7 @@ fn check_bf16(folder: &Path) {
     assert!(worst <= BF16_TOLERANCE, "{}: {worst:e}", folder.display());
 }
 
-/// Where to hold the model against the reference: `VLMNARRATE_DEVICE` may say `cuda`.
+/// The device to test, from `VLMNARRATE_DEVICE`.
 fn device() -> DeviceKind {
     match std::env::var("VLMNARRATE_DEVICE").as_deref() {
         Ok("cuda") => DeviceKind::Cuda,

@@ -1,4 +1,5 @@
-//! What the check at load counts is what a model holds then. This file has one test: the memory is the whole process's.
+//! The memory that is estimated for a model's weights is what the model holds. This file has one test, because memory is
+//! counted for the whole process.
 
 #![cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 #![expect(unsafe_code, reason = "an allocator and system calls that count")]
@@ -38,11 +39,11 @@ unsafe impl GlobalAlloc for Counted {
     }
 }
 
-/// In the place of the C library's, for packed weights, which are mapped. The allocator's own go other ways.
+/// Replaces the C library's `mmap` to count packed weights, which are mapped. The allocator doesn't call it.
 ///
 /// # Safety
 ///
-/// As `mmap` says.
+/// As for `mmap`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn mmap64(
     address: *mut c_void,
@@ -73,7 +74,7 @@ unsafe extern "C" fn mmap64(
 ///
 /// # Safety
 ///
-/// As `munmap` says.
+/// As for `munmap`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn munmap(address: *mut c_void, len: usize) -> c_int {
     USED.fetch_sub(len, Relaxed);
@@ -86,7 +87,7 @@ const HIDDEN: usize = 512;
 const VISION: usize = 256;
 const LAYERS: usize = 3;
 
-/// A random model whose MLPs have so many values inside, with a head of its own or without.
+/// A random model with this `intermediate_size`, with an `lm_head` or with tied embeddings.
 fn checkpoint(folder: &Path, inner: usize, is_tied: bool, dtype: Type) -> Checkpoint {
     let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gguf/SmolVLM-Small");
     for file in fs::read_dir(&small).unwrap().map(Result::unwrap) {
@@ -171,14 +172,14 @@ fn checkpoint(folder: &Path, inner: usize, is_tied: bool, dtype: Type) -> Checkp
             add(format!("{vision}.{name}.bias"), &[VISION]);
         }
     }
-    // Nothing that the model has: it is not loaded.
+    // A tensor that the family doesn't have is not loaded.
     add("ballast.weight".into(), &[1024, 1024]);
     safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
     let source = Source::parse(Some(folder.as_os_str()), None).unwrap();
     Checkpoint::open(&source).unwrap()
 }
 
-/// Bytes that were counted, and that a model holds.
+/// Estimated and held bytes of a model.
 fn sizes(checkpoint: &Checkpoint, dtype: DType, quantization: Quantization) -> [usize; 2] {
     let mut options = LoadOptions::default();
     options.device = DeviceKind::Cpu;
@@ -199,11 +200,11 @@ fn a_model_holds_as_much_as_was_counted() {
     let folder = tempfile::tempdir().unwrap();
     for (inner, is_tied, stored) in [
         (1024, false, Type::BF16),
-        // Rows that are no whole blocks.
+        // Rows that are not a whole number of blocks.
         (1040, true, Type::F32),
     ] {
         let checkpoint = checkpoint(folder.path(), inner, is_tied, stored);
-        // Once for what is there from then on.
+        // Warm up what stays allocated.
         sizes(&checkpoint, DType::F32, Quantization::None);
         let mut all = Vec::new();
         for (dtype, quantization) in [

@@ -1,4 +1,4 @@
-//! Captions of noise, for those who time them.
+//! Timed captions of noise.
 
 use std::{
     error::Error,
@@ -10,7 +10,7 @@ use std::{
 use vlmnarrate_engine::{Answer, Picture, Request};
 use vlmnarrate_smolvlm::{Checkpoint, LoadOptions, Model, Session, Source};
 
-/// What stands behind the program's name.
+/// The arguments of the program.
 pub fn arguments() -> Vec<String> {
     let arguments = std::env::args().skip(1);
     arguments.filter(|a| a != "--bench").collect()
@@ -26,8 +26,8 @@ pub fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// A caption for each line that is read, of a scene that is `cut`, `slow` or `static`. `forget` makes the session know
-/// nothing of the last caption; `tell` hears of each caption and what it took.
+/// Makes a caption for each line of standard input, of a scene that is `cut`, `slow` or `static`. `forget` resets the
+/// session; `tell` is called with each caption and its times.
 pub fn one_by_one(
     model: &Model,
     side: u32,
@@ -63,7 +63,7 @@ pub fn noise(rng: &mut fastrand::Rng, side: u32) -> Picture {
     Picture::new(side, side, rgb).expect("a whole picture")
 }
 
-/// One byte in a hundred is another.
+/// Changes one byte in a hundred.
 fn change_slowly(rng: &mut fastrand::Rng, picture: &mut Picture) {
     for _ in 0..picture.rgb.len() / 100 {
         let at = rng.usize(..picture.rgb.len());
@@ -71,7 +71,7 @@ fn change_slowly(rng: &mut fastrand::Rng, picture: &mut Picture) {
     }
 }
 
-/// A caption of exactly so many tokens, or it isn't what was to be timed.
+/// Makes a caption of exactly `tokens` tokens. Errors for another number, which would be another measurement.
 pub fn describe(
     model: &Model,
     session: &mut Session,

@@ -1,8 +1,8 @@
-//! What several benchmarks want to know.
+//! Shared by several benchmarks.
 
 use std::fs;
 
-/// Of the process's memory, such as `VmHWM`, in MiB; `None` where the system doesn't tell.
+/// A value of `/proc/self/status` such as `VmHWM`, in MiB; `None` if unknown.
 pub fn memory(field: &str) -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status

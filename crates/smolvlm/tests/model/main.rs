@@ -1,5 +1,5 @@
-//! What callers of the model and its files may get wrong: an error or a defined answer, never a panic, and the
-//! callers beside go on. On the CPU, or with `VLMNARRATE_DEVICE=cuda` on a GPU.
+//! Misuse of a model and broken files: each gives an error or a defined answer, never a panic, and other sessions go on.
+//! On the CPU, or with `VLMNARRATE_DEVICE=cuda` on a GPU.
 
 #[path = "../reference/data.rs"]
 mod data;

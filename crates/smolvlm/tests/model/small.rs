@@ -1,4 +1,4 @@
-//! A small model, what is asked of it, and copies of it with something wrong.
+//! A small model, requests to it, and broken copies of it.
 
 use std::{
     env, fs,
@@ -152,7 +152,7 @@ pub fn describe(
     model.describe(session, request, &mut go_on)
 }
 
-/// The text of a caption of one picture, which every test makes before and after what is wrong.
+/// The text of a caption of one picture, made before and after each failure.
 pub fn caption(model: &Model, session: &mut Session) -> String {
     let picture = picture(1);
     let made = describe(model, session, &request(&[&picture])).unwrap();
@@ -203,7 +203,7 @@ pub fn greedy(model: &Model, count: usize) -> Vec<u32> {
     tokens
 }
 
-/// It failed, this caption alone, and says all of this.
+/// Checks that a caption failed with an error that has all of these words.
 #[track_caller]
 pub fn fails<T: std::fmt::Debug>(result: Result<T, Error>, says: &[&str]) {
     let error = result.unwrap_err();
@@ -214,7 +214,7 @@ pub fn fails<T: std::fmt::Debug>(result: Result<T, Error>, says: &[&str]) {
     }
 }
 
-/// A request that every kind of choosing has: greedy, sampled, penalized and one of a list.
+/// Requests of each kind of decoding: greedy, sampled, penalized, and constrained to choices.
 pub fn kinds<'a>(plain: Request<'a>, choices: &'a [String]) -> [Request<'a>; 5] {
     let sampled = |sampling| {
         let mut request = plain;

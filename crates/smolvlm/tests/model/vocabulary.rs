@@ -1,4 +1,4 @@
-//! Tokens, and scores to choose them by.
+//! Tokens and logits.
 
 use std::{ops::ControlFlow, thread};
 
@@ -29,7 +29,7 @@ fn tokens_beyond_the_vocabulary_are_refused() {
     });
 }
 
-/// `~` is no number: whoever asks with it gets an error, whoever asks without it his caption.
+/// The embedding of `~` is NaN: a request with `~` fails, others succeed.
 #[test]
 fn numbers_that_are_not_finite_end_one_caption() {
     let asked = "What ~ is it?";
@@ -85,7 +85,7 @@ fn numbers_that_are_not_finite_end_one_caption() {
     }
 }
 
-/// One token's score is no number, or all are infinite.
+/// One token's logit is NaN, or all are infinite.
 #[test]
 fn scores_that_are_not_finite_are_no_choice() {
     let head = "lm_head.weight";
@@ -105,7 +105,7 @@ fn scores_that_are_not_finite_are_no_choice() {
     let pictures = [&picture];
     let choices = ["yes", "no", "not"].map(str::to_owned);
     for copy in [one(f32::NAN), one(f32::INFINITY), all(1.0), all(-1.0)] {
-        // Blocks of weights have no such numbers.
+        // Quantized blocks can't hold NaN.
         let model = copy.load().unwrap();
         for request in kinds(request(&pictures), &choices) {
             let made = describe(&model, &mut model.session(), &request);
@@ -116,7 +116,7 @@ fn scores_that_are_not_finite_are_no_choice() {
 
 #[test]
 fn what_f16_can_not_hold_is_said_with_the_remedy() {
-    // More than 65504, of which bf16 and f32 make nothing of note.
+    // More than 65504, the largest f16, which bf16 and f32 represent.
     let copy = Copy::new().tensor("model.text_model.layers.0.mlp.down_proj.weight", |rows| {
         rows.iter_mut().flatten().for_each(|x| *x *= 1e9);
     });
@@ -241,7 +241,7 @@ fn any_number_of_tokens_can_end_a_caption() {
         let model = load(Copy::new().eos(json!(eos)).0.path(), options).unwrap();
         let picture = picture(1);
         let mut session = model.session();
-        // Once more, with all of it guessed.
+        // Again, with the whole caption as draft.
         for _ in 0..2 {
             let made = describe(&model, &mut session, &request(&[&picture])).unwrap();
             assert_eq!((made.tokens, made.truncated), (place, false));
@@ -249,7 +249,7 @@ fn any_number_of_tokens_can_end_a_caption() {
     }
 }
 
-/// A partial caption counts what the whole one would, had it ended there.
+/// A partial caption counts its tokens as a caption that ends there.
 #[test]
 fn partial_captions_count_tokens() {
     each_model(|model| {
@@ -261,7 +261,7 @@ fn partial_captions_count_tokens() {
         let choices = ["yes it is", "yes it isn't", "no"].map(str::to_owned);
         for request in kinds(plain, &choices) {
             let mut session = model.session();
-            // Told of one by one, then as drafts that come true.
+            // Decoded one by one, then as accepted drafts.
             for _ in 0..2 {
                 let mut partial: Vec<(String, usize)> = Vec::new();
                 let listen = &mut |event: Event<'_>| {
@@ -280,7 +280,7 @@ fn partial_captions_count_tokens() {
                 if !request.choices.is_empty() {
                     continue;
                 }
-                // Bytes of characters come one by one: there are more tokens than texts.
+                // A character may take several tokens: there are more tokens than texts.
                 several |= counts.len() < made.tokens;
                 for (text, tokens) in &partial {
                     let mut short = request;
