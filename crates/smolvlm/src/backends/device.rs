@@ -53,7 +53,7 @@ pub(crate) fn resolve(kind: DeviceKind, checkpoint: &Checkpoint) -> DeviceKind {
     }
 }
 
-/// The type that weights are held in where nobody says otherwise, of what [`resolve`] said.
+/// The type that weights are held in by default, on a device that [`resolve`] returned.
 pub(crate) fn dtype(kind: DeviceKind) -> DType {
     match kind {
         #[cfg(feature = "candle-cuda")]

@@ -24,7 +24,7 @@ pub struct DeviceInfo {
     pub kind: &'static str,
     /// Of the processor or the GPU.
     pub name: String,
-    /// Bytes that the device has in all, a CPU those of the machine; 0 where nobody says.
+    /// Bytes that the device has in all, a CPU those of the machine; 0 where it is not known.
     pub memory: u64,
 }
 

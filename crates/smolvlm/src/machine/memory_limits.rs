@@ -44,7 +44,7 @@ impl fmt::Display for Limit {
     }
 }
 
-/// The tightest limit; `None` where nobody says.
+/// The tightest limit; `None` where no limit is known.
 ///
 /// `root` has `/proc` and `/sys` in it.
 pub(crate) fn available(root: &Path) -> Option<Limit> {

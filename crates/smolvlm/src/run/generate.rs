@@ -302,7 +302,7 @@ mod tests {
         Model::load(&checkpoint, &options, &mut |_, _| ControlFlow::Continue(())).unwrap()
     }
 
-    /// What was said before shows in the time only: guesses that come true, in part or not at all give the same
+    /// The last caption shows in the time only: a draft that is accepted, in part or not at all gives the same
     /// tokens as a session that knows nothing. So does a picture that is known, and a prompt in part.
     #[test]
     fn what_was_said_before_changes_nothing() {

@@ -1,4 +1,4 @@
-//! What is loaded, so that all who want the same share it.
+//! Loaded models, shared by all who want the same.
 
 use std::{
     collections::HashMap,
@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
-/// How often somebody who waits for another's load is asked whether he still wants it.
-const PERIOD: Duration = Duration::from_millis(50);
+/// How often a caller that waits for another's load is asked whether to go on.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Values by key, each for as long as somebody holds it.
+/// Values by key, each for as long as an `Arc` of it exists.
 pub(crate) struct Registry<K, T> {
     slots: Mutex<HashMap<K, Slot<T>>>,
     changed: Condvar,
@@ -33,11 +33,10 @@ impl<K: Clone + Eq + Hash, T> Registry<K, T> {
         self.slots.lock().unwrap()
     }
 
-    /// The value that somebody holds, or else the one that `load` makes. While another loads it,
-    /// `waiting` is asked now and then and may give up; if that load fails, we try ourselves. Both
-    /// are given the `context`.
+    /// The value of a key, loaded if it isn't there. While another caller loads it, `waiting` is called now and then and
+    /// may give up; if that load fails, this caller tries. Both closures get the `context`.
     ///
-    /// No lock is held while anything is loaded.
+    /// No lock is held during a load.
     pub(crate) fn get<C: ?Sized, E>(
         &self,
         key: K,
@@ -49,7 +48,7 @@ impl<K: Clone + Eq + Hash, T> Registry<K, T> {
         loop {
             match slots.get(&key) {
                 Some(Slot::Loading) => {
-                    drop(self.changed.wait_timeout(slots, PERIOD).unwrap());
+                    drop(self.changed.wait_timeout(slots, POLL_INTERVAL).unwrap());
                     waiting(context)?;
                     slots = self.lock();
                 }
@@ -86,7 +85,7 @@ impl<K: Clone + Eq + Hash, T> Registry<K, T> {
     }
 }
 
-/// Says that somebody is at it; if he fails or panics, another may try.
+/// Marks a key as being loaded. Dropped without a value, after a failure or a panic, another caller may try.
 struct Claim<'r, K: Clone + Eq + Hash, T> {
     registry: &'r Registry<K, T>,
     key: Option<K>,

@@ -19,7 +19,7 @@ pub(crate) fn is_there() -> bool {
     CudaContext::device_count().is_ok_and(|count| count > 0)
 }
 
-/// The type that weights are held in where nobody says otherwise: before Ampere there is no bf16.
+/// The type that weights are held in by default: before Ampere there is no bf16.
 pub(crate) fn dtype() -> DType {
     let capability = CudaContext::new(0).and_then(|context| context.compute_capability());
     match capability {

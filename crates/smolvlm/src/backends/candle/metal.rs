@@ -42,8 +42,7 @@ pub(crate) fn info(device: &MetalDevice) -> DeviceInfo {
     }
 }
 
-/// Frees what Metal leaves to the thread's pool meanwhile: nobody else does before the thread ends, and candle
-/// doesn't either.
+/// Frees what Metal leaves to the thread's pool meanwhile, which else would be freed when the thread ends.
 pub(crate) fn with_autorelease_pool<T>(work: impl FnOnce() -> T) -> T {
     autoreleasepool(|_| work())
 }

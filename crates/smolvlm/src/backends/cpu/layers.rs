@@ -28,7 +28,7 @@ fn room(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
     values
 }
 
-/// A norm's or a bias', which nobody looks at when it is used.
+/// The values of a norm or a bias, checked here because they are not checked when they are used.
 fn parameters(tensor: &Tensor) -> CandleResult<Vec<f32>> {
     let numbers = numbers(tensor)?;
     match numbers.iter().all(|x| x.is_finite()) {

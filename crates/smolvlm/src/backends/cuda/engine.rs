@@ -312,13 +312,13 @@ impl Engine {
             ..
         } = self;
         let mut rows = Vec::new();
-        let mut guesses = Vec::new();
+        let mut draft_tokens = Vec::new();
         let mut sequences = Vec::new();
         for (sequence, job) in jobs.iter().enumerate() {
             let (slot, work) = (&job.slot, &job.work);
             let words = slot.words();
-            let first = guesses.len();
-            guesses.extend(work.draft_tokens.iter().map(|token| *token as i32));
+            let first = draft_tokens.len();
+            draft_tokens.extend(work.draft_tokens.iter().map(|token| *token as i32));
             let position = work.past + work.prompt.len();
             assert!(
                 position + work.max_tokens.max(1) <= slot.capacity
@@ -354,7 +354,7 @@ impl Engine {
         }
         graphs.moved(decoder.reserve(gpu, scratch, rows.len()))?;
         gpu.write(&sequences, &mut scratch.sequences, 0)?;
-        gpu.write(&guesses, &mut scratch.draft_tokens, 0)?;
+        gpu.write(&draft_tokens, &mut scratch.draft_tokens, 0)?;
         if !rows.is_empty() {
             gpu.write(&rows, &mut scratch.rows, 0)?;
             let longest = sequences.iter().map(|s| s.rows as usize).max().unwrap_or(0);
