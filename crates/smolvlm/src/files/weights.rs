@@ -413,7 +413,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_way_of_naming_is_one() {
+    fn names_are_canonical() {
         for (stored, name) in [
             ("lm_head.weight", "lm_head.weight"),
             ("model.text_model.lm_head.weight", "lm_head.weight"),
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_are_parted() {
+    fn permuted_rows_are_restored() {
         // Two heads of four rows of three: 0 2 1 3 as stored.
         let entry = TensorEntry {
             file: 0,
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_not_believed() {
+    fn broken_headers_are_refused() {
         let tensor = |shape: &str, from: u64, to: u64| {
             format!(r#"{{"t":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}}}"#)
         };

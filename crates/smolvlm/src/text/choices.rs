@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_choice_is_not_allowed() {
+    fn only_tokens_of_a_choice_are_allowed() {
         let choices = choices(&[&[1, 2], &[1, 3, 4], &[5]]);
         let mut state = choices.start().unwrap();
         assert_eq!(state.forced_token(), None);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_choose_from_is_no_choice() {
+    fn no_choices_allow_every_token() {
         assert!(choices(&[]).start().is_none());
     }
 }

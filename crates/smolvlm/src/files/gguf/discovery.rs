@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_parted_from_its_quantization() {
+    fn a_name_is_split_from_its_quantization() {
         for (name, base, tag) in [
             (
                 "SmolVLM-256M-Instruct-Q8_0.gguf",

@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn values_and_tensors_are_read() {
+    fn metadata_and_tensors_are_read() {
         let values = [
             value("count", 4, &7u32.to_le_bytes()),
             value("less", 11, &(-7i64).to_le_bytes()),
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_not_believed() {
+    fn broken_headers_are_refused() {
         let one = |tensor: Vec<u8>| file(&[], &[tensor], 64);
         let says = |value: Vec<u8>| file(&[value], &[], 0);
         assert!(read(one(tensor("t", &[16], 0, 0))).is_ok());
