@@ -3,7 +3,6 @@
 
 use candle_core::{
     CudaDevice, DType,
-    backend::BackendDevice,
     cuda_backend::cudarc::driver::{CudaContext, DriverError},
 };
 
