@@ -44,7 +44,8 @@ impl RequestSize {
 
         // Resized, resized to tiles, and cut; or copied, to be known again.
         let bytes = product(&[self.squares + 3 * self.tiles, self.side, self.side, 3]);
-        let pixels = value * product(&[self.squares + 1, self.side, self.side, 3]);
+        // Of one picture at a time, and once more as patches.
+        let pixels = value * product(&[2, self.side, self.side, 3]);
         let patches = config.patches_per_side(self.side).pow(2);
         let vision = match is_fused {
             // Queries, keys and values, once more as weights, and what is rounded.

@@ -19,6 +19,7 @@ pub(crate) fn device_error(reason: impl Into<String>, remedy: Remedy) -> Error {
 
 /// What a model runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DeviceInfo {
     /// `cpu`, `cuda` or `metal`.
     pub kind: &'static str,
