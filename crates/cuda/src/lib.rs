@@ -15,6 +15,12 @@
     reason = "kernels take addresses; the operations check what they are given"
 )]
 
+#[cfg(feature = "linked-elsewhere")]
+compile_error!(
+    "the features `cuda` and `candle-cuda` exclude each other: our kernels open the driver at run time, candle links with \
+     CUDA, and both share one cudarc. Build with one of them"
+);
+
 mod arguments;
 mod driver;
 mod error;

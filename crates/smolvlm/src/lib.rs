@@ -49,12 +49,6 @@
 //! # }
 //! ```
 
-#[cfg(all(feature = "cuda", feature = "candle-cuda"))]
-compile_error!(
-    "the features `cuda` and `candle-cuda` exclude each other: our kernels open the driver at run time, candle links with \
-     CUDA, and both share one cudarc. Build with one of them"
-);
-
 mod backends;
 mod engine;
 mod error;
