@@ -39,4 +39,24 @@ mod tests {
         assert_eq!(worded.to_string(), "device: none. Or set device=auto");
         assert_eq!((worded.kind, worded.remedy), (ErrorKind::Settings, None));
     }
+
+    #[test]
+    fn a_remedy_names_properties() {
+        for (remedy, names) in [
+            (
+                Remedy::SmallerRequest,
+                &["frames", "image-size", "max-tokens"][..],
+            ),
+            (Remedy::ShorterRequest, &["max-tokens", "prompt"]),
+            (Remedy::Cpu, &["device=cpu"]),
+            (Remedy::AnyDevice, &["device=auto"]),
+            (
+                Remedy::WiderDType,
+                &["dtype=f16", "dtype=bf16", "dtype=f32"],
+            ),
+        ] {
+            let words = words(remedy).unwrap();
+            assert!(names.iter().all(|name| words.contains(name)), "{words}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use vlmnarrate_engine::{DType, DeviceKind, Event, Picture, Request, Sampling};
+use vlmnarrate_engine::{DType, DeviceKind, Event, Picture, Remedy, Request, Sampling};
 use vlmnarrate_smolvlm::{Checkpoint, Error, LoadOptions, Model, Session, Source};
 
 use data::data;
@@ -329,9 +329,11 @@ fn a_model_that_the_kernels_do_not_know_runs_on_the_cpu() {
     candle_core::safetensors::save(&tensors, &weights).unwrap();
 
     let on = |device| load_from(folder.path().into(), device, DType::Auto);
+    let error = on(DeviceKind::Cuda).unwrap_err();
     assert_eq!(
-        on(DeviceKind::Cuda).unwrap_err().to_string(),
+        error.to_string(),
         "device: the GPU's kernels don't know biases in the decoder"
     );
+    assert_eq!(error.remedy(), Some(Remedy::Cpu));
     assert_eq!(on(DeviceKind::Auto).unwrap().device().kind, "cpu");
 }

@@ -166,7 +166,12 @@ mod tests {
 
     #[test]
     fn what_is_not_built_in_names_the_build_that_has_it() {
-        let says = |kind: DeviceKind| check(kind).map_err(|error| error.to_string());
+        let says = |kind: DeviceKind| {
+            check(kind).map_err(|error| {
+                assert_eq!(error.remedy(), Some(Remedy::AnyDevice));
+                error.to_string()
+            })
+        };
         assert_eq!(says(DeviceKind::Auto), Ok(()));
         assert_eq!(says(DeviceKind::Cpu), Ok(()));
         if let Err(error) = says(DeviceKind::Cuda) {

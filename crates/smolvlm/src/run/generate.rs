@@ -12,7 +12,7 @@ use crate::{
     run::{
         decode::{Generated, before_stop},
         model::Model,
-        prepare::PreparedRequest,
+        prepare::{PreparedRequest, Squares},
         sampling,
         session::{Last, Session},
     },
@@ -116,6 +116,7 @@ impl Model {
             prompt,
             max_tokens,
             choices,
+            capacity,
             ..
         } = prepared;
         let feature_rows = prompt.images.iter().map(|(_, len)| len).sum();
@@ -144,7 +145,7 @@ impl Model {
         // The last token is run in any case, for what follows it.
         session.slot.truncate(in_common.min(prompt.ids.len() - 1));
         let needs = Needs {
-            capacity: self.capacity(prompt.ids.len(), *max_tokens)?,
+            capacity: *capacity,
             max_tokens: *max_tokens,
             feature_rows,
             picture_bytes: bytes.sum(),
@@ -236,7 +237,7 @@ impl Model {
         session.check(self.id)?;
         prompt.check(self.config.text_config.vocab_size)?;
         self.check_features(prompt, features)?;
-        let capacity = self.check_memory(None, prompt, room)?;
+        let capacity = self.check_memory(Squares::default(), prompt, room)?;
         session.last = None;
         let slot = &mut *session.slot;
         slot.truncate(0);

@@ -8,7 +8,7 @@ use std::sync::{
 #[cfg(feature = "cuda")]
 use candle_core::Device;
 use candle_core::Tensor;
-use vlmnarrate_engine::{Observer, Picture, Quantization};
+use vlmnarrate_engine::{Observer, Picture};
 
 #[cfg(feature = "cuda")]
 use crate::{backends::cuda, files::weights::Loader};
@@ -115,8 +115,7 @@ impl Model {
                 )?)
             }
             device => {
-                let has_quantized = formats.quantization != Quantization::None
-                    || checkpoint.weights.has_quantized();
+                let has_quantized = options.has_quantized(checkpoint);
                 let formats = (formats, &add as &(dyn Fn(u64) -> bool + Sync));
                 match matches!(device, OpenDevice::Cpu) && has_quantized {
                     true => Box::new(TensorBackend::<Fused>::load(
@@ -225,9 +224,6 @@ impl Model {
     /// How a square picture of this size stands in the prompt, behind `grid` tiles of the same size.
     #[doc(hidden)]
     pub fn span(&self, picture: &Picture, grid: (usize, usize)) -> Span {
-        Span {
-            grid,
-            tokens: self.config.tokens_per_picture(picture.width as usize),
-        }
+        self.grid_span(grid, picture.width)
     }
 }

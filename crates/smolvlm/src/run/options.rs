@@ -46,11 +46,16 @@ impl LoadOptions {
         })
     }
 
+    /// Whether some weights are held quantized, with options that [`resolve`](Self::resolve) returned.
+    pub(crate) fn has_quantized(&self, checkpoint: &Checkpoint) -> bool {
+        device::takes_blocks(self.device)
+            && (self.quantization != Quantization::None || checkpoint.weights.has_quantized())
+    }
+
     /// Of options that [`resolve`](Self::resolve) gave: what the weights are held in.
     pub(crate) fn formats(&self, checkpoint: &Checkpoint) -> Result<Formats> {
-        let has_blocks = device::takes_blocks(self.device)
-            && (self.quantization != Quantization::None || checkpoint.weights.has_quantized());
-        if has_blocks && !matches!(self.dtype, DType::Auto | DType::F32) {
+        let has_quantized = self.has_quantized(checkpoint);
+        if has_quantized && !matches!(self.dtype, DType::Auto | DType::F32) {
             return Err(Error::Setting {
                 property: "dtype",
                 reason: "products with quantized weights are made in f32; leave it at auto".into(),
@@ -58,7 +63,7 @@ impl LoadOptions {
         }
         let dtype = match formats::candle_dtype(self.dtype) {
             Some(dtype) => dtype,
-            None if has_blocks => candle_core::DType::F32,
+            None if has_quantized => candle_core::DType::F32,
             None => device::dtype(self.device),
         };
         Ok(Formats {

@@ -29,6 +29,8 @@ pub(crate) struct PreparedRequest {
     pub(crate) tiled: Option<Vec<Processed>>,
     /// Tokens that the answer may have.
     pub(crate) max_tokens: usize,
+    /// Tokens of prompt and answer.
+    pub(crate) capacity: usize,
 }
 
 /// Square pictures that a request's are made into.
@@ -72,15 +74,15 @@ impl Model {
     pub fn check(&self, request: &Request<'_>) -> Result<()> {
         let choices = Choices::encode(&self.prompter, &self.name, request.choices)?;
         let whole = Processor::new(&self.preprocessor).side;
-        // Nobody knows yet how many tiles there will be.
-        let spans = request
+        // How many tiles there will be is not known yet.
+        let sides = request
             .pictures
             .iter()
             .map(|picture| match request.whole_frames {
-                true => self.grid_span((0, 0), whole),
-                false => self.grid_span((0, 0), picture.width),
+                true => whole,
+                false => picture.width,
             });
-        let spans: Vec<_> = spans.collect();
+        let spans: Vec<_> = sides.map(|side| self.grid_span((0, 0), side)).collect();
         let prompt = self.prompter.encode(&messages(request), &spans)?;
         self.capacity(prompt.ids.len(), max_tokens(request, &choices))?;
         Ok(())
@@ -127,17 +129,19 @@ impl Model {
         };
         let prompt = session.prompt(&self.prompter, key)?;
         prompt.check(self.config.text_config.vocab_size)?;
-        self.check_memory(Some(squares), &prompt, max_tokens)?;
+        let capacity = self.check_memory(squares, &prompt, max_tokens)?;
         let tiled = processor.map(|processor| pictures.map(|p| processor.split(p)).collect());
         Ok(PreparedRequest {
             choices,
             prompt,
             tiled,
             max_tokens,
+            capacity,
         })
     }
 
-    fn grid_span(&self, grid: (usize, usize), side: u32) -> Span {
+    /// How a square of this side stands in the prompt, behind a grid of tiles of the same side.
+    pub(crate) fn grid_span(&self, grid: (usize, usize), side: u32) -> Span {
         Span {
             grid,
             tokens: self.config.tokens_per_picture(side as usize),
@@ -181,12 +185,11 @@ impl Model {
     /// Checks that there is memory for a request; returns the tokens of prompt and answer.
     pub(crate) fn check_memory(
         &self,
-        squares: Option<Squares>,
+        squares: Squares,
         prompt: &Prompt,
         max_tokens: usize,
     ) -> Result<usize> {
         let capacity = self.capacity(prompt.ids.len(), max_tokens)?;
-        let squares = squares.unwrap_or_default();
         let size = RequestSize {
             squares: squares.count,
             tiles: squares.most,

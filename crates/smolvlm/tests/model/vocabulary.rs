@@ -3,7 +3,7 @@
 use std::{ops::ControlFlow, thread};
 
 use serde_json::{Value, json};
-use vlmnarrate_engine::{DType, ErrorKind, Event};
+use vlmnarrate_engine::{Answer, DType, ErrorKind, Event, Remedy};
 use vlmnarrate_smolvlm::{Checkpoint, Error, Source, question};
 
 use super::small::*;
@@ -126,7 +126,9 @@ fn what_f16_can_not_hold_is_said_with_the_remedy() {
         let model = load(copy.0.path(), options).unwrap();
         describe(&model, &mut model.session(), &request(&[&picture(1)]))
     };
-    fails(on(DType::F16), &["not finite"]);
+    let error = on(DType::F16).unwrap_err();
+    assert_eq!(error.remedy(), Some(Remedy::WiderDType));
+    fails::<Answer>(Err(error), &["not finite"]);
     for dtype in [DType::Bf16, DType::F32] {
         assert_eq!(on(dtype).unwrap().tokens, 8);
     }

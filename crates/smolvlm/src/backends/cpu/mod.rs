@@ -60,7 +60,7 @@ pub(crate) enum EncoderLayer {
 impl candle::EncoderLayer<Workspace> for EncoderLayer {
     fn forward(&self, x: Tensor, workspace: &mut Workspace) -> CandleResult<Tensor> {
         match self {
-            Self::Candle(layer) => layer.as_ref().forward(&x),
+            Self::Candle(layer) => layer.forward(&x),
             Self::Fused(layer) => in_place(x, |x| layer.forward(x, workspace)),
         }
     }
@@ -123,9 +123,7 @@ impl candle::DecoderLayer<Workspace> for DecoderLayer {
         workspace: &mut Workspace,
     ) -> CandleResult<Tensor> {
         match (self, kv) {
-            (Self::Candle(layer), Kv::Candle(kv)) => {
-                layer.as_ref().forward(&x, rope, mask, (&*kv, past))
-            }
+            (Self::Candle(layer), Kv::Candle(kv)) => layer.forward(&x, rope, mask, (&*kv, past)),
             (Self::Fused(layer), Kv::Fused(kv)) => in_place(x, |x| {
                 layer.forward(x, rope.values(), kv, past, workspace);
             }),

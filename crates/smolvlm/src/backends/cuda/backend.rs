@@ -62,19 +62,7 @@ impl Network {
         pictures
     }
 
-    /// The part of a prompt that the slot doesn't hold, as a job.
-    fn prompt_job(slot: &Slot, prompt: &Prompt) -> GpuJob {
-        let rows = rows(prompt);
-        let (held, end) = (slot.len(), rows.len() - 1);
-        GpuJob {
-            prompt: rows[held..end].to_vec(),
-            past: held,
-            token: prompt.ids[end],
-            ..GpuJob::default()
-        }
-    }
-
-    /// Runs a job with a prompt. Until that is done the slot holds nothing.
+    /// Encodes staged pictures and runs a prompt, from which `job` goes on. Until that is done the slot holds nothing.
     fn run_prompt(
         &self,
         slot: &mut Slot,
@@ -82,10 +70,36 @@ impl Network {
         job: GpuJob,
         on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Result<Outcome> {
+        let rows = rows(prompt);
+        let (held, end) = (slot.len(), rows.len() - 1);
+        let job = GpuJob {
+            prompt: rows[held..end].to_vec(),
+            past: held,
+            token: prompt.ids[end],
+            ..job
+        };
         slot.set_len(0);
         let outcome = self.run_job(slot, job, on_tokens)?;
         slot.set_len(prompt.ids.len());
         Ok(outcome)
+    }
+
+    /// The same for the logits that choose the next token.
+    fn run_for_logits(
+        &self,
+        slot: &mut Slot,
+        prompt: &Prompt,
+        pictures: Vec<StagedPicture>,
+    ) -> Result<(Tensor, Outcome)> {
+        let job = GpuJob {
+            pictures,
+            max_tokens: 1,
+            logits: true,
+            ..GpuJob::default()
+        };
+        let outcome = self.run_prompt(slot, prompt, job, &mut go_on)?;
+        let logits = Tensor::new(outcome.logits.as_slice(), &Device::Cpu)?;
+        Ok((logits, outcome))
     }
 }
 
@@ -139,14 +153,8 @@ impl Backend for Network {
         observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
         layer_done(observer)?;
-        let slot = own::<Slot>(slot)?;
-        let job = GpuJob {
-            max_tokens: 1,
-            logits: true,
-            ..Self::prompt_job(slot, prompt)
-        };
-        let outcome = self.run_prompt(slot, prompt, job, &mut go_on)?;
-        Ok(Tensor::new(outcome.logits, &Device::Cpu)?)
+        let (logits, _) = self.run_for_logits(own::<Slot>(slot)?, prompt, Vec::new())?;
+        Ok(logits)
     }
 
     fn decode(
@@ -193,18 +201,10 @@ impl Backend for Network {
         } = job;
         let slot = own::<Slot>(slot)?;
         let pictures = self.stage(slot, images);
-        let job = GpuJob {
-            pictures,
-            ..Self::prompt_job(slot, prompt)
-        };
-        let (outcome, is_greedy) = match greedy {
+        let (next, outcome) = match greedy {
             None => {
-                let job = GpuJob {
-                    max_tokens: 1,
-                    logits: true,
-                    ..job
-                };
-                (self.run_prompt(slot, prompt, job, &mut go_on)?, false)
+                let (logits, outcome) = self.run_for_logits(slot, prompt, pictures)?;
+                (Next::Logits(logits), outcome)
             }
             Some(Greedy {
                 max_tokens,
@@ -212,22 +212,22 @@ impl Backend for Network {
                 on_tokens,
             }) => {
                 let job = GpuJob {
+                    pictures,
                     max_tokens,
                     draft_tokens: draft.to_vec(),
-                    ..job
+                    ..GpuJob::default()
                 };
                 let mut on_tokens = |tokens: &[u32]| on_tokens(tokens, observer);
-                (self.run_prompt(slot, prompt, job, &mut on_tokens)?, true)
+                let mut outcome = self.run_prompt(slot, prompt, job, &mut on_tokens)?;
+                let next = Next::Generated {
+                    tokens: std::mem::take(&mut outcome.generated),
+                    stopped: outcome.stopped,
+                };
+                (next, outcome)
             }
         };
         Ok(Started {
-            next: match is_greedy {
-                true => Next::Generated {
-                    tokens: outcome.generated,
-                    stopped: outcome.stopped,
-                },
-                false => Next::Logits(Tensor::new(outcome.logits, &Device::Cpu)?),
-            },
+            next,
             vision: outcome.vision,
             prefill: outcome.prefill,
             decode: outcome.decode,
