@@ -1,0 +1,146 @@
+//! The command line.
+
+use std::ffi::OsString;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+use gst::glib::prelude::StaticType;
+use gstvlmnarrate::{VlmNarrate, VlmNarrateOverlay};
+
+use crate::{
+    output::Format,
+    properties::{self, Properties},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  vlmnarrate holiday.mp4                      → holiday.narrated.mkv: all streams, and captions as a subtitle track
+  vlmnarrate holiday.mp4 -o holiday.vtt       subtitles; also .srt, .jsonl, .html (a page with pictures), .mp4, .txt
+  vlmnarrate --model HuggingFaceTB/SmolVLM2-500M-Video-Instruct holiday.mp4
+  vlmnarrate burn holiday.mp4 -o out.mp4      draw the captions on the picture
+  vlmnarrate live                             watch a camera with its captions
+  vlmnarrate serve holiday.mp4                a web page of the video with its transcript";
+
+const STATUS: &str = "\
+Exit status:
+  0    the output is whole
+  1    something failed; an error on stderr says what, where and what to do
+  2    the command line is wrong
+  130  SIGINT (Ctrl-C), 143 SIGTERM, 129 SIGHUP: the output has what was described until then.
+       A second signal ends at once and leaves no output.";
+
+/// Describes videos in words.
+///
+/// Without a subcommand, narrates video files. Streams are copied, never encoded anew; captions are printed as they are
+/// made. An existing file is replaced only with --force, and never by a run that fails.
+#[derive(Parser)]
+#[command(
+    name = "vlmnarrate",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    max_term_width = 120
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub narrate: Narrate,
+}
+
+/// Narrates video files.
+#[derive(Args, Clone)]
+pub struct Narrate {
+    /// Videos or pictures: files, URLs (http, https, HLS), or - for standard input
+    #[arg(value_name = "INPUT", required = true)]
+    pub inputs: Vec<OsString>,
+    #[command(flatten)]
+    pub outputs: Outputs,
+}
+
+/// Where a result goes.
+#[derive(Args, Clone)]
+pub struct Outputs {
+    /// File to write, whose suffix tells the format; - prints to standard output [default: INPUT.narrated.mkv]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<OsString>,
+    /// Format, where the name of the output does not tell it
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+    /// Replace an existing output
+    #[arg(short, long)]
+    pub force: bool,
+    /// Print neither captions nor progress
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Draw the captions on the video: the only command that encodes it
+    Burn(Burn),
+    /// Run any pipeline with a vlmnarrate in it, as gst-launch-1.0 does, and print its captions
+    Launch(Launch),
+}
+
+/// Runs a pipeline.
+#[derive(Args, Clone)]
+pub struct Launch {
+    #[command(flatten)]
+    pub outputs: Outputs,
+    /// Pipeline, written as for gst-launch-1.0, for example: videotestsrc num-buffers=90 ! vlmnarrate ! fakesink
+    #[arg(
+        value_name = "PIPELINE",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub pipeline: Vec<OsString>,
+}
+
+/// Draws captions on a video.
+#[derive(Args, Clone)]
+pub struct Burn {
+    /// Video: a file, a URL, or - for standard input
+    #[arg(value_name = "INPUT")]
+    pub input: OsString,
+    #[command(flatten)]
+    pub outputs: Outputs,
+}
+
+/// What the user asks for.
+pub struct Asked {
+    pub cli: Cli,
+    /// Of the element, for the subcommand.
+    pub properties: Properties,
+}
+
+/// The command with the elements' properties as options.
+pub fn command() -> clap::Command {
+    let command = properties::add_to(VlmNarrate::static_type(), Cli::command())
+        .after_help(EXAMPLES)
+        .after_long_help(format!("{EXAMPLES}\n\n{STATUS}"));
+    command.mut_subcommand("burn", overlay_options)
+}
+
+fn overlay_options(command: clap::Command) -> clap::Command {
+    properties::add_to(VlmNarrateOverlay::static_type(), command)
+}
+
+/// Reads the command line; ends the process with help, the version or an error of usage.
+pub fn parse() -> Asked {
+    let mut matches = command().get_matches();
+    let properties = match matches.subcommand() {
+        Some(("burn", matches)) => {
+            Properties::from_matches(VlmNarrateOverlay::static_type(), matches)
+        }
+        Some(_) => Properties::default(),
+        None => Properties::from_matches(VlmNarrate::static_type(), &matches),
+    };
+    let cli = Cli::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit());
+    Asked { cli, properties }
+}
+
+/// Ends the process with an error of usage.
+pub fn usage(message: &str) -> ! {
+    command().error(ErrorKind::ValueValidation, message).exit()
+}

@@ -1,0 +1,508 @@
+//! Copies the streams of the input, and adds what the pipeline makes: FFmpeg does it, in step with the captions.
+//!
+//! FFmpeg reads the input itself. What the pipeline makes comes through a pipe as Matroska. FFmpeg writes packets in the
+//! order of their times, so it waits for the pipe, and the file is always as far as the captions are.
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::{BufRead, BufReader},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use gst::ClockTime;
+use rustix::process::Signal;
+
+use crate::{
+    input::Input,
+    output::Format,
+    probe::{self, Probe, Stream},
+    processes::{Bound, Unfinished},
+};
+
+/// What the pipeline makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added<'a> {
+    /// Captions, beside all streams; made by the model of this name.
+    Captions(&'a str),
+    /// The video with the captions drawn on it, in place of the video.
+    Video,
+}
+
+/// What becomes of each stream.
+pub struct Plan {
+    /// Options of FFmpeg between the inputs and the output.
+    options: Vec<OsString>,
+    /// What the container can't hold, to be said before the start.
+    pub notices: Vec<String>,
+    /// Cover pictures, which Matroska has as attachments.
+    _pictures: Vec<Unfinished>,
+    files: Vec<PathBuf>,
+}
+
+/// What happens to one stream.
+enum Fate {
+    Copy,
+    /// Text subtitles in the container's own kind.
+    Convert(&'static str),
+    /// A cover picture becomes an attachment.
+    Attach,
+    /// FFmpeg makes it anew, from the metadata: chapters, a timecode.
+    Implied,
+    Leave,
+}
+
+impl Plan {
+    /// Decides what becomes of each stream of the input.
+    ///
+    /// # Errors
+    ///
+    /// The container can't hold the video.
+    pub fn new(input: &Input, format: Format, added: Added<'_>) -> Result<Self> {
+        let (probe, location) = (input.probe.as_ref(), input.location.as_ref());
+        let probe = probe.context("ffprobe is not installed; install the package ffmpeg, or name an output such as -o out.vtt")?;
+        let location = location.context("a stream that can be read only once can't be copied")?;
+        let video = probe.video().context("there is no video in it")?.index;
+        let mut kept: Vec<(&Stream, Fate)> = Vec::new();
+        let mut notices = Vec::new();
+        for stream in &probe.streams {
+            if stream.index == video && added == Added::Video {
+                continue;
+            }
+            match fate(stream, format, probe) {
+                Fate::Leave => notices.push(left_out(stream, format)),
+                Fate::Implied => (),
+                fate => kept.push((stream, fate)),
+            }
+        }
+        // Whether the container takes the codecs that are copied, only the muxer knows.
+        let copied: Vec<_> = (kept.iter())
+            .filter(|(stream, fate)| {
+                matches!(fate, Fate::Copy) && stream.codec_type != "attachment"
+            })
+            .map(|(stream, _)| stream.index)
+            .collect();
+        if !copied.is_empty() && !holds(location, format, &copied)? {
+            for index in copied {
+                if holds(location, format, &[index])? {
+                    continue;
+                }
+                let place = kept.iter().position(|(stream, _)| stream.index == index);
+                let (stream, _) = kept.remove(place.context("a stream is gone")?);
+                if stream.index == video {
+                    bail!(
+                        "{} can't hold the video ({}); name an output that ends in .mkv",
+                        format.name(),
+                        stream.codec_name
+                    );
+                }
+                notices.push(left_out(stream, format));
+            }
+        }
+        let mut plan = Self {
+            options: Vec::new(),
+            notices,
+            _pictures: Vec::new(),
+            files: Vec::new(),
+        };
+        plan.map(location, &kept, added, video)?;
+        if let Added::Captions(model) = added {
+            plan.describe_captions(&kept, model);
+        }
+        Ok(plan)
+    }
+
+    fn option(&mut self, words: impl IntoIterator<Item = impl Into<OsString>>) {
+        self.options.extend(words.into_iter().map(Into::into));
+    }
+
+    /// The streams in their order, and behind them what is new.
+    fn map(
+        &mut self,
+        location: &OsString,
+        kept: &[(&Stream, Fate)],
+        added: Added<'_>,
+        video: u32,
+    ) -> Result<()> {
+        let mut written = 0;
+        if added == Added::Video {
+            self.option(["-map", "1:v:0"]);
+            written += 1;
+        }
+        let mut pictures = Vec::new();
+        for (stream, fate) in kept {
+            if matches!(fate, Fate::Attach) {
+                pictures.push(*stream);
+                continue;
+            }
+            self.option(["-map".to_owned(), format!("0:{}", stream.index)]);
+            if let Fate::Convert(codec) = fate {
+                self.option([format!("-c:{written}"), (*codec).to_owned()]);
+            }
+            written += 1;
+        }
+        if added != Added::Video {
+            self.option(["-map", "1:0"]);
+        } else {
+            // Name, language and the like of the video that it replaces.
+            self.option(["-map_metadata:s:0".to_owned(), format!("0:s:{video}")]);
+        }
+        let attached = kept
+            .iter()
+            .filter(|(stream, _)| stream.codec_type == "attachment")
+            .count();
+        for (number, stream) in pictures.into_iter().enumerate() {
+            let (path, unfinished) = extract(location, stream)?;
+            let (suffix, kind) = match stream.codec_name.as_str() {
+                "png" => ("png", "image/png"),
+                "bmp" => ("bmp", "image/bmp"),
+                "webp" => ("webp", "image/webp"),
+                _ => ("jpg", "image/jpeg"),
+            };
+            let name = stream
+                .tags
+                .get("filename")
+                .cloned()
+                .unwrap_or_else(|| match number {
+                    0 => format!("cover.{suffix}"),
+                    _ => format!("cover_{number}.{suffix}"),
+                });
+            self.option([OsString::from("-attach"), path.clone().into()]);
+            let place = attached + number;
+            self.option([format!("-metadata:s:t:{place}"), format!("mimetype={kind}")]);
+            self.option([format!("-metadata:s:t:{place}"), format!("filename={name}")]);
+            self.files.push(path);
+            self._pictures.push(unfinished);
+        }
+        Ok(())
+    }
+
+    /// Names the model in the track's title.
+    fn describe_captions(&mut self, kept: &[(&Stream, Fate)], model: &str) {
+        let subtitles = kept
+            .iter()
+            .filter(|(stream, _)| stream.codec_type == "subtitle");
+        let others = subtitles.clone().count();
+        let shown = subtitles.clone().any(|(stream, _)| stream.has("default"));
+        self.option([
+            format!("-metadata:s:s:{others}"),
+            format!("title=vlmnarrate: {model}"),
+        ]);
+        self.option([
+            format!("-metadata:s:s:{others}"),
+            format!("handler_name=vlmnarrate: {model}"),
+        ]);
+        self.option([format!("-metadata:s:s:{others}"), "language=eng".into()]);
+        // One that is shown by itself stays the only one.
+        let disposition = if shown { "0" } else { "default" };
+        self.option([format!("-disposition:s:{others}"), disposition.into()]);
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        for file in &self.files {
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+fn fate(stream: &Stream, format: Format, probe: &Probe) -> Fate {
+    let codec = stream.codec_name.as_str();
+    let text = matches!(
+        codec,
+        "subrip" | "ass" | "ssa" | "webvtt" | "mov_text" | "text"
+    );
+    match (stream.codec_type.as_str(), format) {
+        ("video", Format::Mkv) if stream.is_picture() => Fate::Attach,
+        ("video" | "audio", _) if !codec.is_empty() => Fate::Copy,
+        ("subtitle", Format::Mkv) if codec == "mov_text" => Fate::Convert("subrip"),
+        ("subtitle", Format::Mkv)
+            if text
+                || matches!(
+                    codec,
+                    "hdmv_pgs_subtitle" | "dvd_subtitle" | "dvb_subtitle" | "hdmv_text_subtitle"
+                ) =>
+        {
+            Fate::Copy
+        }
+        ("subtitle", Format::Mp4) if codec == "mov_text" || codec == "dvd_subtitle" => Fate::Copy,
+        ("subtitle", Format::Mp4) if text => Fate::Convert("mov_text"),
+        ("attachment", Format::Mkv) => Fate::Copy,
+        ("data", _) if codec == "bin_data" && !probe.chapters.is_empty() => Fate::Implied,
+        ("data", Format::Mp4) if stream.codec_tag_string == "tmcd" => Fate::Implied,
+        _ => Fate::Leave,
+    }
+}
+
+fn left_out(stream: &Stream, format: Format) -> String {
+    let remedy = if format == Format::Mp4 && stream.codec_type != "data" {
+        "; Matroska (-o out.mkv) can hold it"
+    } else {
+        ""
+    };
+    format!(
+        "{} can't hold {}: it is left out{remedy}",
+        format.name(),
+        stream.named()
+    )
+}
+
+/// Whether a file of this format can hold these streams.
+fn holds(location: &OsString, format: Format, streams: &[u32]) -> Result<bool> {
+    let mut command = Command::new("ffmpeg");
+    command
+        .args(["-v", "quiet", "-nostdin", "-y"])
+        .args(probe::network_options(location))
+        .arg("-i")
+        .arg(location);
+    for stream in streams {
+        command.args(["-map".to_owned(), format!("0:{stream}")]);
+    }
+    command
+        .args([
+            "-c",
+            "copy",
+            "-t",
+            "0",
+            "-strict",
+            "-2",
+            "-f",
+            muxer(format),
+            "/dev/null",
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut child = Bound::spawn(&mut command).map_err(not_installed)?;
+    Ok(child.wait()?.success())
+}
+
+/// Writes a cover picture into a file of its own.
+fn extract(location: &OsString, stream: &Stream) -> Result<(PathBuf, Unfinished)> {
+    let file = tempfile::Builder::new()
+        .prefix("vlmnarrate-")
+        .suffix(".part")
+        .tempfile()?;
+    let (_, path) = file.keep()?;
+    let unfinished = Unfinished::new(&path);
+    let mut command = Command::new("ffmpeg");
+    command
+        .args(["-v", "error", "-nostdin", "-y"])
+        .args(probe::network_options(location))
+        .arg("-i")
+        .arg(location);
+    command
+        .args(["-map".to_owned(), format!("0:{}", stream.index)])
+        .args(["-c", "copy", "-frames:v", "1", "-f", "image2pipe"])
+        .arg(&path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let status = Bound::spawn(&mut command).map_err(not_installed)?.wait()?;
+    if !status.success() {
+        let _ = fs::remove_file(&path);
+        bail!("the cover picture can't be read");
+    }
+    Ok((path, unfinished))
+}
+
+fn muxer(format: Format) -> &'static str {
+    match format {
+        Format::Mp4 => "mp4",
+        _ => "matroska",
+    }
+}
+
+fn not_installed(error: std::io::Error) -> anyhow::Error {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => anyhow!(
+            "ffmpeg is not installed; install the package ffmpeg, or name an output such as -o out.vtt"
+        ),
+        _ => anyhow!("ffmpeg can't be started: {error}"),
+    }
+}
+
+/// FFmpeg at work.
+pub struct Copier {
+    child: Bound,
+    /// Microseconds written.
+    written: Arc<AtomicU64>,
+    errors: Option<JoinHandle<String>>,
+    _plan: Plan,
+}
+
+impl Copier {
+    /// Starts to copy. What the pipeline makes must be written into the descriptor that is returned.
+    ///
+    /// # Errors
+    ///
+    /// FFmpeg can't be started.
+    pub fn start(
+        input: &Input,
+        plan: Plan,
+        format: Format,
+        added: Added<'_>,
+        output: &Path,
+    ) -> Result<(Self, OwnedFd)> {
+        let location = input.location.as_ref().context("nothing to copy from")?;
+        let mut command = Command::new("ffmpeg");
+        command
+            .args([
+                "-v",
+                "warning",
+                "-y",
+                "-nostats",
+                "-progress",
+                "pipe:1",
+                "-stats_period",
+                "0.1",
+            ])
+            // Packets of old files may have no times.
+            .args(["-fflags", "+genpts"])
+            .args(probe::network_options(location))
+            .arg("-i")
+            .arg(location);
+        if added == Added::Video {
+            let offset = input
+                .probe
+                .as_ref()
+                .map(Probe::video_offset)
+                .unwrap_or_default();
+            command.args(["-itsoffset".to_owned(), format!("{}ns", offset.nseconds())]);
+            command.args(["-f", "matroska", "-i", "pipe:0"]);
+        } else {
+            // All about text is in the header: FFmpeg must not wait for the first captions to start.
+            command.args([
+                "-probesize",
+                "32",
+                "-analyzeduration",
+                "0",
+                "-f",
+                "matroska",
+                "-i",
+                "pipe:0",
+            ]);
+        }
+        command
+            .args(["-c", "copy", "-map_metadata", "0", "-map_chapters", "0"])
+            .args(&plan.options)
+            .args([
+                "-max_muxing_queue_size",
+                "100000",
+                "-strict",
+                "-2",
+                "-f",
+                muxer(format),
+            ]);
+        let mut part = OsString::from("file:");
+        part.push(output);
+        command
+            .arg(part)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = Bound::spawn(&mut command).map_err(not_installed)?;
+        let pipe = child.stdin.take().context("ffmpeg has no stdin")?;
+        let progress = child.stdout.take().context("ffmpeg has no stdout")?;
+        let errors = child.stderr.take().context("ffmpeg has no stderr")?;
+        let written = Arc::new(AtomicU64::new(0));
+        let seen = written.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(progress).lines().map_while(Result::ok) {
+                if let Some(time) = line
+                    .strip_prefix("out_time_us=")
+                    .and_then(|time| time.parse().ok())
+                {
+                    seen.store(time, Ordering::Relaxed);
+                }
+            }
+        });
+        let copier = Self {
+            child,
+            written,
+            errors: Some(probe::drain(errors)),
+            _plan: plan,
+        };
+        Ok((copier, pipe.into()))
+    }
+
+    /// Time up to which the file is written.
+    pub fn written(&self) -> ClockTime {
+        ClockTime::from_useconds(self.written.load(Ordering::Relaxed))
+    }
+
+    /// Whether FFmpeg has ended, which it must not before the pipe has.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Ends the file soon behind `position`; the pipe must be closed.
+    pub fn stop_at(&mut self, position: ClockTime) {
+        let patience = Instant::now() + Duration::from_millis(700);
+        while !self.has_ended() && self.written() < position && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.child.signal(Signal::INT);
+    }
+
+    /// Waits until the file is written. Returns what FFmpeg said if it could not be.
+    ///
+    /// # Errors
+    ///
+    /// FFmpeg failed; the text has its last words.
+    pub fn finish(mut self, stopped: bool, mut wait: impl FnMut(ClockTime)) -> Result<()> {
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            wait(self.written());
+            thread::sleep(Duration::from_millis(20));
+        };
+        let errors = self
+            .errors
+            .take()
+            .and_then(|errors| errors.join().ok())
+            .unwrap_or_default();
+        // After SIGINT FFmpeg finishes the file and ends with 255.
+        if status.success() || (stopped && status.code() == Some(255)) {
+            return Ok(());
+        }
+        Err(anyhow!(
+            "{}",
+            last_words(&errors).unwrap_or_else(|| format!("ffmpeg ended with {status}"))
+        ))
+    }
+}
+
+/// The line of FFmpeg's that says most.
+fn last_words(errors: &str) -> Option<String> {
+    let lines = || {
+        errors
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+    };
+    let known = [
+        "No space left",
+        "Permission denied",
+        "File too large",
+        "Input/output error",
+    ];
+    let line = lines()
+        .find(|line| known.iter().any(|text| line.contains(text)))
+        .or_else(|| lines().next_back())?;
+    Some(match known.iter().find(|text| line.contains(**text)) {
+        Some(text) => (*text).to_owned(),
+        None => line.to_owned(),
+    })
+}

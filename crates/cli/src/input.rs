@@ -1,0 +1,266 @@
+//! What is to be described: a file, a pipe or a URL.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{FileTypeExt, MetadataExt},
+        },
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use gst::glib;
+
+use crate::{
+    probe::{self, Probe},
+    processes,
+};
+
+/// A video, or what can be read as one.
+pub struct Input {
+    /// As the user wrote it, for messages.
+    pub name: String,
+    /// For GStreamer.
+    pub uri: String,
+    /// For FFmpeg; `None` for a pipe, which can be read once.
+    pub location: Option<OsString>,
+    /// The file on disk, if it has a name there.
+    pub path: Option<PathBuf>,
+    /// What FFmpeg found; `None` where it can't look, or is not installed.
+    pub probe: Option<Probe>,
+    /// Device and inode of the file.
+    identity: Option<(u64, u64)>,
+    /// Keeps a pipe open, or a copy of what came out of it.
+    _file: Option<File>,
+}
+
+impl Input {
+    /// Opens what the user named. `whole` says that it is read twice, so that a pipe must be stored first.
+    ///
+    /// # Errors
+    ///
+    /// There is nothing of that name, or it can't be read, or there is no video in it.
+    pub fn open(name: &OsStr, whole: bool) -> Result<Self> {
+        let shown = shown(name);
+        let mut input = Self::find(name, &shown, whole).with_context(|| shown.clone())?;
+        if let Some(location) = &input.location {
+            match probe::probe(location) {
+                Ok(probe) => input.probe = probe,
+                // GStreamer may know more.
+                Err(error) if input.path.is_some() && !whole => {
+                    if input.identity.is_some_and(|_| input.length() == Some(0)) {
+                        bail!("{shown}: the file is empty");
+                    }
+                    let _ = error;
+                }
+                Err(error) => return Err(error.context(shown)),
+            }
+        }
+        if let Some(probe) = &input.probe
+            && probe.video().is_none()
+        {
+            bail!("{shown}: there is no video in it");
+        }
+        Ok(input)
+    }
+
+    fn find(name: &OsStr, shown: &str, whole: bool) -> Result<Self> {
+        if name == "-" {
+            return Self::standard_input(whole);
+        }
+        if let Some(text) = name.to_str()
+            && let Some((scheme, rest)) = text.split_once("://")
+            && !scheme.is_empty()
+            && scheme
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+            && fs::symlink_metadata(name).is_err()
+        {
+            if scheme == "file" {
+                let (path, _) = glib::filename_from_uri(text).context("not a URL of a file")?;
+                return Self::file(&path, whole);
+            }
+            if rest.is_empty() {
+                bail!("there is nothing behind ://");
+            }
+            return Ok(Self {
+                name: shown.to_owned(),
+                uri: text.to_owned(),
+                location: (scheme != "rtsp" && scheme != "rtsps").then(|| name.to_owned()),
+                path: None,
+                probe: None,
+                identity: None,
+                _file: None,
+            });
+        }
+        Self::file(Path::new(name), whole)
+    }
+
+    fn file(path: &Path, whole: bool) -> Result<Self> {
+        let metadata = match fs::metadata(path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                bail!("there is no such file");
+            }
+            Err(error) => bail!("{error}"),
+        };
+        let kind = metadata.file_type();
+        if kind.is_dir() {
+            bail!("this is a folder; name a video file");
+        }
+        if kind.is_char_device() && path.starts_with("/dev/video") {
+            bail!("this is a camera; use: vlmnarrate live {}", path.display());
+        }
+        if kind.is_fifo() {
+            return Self::pipe(File::open(path)?, path.as_os_str(), whole);
+        }
+        if !kind.is_file() {
+            bail!("this is no file, no pipe and no URL");
+        }
+        let file = File::open(path).map_err(|error| anyhow::anyhow!("{}", said(&error)))?;
+        if metadata.len() == 0 {
+            bail!("the file is empty");
+        }
+        drop(file);
+        let absolute = std::path::absolute(path)?;
+        let mut location = OsString::from("file:");
+        location.push(&absolute);
+        Ok(Self {
+            name: shown(path.as_os_str()),
+            uri: glib::filename_to_uri(&absolute, None)
+                .context("the name can't be made a URL")?
+                .into(),
+            location: Some(location),
+            path: Some(path.to_owned()),
+            probe: None,
+            identity: Some((metadata.dev(), metadata.ino())),
+            _file: None,
+        })
+    }
+
+    fn standard_input(whole: bool) -> Result<Self> {
+        let file = File::from(rustix::io::dup(io::stdin()).context("standard input is closed")?);
+        let metadata = file.metadata()?;
+        if metadata.is_file() {
+            let location = own_descriptor(&file);
+            return Ok(Self {
+                name: "standard input".into(),
+                uri: glib::filename_to_uri(&location, None)?.into(),
+                location: Some(prefixed(&location)),
+                path: None,
+                probe: None,
+                identity: Some((metadata.dev(), metadata.ino())),
+                _file: Some(file),
+            });
+        }
+        if io::IsTerminal::is_terminal(&file) {
+            bail!("standard input is a terminal; pipe a video into it");
+        }
+        Self::pipe(file, OsStr::new("standard input"), whole)
+    }
+
+    fn pipe(mut file: File, name: &OsStr, whole: bool) -> Result<Self> {
+        let name = shown(name);
+        if !whole {
+            return Ok(Self {
+                name,
+                uri: format!("fd://{}", file.as_raw_fd()),
+                location: None,
+                path: None,
+                probe: None,
+                identity: None,
+                _file: Some(file),
+            });
+        }
+        // It has no name, so nothing is left of it whatever happens.
+        let mut copy = tempfile::tempfile().context(
+            "no temporary file for what comes through the pipe; set TMPDIR to a folder with room",
+        )?;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            if let Some(signal) = processes::asked_to_end() {
+                processes::exit(128 + signal);
+            }
+            let read = match file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            };
+            copy.write_all(&buffer[..read])
+                .context("the temporary copy of what comes through the pipe can't be written; set TMPDIR to a folder with room")?;
+        }
+        if copy.metadata()?.len() == 0 {
+            bail!("nothing came through the pipe");
+        }
+        let location = own_descriptor(&copy);
+        Ok(Self {
+            name,
+            uri: glib::filename_to_uri(&location, None)?.into(),
+            location: Some(prefixed(&location)),
+            path: None,
+            probe: None,
+            identity: None,
+            _file: Some(copy),
+        })
+    }
+
+    /// Whether this file is the input, under whatever name.
+    pub fn is(&self, metadata: &fs::Metadata) -> bool {
+        self.identity == Some((metadata.dev(), metadata.ino()))
+    }
+
+    /// Whether it goes on for as long as one looks.
+    pub fn is_live(&self) -> bool {
+        ["rtsp", "rtsps", "rtmp", "rtp", "udp", "srt"]
+            .iter()
+            .any(|scheme| self.uri.split("://").next() == Some(scheme))
+    }
+
+    /// Whether it is one picture that does not move.
+    pub fn is_still(&self) -> bool {
+        self.probe.as_ref().is_some_and(Probe::is_still)
+    }
+
+    fn length(&self) -> Option<u64> {
+        fs::metadata(self.path.as_ref()?)
+            .ok()
+            .map(|metadata| metadata.len())
+    }
+}
+
+fn prefixed(path: &Path) -> OsString {
+    let mut location = OsString::from("file:");
+    location.push(path);
+    location
+}
+
+/// A path by which this process and its children can open the file anew.
+fn own_descriptor(file: &File) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
+}
+
+/// A name in one line, however it is written.
+pub fn shown(name: &OsStr) -> String {
+    let name = String::from_utf8_lossy(name.as_bytes());
+    if name.chars().any(char::is_control) {
+        name.escape_debug().collect()
+    } else {
+        name.into_owned()
+    }
+}
+
+/// What went wrong, without the number of the error.
+pub fn said(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}

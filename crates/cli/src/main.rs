@@ -1,0 +1,44 @@
+//! The command `vlmnarrate`: describes videos in words.
+
+mod arguments;
+mod captions;
+mod copy;
+mod input;
+mod launch;
+mod narrate;
+mod output;
+mod probe;
+mod processes;
+mod progress;
+mod properties;
+mod run;
+mod units;
+mod writers;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::{arguments::Command, run::End};
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(end) => end.status().into(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> Result<End> {
+    gst::init().context("GStreamer can't start")?;
+    gstvlmnarrate::plugin_register_static().context("the elements can't be registered")?;
+    let asked = arguments::parse();
+    processes::watch_signals().context("signals can't be handled")?;
+    match &asked.cli.command {
+        None => narrate::narrate(&asked.cli.narrate, &asked.properties),
+        Some(Command::Burn(burn)) => narrate::burn(burn, &asked.properties),
+        Some(Command::Launch(launch)) => launch::launch(launch),
+    }
+}

@@ -1,0 +1,250 @@
+//! Files that are written whole or not at all.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File, Permissions},
+    io,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::ValueEnum;
+use tempfile::NamedTempFile;
+
+use crate::{
+    input::{Input, said, shown},
+    processes::Unfinished,
+};
+
+/// What a narration is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Matroska: all streams of the input, and the captions as a subtitle track.
+    Mkv,
+    /// MP4: all streams of the input that it can hold, and the captions as a subtitle track.
+    Mp4,
+    /// WebVTT subtitles.
+    Vtt,
+    /// SubRip subtitles.
+    Srt,
+    /// One JSON object per caption, with every field.
+    Jsonl,
+    /// One page with a picture of each frame that was described.
+    Html,
+    /// Lines of time and caption.
+    Txt,
+}
+
+impl Format {
+    /// Tells the format by the file's suffix.
+    fn of(path: &Path) -> Option<Self> {
+        let suffix = path.extension()?.to_str()?.to_ascii_lowercase();
+        Self::from_str(&suffix, false).ok()
+    }
+
+    /// Whether the streams of the input are in it.
+    pub fn copies(self) -> bool {
+        matches!(self, Self::Mkv | Self::Mp4)
+    }
+
+    /// The name that people know it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mkv => "Matroska",
+            Self::Mp4 => "MP4",
+            Self::Vtt => "WebVTT",
+            Self::Srt => "SubRip",
+            Self::Jsonl => "JSON lines",
+            Self::Html => "HTML",
+            Self::Txt => "text",
+        }
+    }
+}
+
+/// Where the user wants a narration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Standard output.
+    Stdout(Format),
+    /// A file.
+    File(PathBuf, Format),
+}
+
+impl Target {
+    /// Decides by the option `-o`, the option `--format`, and the formats that are possible.
+    ///
+    /// # Errors
+    ///
+    /// The format is not known, or not one of those.
+    pub fn choose(output: &OsStr, format: Option<Format>, possible: &[Format]) -> Result<Self> {
+        let list = || {
+            let names: Vec<_> = possible
+                .iter()
+                .filter_map(ValueEnum::to_possible_value)
+                .collect();
+            let names: Vec<_> = names
+                .iter()
+                .map(|name| format!(".{}", name.get_name()))
+                .collect();
+            match names.split_last() {
+                Some((last, [])) => last.clone(),
+                Some((last, others)) => format!("{} or {last}", others.join(", ")),
+                None => String::new(),
+            }
+        };
+        if output == "-" {
+            let format = format.unwrap_or(Format::Txt);
+            if format.copies() || format == Format::Html || !possible.contains(&format) {
+                bail!(
+                    "-o -: {} can't be written to standard output; name a file",
+                    format.name()
+                );
+            }
+            return Ok(Self::Stdout(format));
+        }
+        let path = PathBuf::from(output);
+        let format = format
+            .or_else(|| Format::of(&path))
+            .filter(|format| possible.contains(format))
+            .ok_or_else(|| {
+                anyhow!(
+                    "{}: the output's name must end in {}",
+                    shown(output),
+                    list()
+                )
+            })?;
+        Ok(Self::File(path, format))
+    }
+}
+
+/// A file that gets its name when it is whole.
+pub struct Output {
+    /// The name that it will have.
+    path: PathBuf,
+    replace: bool,
+    part: NamedTempFile,
+    _unfinished: Unfinished,
+}
+
+impl Output {
+    /// Opens a file beside the one that is to be.
+    ///
+    /// # Errors
+    ///
+    /// It would replace an input, or a file without `force`, or can't be written.
+    pub fn create(path: &Path, inputs: &[&Input], force: bool) -> Result<Self> {
+        let name = shown(path.as_os_str());
+        // A link to a file stays a link.
+        let path = match fs::metadata(path) {
+            Ok(metadata) => {
+                let kind = metadata.file_type();
+                if kind.is_dir() {
+                    bail!("{name}: this is a folder; name a file in it");
+                }
+                if !kind.is_file() || kind.is_char_device() {
+                    bail!("{name}: this is no regular file; name another output with -o");
+                }
+                if inputs.iter().any(|input| input.is(&metadata)) {
+                    bail!("{name}: the output is the input; name another file with -o");
+                }
+                if !force {
+                    bail!(
+                        "{name}: the file exists; replace it with --force, or name another with -o"
+                    );
+                }
+                fs::canonicalize(path)?
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if fs::symlink_metadata(path).is_ok() {
+                    bail!(
+                        "{name}: this is a link to a file that does not exist; name another output with -o"
+                    );
+                }
+                path.to_owned()
+            }
+            Err(error) => bail!("{name}: {}; name another output with -o", said(&error)),
+        };
+        let folder = match path.parent() {
+            Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
+            Some(folder) => folder,
+            None => bail!("{name}: name a file"),
+        };
+        if path.file_name().is_none() {
+            bail!("{name}: name a file");
+        }
+        let part = tempfile::Builder::new()
+            .prefix(".vlmnarrate-")
+            .suffix(".part")
+            // What the umask leaves of it, as for any new file.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)
+            .map_err(|error| {
+                let why = match error.kind() {
+                    io::ErrorKind::NotFound => "the folder does not exist".to_owned(),
+                    _ => format!("the folder can't be written to ({})", said(&error)),
+                };
+                anyhow!("{name}: {why}; name another output with -o")
+            })?;
+        Ok(Self {
+            path,
+            replace: force,
+            _unfinished: Unfinished::new(part.path()),
+            part,
+        })
+    }
+
+    /// The unfinished file's path.
+    pub fn part(&self) -> &Path {
+        self.part.path()
+    }
+
+    /// The unfinished file.
+    pub fn file(&mut self) -> &mut File {
+        self.part.as_file_mut()
+    }
+
+    /// The name that the file will have.
+    pub fn name(&self) -> String {
+        shown(self.path.as_os_str())
+    }
+
+    /// Whether there is a file of that name, which a run that failed must not replace.
+    pub fn is_taken(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok()
+    }
+
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    ///
+    /// Another file has got that name meanwhile, or the disk fails.
+    pub fn finish(self) -> Result<()> {
+        let name = self.name();
+        self.part
+            .as_file()
+            .sync_all()
+            .with_context(|| name.clone())?;
+        if self.replace {
+            self.part.persist(&self.path).map_err(|error| error.error)
+        } else {
+            self.part
+                .persist_noclobber(&self.path)
+                .map_err(|error| error.error)
+        }
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                anyhow!("{name}: a file of that name was made meanwhile; try again with another -o")
+            }
+            _ => anyhow!("{name}: {}", said(&error)),
+        })?;
+        Ok(())
+    }
+}
+
+/// The output's name if the user gives none: `holiday.mp4` becomes `holiday.narrated.mkv`.
+pub fn default_path(input: &Path, added: &str) -> PathBuf {
+    let mut name = input.file_stem().unwrap_or(OsStr::new("video")).to_owned();
+    name.push(added);
+    input.with_file_name(name)
+}

@@ -1,0 +1,229 @@
+//! What is in a file, as `ffprobe` tells it.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    io::Read,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use gst::ClockTime;
+use serde::Deserialize;
+
+use crate::processes::Bound;
+
+/// Streams, chapters and times of a file.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Probe {
+    /// In the order of the file.
+    #[serde(default)]
+    pub streams: Vec<Stream>,
+    #[serde(default)]
+    pub chapters: Vec<serde_json::Value>,
+    #[serde(default)]
+    pub format: Format,
+}
+
+/// One stream of a file.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Stream {
+    pub index: u32,
+    #[serde(default)]
+    pub codec_type: String,
+    /// Empty for a codec that FFmpeg does not know.
+    #[serde(default)]
+    pub codec_name: String,
+    #[serde(default)]
+    pub codec_tag_string: String,
+    #[serde(default)]
+    pub pix_fmt: String,
+    /// Seconds.
+    pub start_time: Option<String>,
+    /// Seconds.
+    pub duration: Option<String>,
+    #[serde(default)]
+    pub avg_frame_rate: String,
+    #[serde(default)]
+    pub disposition: BTreeMap<String, u8>,
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+}
+
+/// The file as a whole.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Format {
+    #[serde(default)]
+    pub format_name: String,
+    pub start_time: Option<String>,
+    pub duration: Option<String>,
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+}
+
+impl Stream {
+    /// Whether it is moving video, and no cover picture.
+    pub fn is_video(&self) -> bool {
+        self.codec_type == "video" && !self.is_picture()
+    }
+
+    /// Whether it is a cover picture.
+    pub fn is_picture(&self) -> bool {
+        self.has("attached_pic")
+    }
+
+    /// Whether a disposition such as `default` is set.
+    pub fn has(&self, disposition: &str) -> bool {
+        self.disposition.get(disposition) == Some(&1)
+    }
+
+    /// Time from one frame to the next, on average.
+    pub fn frame_time(&self) -> Option<ClockTime> {
+        let (frames, seconds) = self.avg_frame_rate.split_once('/')?;
+        let (frames, seconds): (f64, f64) = (frames.parse().ok()?, seconds.parse().ok()?);
+        (frames > 0.0).then(|| ClockTime::try_from_seconds_f64(seconds / frames).ok())?
+    }
+
+    /// The stream in words: `audio stream 2 (pcm_s16le, fra)`.
+    pub fn named(&self) -> String {
+        let codec = match self.codec_name.as_str() {
+            "" => self.codec_tag_string.as_str(),
+            name => name,
+        };
+        let language = self
+            .tags
+            .get("language")
+            .filter(|&language| language != "und");
+        let details: Vec<_> = [Some(codec), language.map(String::as_str)]
+            .into_iter()
+            .flatten()
+            .collect();
+        format!(
+            "{} stream {} ({})",
+            self.codec_type,
+            self.index,
+            details.join(", ")
+        )
+    }
+}
+
+fn seconds(text: Option<&String>) -> Option<f64> {
+    text?.parse().ok()
+}
+
+impl Probe {
+    /// The video that is described: the default one, else the first.
+    pub fn video(&self) -> Option<&Stream> {
+        let mut videos = self.streams.iter().filter(|stream| stream.is_video());
+        videos.next()
+    }
+
+    /// Time from the start of the file to the start of its video, as players count it.
+    pub fn video_offset(&self) -> ClockTime {
+        let start = self
+            .video()
+            .and_then(|video| seconds(video.start_time.as_ref()));
+        let offset = start.unwrap_or(0.0) - seconds(self.format.start_time.as_ref()).unwrap_or(0.0);
+        ClockTime::try_from_seconds_f64(offset.max(0.0)).unwrap_or(ClockTime::ZERO)
+    }
+
+    /// Length of the video that the file promises.
+    pub fn video_length(&self) -> Option<ClockTime> {
+        let video = self.video()?;
+        let length = seconds(video.duration.as_ref()).or_else(|| {
+            // Matroska has the length in a tag.
+            let written = video
+                .tags
+                .iter()
+                .find(|(key, _)| key.eq_ignore_ascii_case("duration"))?
+                .1;
+            let mut parts = written.split(':').map(|part| part.parse::<f64>().ok());
+            Some(parts.next()?? * 3600.0 + parts.next()?? * 60.0 + parts.next()??)
+        });
+        let only = || {
+            let one = self
+                .streams
+                .iter()
+                .filter(|stream| stream.codec_type == "audio")
+                .count()
+                == 0;
+            seconds(self.format.duration.as_ref()).filter(|_| one)
+        };
+        ClockTime::try_from_seconds_f64(length.or_else(only)?).ok()
+    }
+
+    /// Whether this is a picture that does not move.
+    pub fn is_still(&self) -> bool {
+        let name = &self.format.format_name;
+        (name == "image2" || name.ends_with("_pipe"))
+            && self.video().is_some_and(|video| {
+                seconds(video.duration.as_ref()).is_none_or(|duration| duration <= 0.05)
+            })
+    }
+}
+
+/// Asks `ffprobe`; `None` if it is not installed.
+///
+/// # Errors
+///
+/// What FFmpeg says of a file that it can't read.
+pub fn probe(location: &OsStr) -> Result<Option<Probe>> {
+    let mut command = Command::new("ffprobe");
+    command
+        .args([
+            "-v",
+            "error",
+            "-of",
+            "json",
+            "-show_format",
+            "-show_streams",
+            "-show_chapters",
+        ])
+        .args(network_options(location))
+        .arg(location)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = match Bound::spawn(&mut command) {
+        Ok(child) => child,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).context("ffprobe can't be started"),
+    };
+    let errors = drain(child.stderr.take().context("ffprobe has no stderr")?);
+    let mut found = Vec::new();
+    child
+        .stdout
+        .take()
+        .context("ffprobe has no stdout")?
+        .read_to_end(&mut found)?;
+    let status = child.wait()?;
+    let errors = errors.join().unwrap_or_default();
+    if !status.success() {
+        let prefix = format!("{}: ", location.to_string_lossy());
+        let last = errors.lines().rfind(|line| !line.trim().is_empty());
+        let last = last.ok_or_else(|| anyhow!("ffprobe ended with {status}"))?;
+        bail!("{}", last.strip_prefix(&prefix).unwrap_or(last));
+    }
+    let probe = serde_json::from_str(&String::from_utf8_lossy(&found))
+        .context("ffprobe answers in a way that is not known")?;
+    Ok(Some(probe))
+}
+
+/// Reads a pipe to its end on a thread of its own, so that its writer is never held up.
+pub fn drain(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+/// What keeps FFmpeg from waiting for a silent server for ever.
+pub fn network_options(location: &OsStr) -> Vec<OsString> {
+    let location = location.to_string_lossy();
+    if location.starts_with("http://") || location.starts_with("https://") {
+        ["-rw_timeout", "30000000"].map(OsString::from).into()
+    } else {
+        Vec::new()
+    }
+}

@@ -1,0 +1,209 @@
+//! The properties of the elements as options of the command.
+//!
+//! The list is read from the element's class, so an option has the name, the range, the default and the words of its
+//! property.
+
+use std::{ffi::OsString, fmt::Display, ops::RangeInclusive, path::PathBuf, str::FromStr};
+
+use clap::{
+    Arg, ArgMatches, Command,
+    builder::{OsStringValueParser, PossibleValue, PossibleValuesParser, TypedValueParser},
+    parser::ValueSource,
+};
+use gst::{glib, prelude::*};
+
+use crate::units;
+
+/// The properties that were named on the command line, with their values.
+#[derive(Clone, Default)]
+pub struct Properties(Vec<(String, Value)>);
+
+/// The value of a property, which may change threads.
+#[derive(Clone)]
+enum Value {
+    /// A string, which need not be UTF-8: it may be a path.
+    Text(OsString),
+    /// The nick of an enumeration's value.
+    Nick(String),
+    Bool(bool),
+    U32(u32),
+    U64(u64),
+    F64(f64),
+}
+
+impl Properties {
+    /// Reads the options that [`add_to`] added for the same class.
+    pub fn from_matches(class: glib::Type, matches: &ArgMatches) -> Self {
+        let given = |spec: glib::ParamSpec| {
+            let name = spec.name();
+            if matches.value_source(name) != Some(ValueSource::CommandLine) {
+                return None;
+            }
+            let value = matches.get_one::<Value>(name)?.clone();
+            Some((name.to_owned(), value))
+        };
+        Self(own(class).into_iter().filter_map(given).collect())
+    }
+
+    /// Sets the properties on an element that has them.
+    pub fn apply(&self, element: &impl IsA<glib::Object>) {
+        for (name, value) in &self.0 {
+            match value {
+                Value::Text(text) => element.set_property(name, PathBuf::from(text)),
+                Value::Nick(nick) => element.set_property_from_str(name, nick),
+                Value::Bool(value) => element.set_property(name, value),
+                Value::U32(value) => element.set_property(name, value),
+                Value::U64(value) => element.set_property(name, value),
+                Value::F64(value) => element.set_property(name, value),
+            }
+        }
+    }
+
+    /// The text of a property that was named on the command line.
+    pub fn text(&self, name: &str) -> Option<String> {
+        self.0.iter().find_map(|(given, value)| match value {
+            Value::Text(text) if given == name => Some(text.to_string_lossy().into_owned()),
+            _ => None,
+        })
+    }
+
+    /// Whether a property was named on the command line.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(given, _)| given == name)
+    }
+}
+
+/// The writable properties of a class, without those of its parents.
+fn own(class: glib::Type) -> Vec<glib::ParamSpec> {
+    let properties =
+        glib::object::Class::<glib::Object>::from_type(class).expect("an object's class");
+    (properties.list_properties().iter())
+        .filter(|spec| spec.owner_type() == class)
+        .filter(|spec| spec.flags().contains(glib::ParamFlags::WRITABLE))
+        .cloned()
+        .collect()
+}
+
+/// Adds an option for each writable property of a class that has no option yet.
+pub fn add_to(class: glib::Type, command: Command) -> Command {
+    let taken: Vec<_> = command
+        .get_arguments()
+        .map(|arg| arg.get_id().clone())
+        .collect();
+    let specs = own(class);
+    let free = specs
+        .iter()
+        .filter(|spec| taken.iter().all(|id| id != spec.name()));
+    command.args(free.map(option))
+}
+
+/// Options that a short help shows too.
+const COMMON: [&str; 9] = [
+    "model",
+    "device",
+    "prompt",
+    "interval",
+    "frames",
+    "image-size",
+    "max-tokens",
+    "choices",
+    "scene-threshold",
+];
+
+fn option(spec: &glib::ParamSpec) -> Arg {
+    let name = spec.name().to_owned();
+    let arg = Arg::new(name.clone())
+        .long(name.clone())
+        .help(spec.blurb().unwrap_or_default().to_owned())
+        .help_heading("Properties of the element")
+        .hide_short_help(!COMMON.contains(&name.as_str()));
+    if spec.value_type() == glib::Type::STRING {
+        let default = spec.default_value().get::<Option<String>>().ok().flatten();
+        return with_default(arg, default)
+            .value_name("TEXT")
+            .value_parser(OsStringValueParser::new().map(Value::Text));
+    }
+    if let Some(class) = glib::EnumClass::with_type(spec.value_type()) {
+        let values = (class.values().iter())
+            .map(|value| PossibleValue::new(value.nick().to_owned()).help(value.name().to_owned()));
+        let default = glib::EnumValue::from_value(spec.default_value());
+        return with_default(arg, default.map(|(_, value)| value.nick().to_owned()))
+            .value_name("CHOICE")
+            .value_parser(PossibleValuesParser::new(values).map(Value::Nick));
+    }
+    if let Some(spec) = spec.downcast_ref::<glib::ParamSpecUInt64>() {
+        // The largest value stands for "no time", so the range of times ends below it.
+        if spec.maximum() == gst::ClockTime::MAX.nseconds() {
+            let default = gst::ClockTime::from_nseconds(spec.default_value());
+            return with_default(arg, Some(units::written(default)))
+                .value_name("TIME")
+                .value_parser(|text: &str| {
+                    units::time(text).map(|time| Value::U64(time.nseconds()))
+                });
+        }
+        let range = spec.minimum()..=spec.maximum();
+        return number(arg, range, spec.default_value(), hexadecimal, Value::U64);
+    }
+    if let Some(spec) = spec.downcast_ref::<glib::ParamSpecUInt>() {
+        let range = spec.minimum()..=spec.maximum();
+        let hexadecimal = |text: &str| hexadecimal(text).and_then(|value| value.try_into().ok());
+        return number(arg, range, spec.default_value(), hexadecimal, Value::U32);
+    }
+    if let Some(spec) = spec.downcast_ref::<glib::ParamSpecDouble>() {
+        let range = spec.minimum()..=spec.maximum();
+        return number(arg, range, spec.default_value(), |_| None, Value::F64);
+    }
+    let default = spec
+        .default_value()
+        .get::<bool>()
+        .expect("all other properties are switches");
+    with_default(arg, Some(default.to_string()))
+        .value_name("BOOL")
+        .num_args(0..=1)
+        .require_equals(true)
+        .default_missing_value("true")
+        .value_parser(|text: &str| match text {
+            "true" | "yes" | "on" | "1" => Ok(Value::Bool(true)),
+            "false" | "no" | "off" | "0" => Ok(Value::Bool(false)),
+            _ => Err("expected true or false"),
+        })
+}
+
+/// Shows the default. It is the element's to set, so that it knows what was chosen.
+fn with_default(arg: Arg, default: Option<String>) -> Arg {
+    let (Some(default), Some(help)) = (default, arg.get_help().map(ToString::to_string)) else {
+        return arg;
+    };
+    arg.help(format!("{help} [default: {default}]"))
+}
+
+/// An option that takes a number.
+fn number<N>(
+    arg: Arg,
+    range: RangeInclusive<N>,
+    default: N,
+    hexadecimal: impl Fn(&str) -> Option<N> + Clone + Send + Sync + 'static,
+    value: fn(N) -> Value,
+) -> Arg
+where
+    N: FromStr + Display + PartialOrd + Clone + Send + Sync + 'static,
+{
+    with_default(arg, Some(default.to_string()))
+        .value_name("NUMBER")
+        .allow_negative_numbers(true)
+        .value_parser(
+            move |text: &str| match text.parse().ok().or_else(|| hexadecimal(text)) {
+                Some(number) if range.contains(&number) => Ok(value(number)),
+                _ => Err(format!(
+                    "expected a number from {} to {}",
+                    range.start(),
+                    range.end()
+                )),
+            },
+        )
+}
+
+/// Reads `0xff00ff00`, as colours are written.
+fn hexadecimal(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.strip_prefix("0x")?, 16).ok()
+}

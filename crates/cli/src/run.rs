@@ -1,0 +1,323 @@
+//! Runs a pipeline until its end, and tells how far it has come.
+
+use std::{io, thread, time::Instant};
+
+use anyhow::{Result, anyhow};
+use gst::{ClockTime, MessageView, prelude::*};
+use gstvlmnarrate::Caption;
+
+use crate::{
+    processes,
+    progress::Progress,
+    units::{clock, span},
+};
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The stream ended by itself, or its reader has had enough.
+    Whole,
+    /// A signal asked for an end, and what is there was finished.
+    Interrupted(i32),
+}
+
+impl End {
+    /// The status with which the process ends.
+    pub fn status(self) -> u8 {
+        match self {
+            Self::Whole => 0,
+            Self::Interrupted(signal) => 128 + u8::try_from(signal).unwrap_or(0),
+        }
+    }
+}
+
+/// What a signal does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Ends the stream behind the caption under way. Frames that are on their way are not described.
+    AfterCaption,
+    /// Ends the whole pipeline's stream, so that all its files are finished.
+    AfterStream,
+    /// Ends at once: there is nothing to finish.
+    Now,
+}
+
+/// One run of a pipeline with a narrator in it.
+pub struct Run<'a> {
+    pipeline: gst::Pipeline,
+    narrator: Option<gst::Element>,
+    progress: &'a mut Progress,
+    ending: Ending,
+    loading: Option<String>,
+    pub captions: u64,
+    pub position: ClockTime,
+    /// The model that the last caption is from.
+    pub model: Option<String>,
+    length: Option<ClockTime>,
+    began: Instant,
+    began_at: ClockTime,
+    has_ended: bool,
+}
+
+impl<'a> Run<'a> {
+    /// `length` is that of the video, if the file tells it better than the pipeline.
+    pub fn new(
+        pipeline: gst::Pipeline,
+        progress: &'a mut Progress,
+        length: Option<ClockTime>,
+        ending: Ending,
+    ) -> Self {
+        let narrator = (pipeline
+            .iterate_all_by_element_factory_name("vlmnarrate")
+            .into_iter())
+        .find_map(Result::ok);
+        Self {
+            pipeline,
+            narrator,
+            progress,
+            ending,
+            loading: None,
+            captions: 0,
+            position: ClockTime::ZERO,
+            model: None,
+            length,
+            began: Instant::now(),
+            began_at: ClockTime::ZERO,
+            has_ended: false,
+        }
+    }
+
+    /// Runs until the stream ends. `on_caption` gets each caption and its message; if it can't write, the run ends.
+    /// `check` is called about ten times a second.
+    ///
+    /// # Errors
+    ///
+    /// What an element said, `on_caption` or `check`.
+    pub fn run(
+        &mut self,
+        mut on_caption: impl FnMut(&Caption, &gst::StructureRef) -> io::Result<()>,
+        mut check: impl FnMut() -> Result<()>,
+    ) -> Result<End> {
+        let bus = self
+            .pipeline
+            .bus()
+            .ok_or_else(|| anyhow!("the pipeline has no bus"))?;
+        let started = self.pipeline.set_state(gst::State::Playing).is_ok();
+        let ended = loop {
+            let message = bus.timed_pop(100 * ClockTime::MSECOND);
+            if message.is_none() && !started {
+                break Err(anyhow!("the pipeline can't start"));
+            }
+            if let Some(message) = &message {
+                match self.handle(message, &mut on_caption) {
+                    Ok(false) => (),
+                    Ok(true) => {
+                        break Ok(processes::asked_to_end().map_or(End::Whole, End::Interrupted));
+                    }
+                    Err(error) => break Err(error),
+                }
+            }
+            if let Some(signal) = processes::asked_to_end()
+                && !self.has_ended
+            {
+                // Without a caption there is nothing to finish.
+                if self.ending == Ending::Now
+                    || (self.ending == Ending::AfterCaption && self.captions == 0)
+                {
+                    break Ok(End::Interrupted(signal));
+                }
+                self.progress
+                    .say("Ending with what is there; once more to stop at once");
+                self.end_stream();
+            }
+            if let Err(error) = check() {
+                break Err(error);
+            }
+            self.locate();
+            let line = self.describe();
+            self.progress.show(|| line);
+        };
+        self.locate();
+        let _ = self.pipeline.set_state(gst::State::Null);
+        self.progress.clear();
+        ended
+    }
+
+    /// Handles a message; true at the end of the stream.
+    fn handle(
+        &mut self,
+        message: &gst::Message,
+        on_caption: &mut impl FnMut(&Caption, &gst::StructureRef) -> io::Result<()>,
+    ) -> Result<bool> {
+        match message.view() {
+            MessageView::Element(element) => {
+                if let Some(structure) = element.structure()
+                    && let Ok(caption) = Caption::try_from(structure)
+                {
+                    return self.caption(&caption, structure, on_caption);
+                }
+            }
+            MessageView::Progress(progress) => {
+                let (kind, _, text) = progress.get();
+                self.loading = match kind {
+                    gst::ProgressType::Start | gst::ProgressType::Continue => Some(text.to_owned()),
+                    _ => None,
+                };
+                if self.loading.is_none() {
+                    self.start_clock();
+                }
+            }
+            MessageView::Latency(_) => {
+                let _ = self.pipeline.recalculate_latency();
+            }
+            MessageView::Eos(_) => return Ok(true),
+            MessageView::Error(error) => {
+                return Err(anyhow!(
+                    "{}",
+                    said(&error.error(), error.debug().as_deref())
+                ));
+            }
+            MessageView::Warning(warning) => {
+                let text = said(&warning.error(), warning.debug().as_deref());
+                self.progress.say(&format!("warning: {text}"));
+            }
+            // That the demo model is a demo is said at the end.
+            _ => (),
+        }
+        Ok(false)
+    }
+
+    fn caption(
+        &mut self,
+        caption: &Caption,
+        structure: &gst::StructureRef,
+        on_caption: &mut impl FnMut(&Caption, &gst::StructureRef) -> io::Result<()>,
+    ) -> Result<bool> {
+        self.captions += u64::from(!caption.partial);
+        self.position = caption.stamp.stream_time.unwrap_or(self.position);
+        self.model = Some(named(caption));
+        match self.progress.aside(|| on_caption(caption, structure)) {
+            Ok(()) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                // Whoever reads has had enough; files are still finished.
+                self.end_stream();
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn end_stream(&mut self) {
+        self.has_ended = true;
+        let sink = self
+            .narrator
+            .as_ref()
+            .and_then(|narrator| narrator.static_pad("sink"));
+        match (self.ending, sink) {
+            // It waits for the caption under way.
+            (Ending::AfterCaption, Some(sink)) => {
+                thread::spawn(move || sink.send_event(gst::event::Eos::new()));
+            }
+            _ => {
+                self.pipeline.send_event(gst::event::Eos::new());
+            }
+        }
+    }
+
+    /// Loading the model says nothing about the speed.
+    fn start_clock(&mut self) {
+        self.locate();
+        (self.began, self.began_at) = (Instant::now(), self.position);
+    }
+
+    fn locate(&mut self) {
+        // The pad tells how far the narrator is; a sink lags by what the encoder before it looks ahead.
+        let pad = self
+            .narrator
+            .as_ref()
+            .and_then(|narrator| narrator.static_pad("src"));
+        let position = match pad {
+            Some(pad) => pad.query_position::<ClockTime>(),
+            None => self.pipeline.query_position::<ClockTime>(),
+        };
+        // Else the last caption's time must do.
+        if let Some(position) = position {
+            self.position = position.max(self.position);
+        }
+    }
+
+    fn describe(&self) -> String {
+        if let Some(loading) = &self.loading {
+            return loading.clone();
+        }
+        let length = self
+            .length
+            .filter(|&length| self.position <= length && self.position > ClockTime::ZERO);
+        let mut parts = vec![clock(self.position)];
+        if let Some(length) = length {
+            let percent = 100 * self.position.nseconds() / length.nseconds().max(1);
+            parts[0] = format!("{} / {}  {percent} %", clock(self.position), clock(length));
+        }
+        parts.extend(self.speed());
+        parts.push(self.counted());
+        let (elapsed, gained) = (self.began.elapsed().as_secs_f64(), self.gained());
+        if let Some(length) = length
+            && elapsed > 1.0
+            && gained > 0.0
+        {
+            let left = (length - self.position).seconds_f64();
+            parts.push(format!("{} left", span(elapsed * left / gained)));
+        }
+        parts.join("  ")
+    }
+
+    /// The last words: how far it came, in what time.
+    pub fn summary(&self, verb: &str) -> String {
+        let took = span(self.began.elapsed().as_secs_f64());
+        let mut parts = vec![format!("{verb} {} in {took}", clock(self.position))];
+        parts.extend(self.speed());
+        parts.push(self.counted());
+        parts.join("  ")
+    }
+
+    /// Seconds of the stream since the model was loaded: captions come in steps, too coarse for a shorter time.
+    fn gained(&self) -> f64 {
+        self.position.saturating_sub(self.began_at).seconds_f64()
+    }
+
+    fn speed(&self) -> Option<String> {
+        let rate = self.gained() / self.began.elapsed().as_secs_f64();
+        (rate > 0.0).then(|| match rate {
+            100.0.. => format!("{rate:.0}x real time"),
+            _ => format!("{rate:.1}x real time"),
+        })
+    }
+
+    fn counted(&self) -> String {
+        match self.captions {
+            1 => "1 caption".into(),
+            n => format!("{n} captions"),
+        }
+    }
+}
+
+/// The model with its revision, as a caption names it.
+pub fn named(caption: &Caption) -> String {
+    match caption.revision.as_str() {
+        "" => caption.model.clone(),
+        revision => format!("{} {revision}", caption.model),
+    }
+}
+
+/// What a message says. The first line of the debug text is a place in the source code.
+fn said(error: &gst::glib::Error, debug: Option<&str>) -> String {
+    let message = error.message();
+    let detail: Vec<_> = debug.unwrap_or_default().lines().skip(1).collect();
+    let detail = detail.join(" ");
+    let detail = detail.trim();
+    if detail.is_empty() || message.contains(detail) {
+        message.to_owned()
+    } else {
+        format!("{message} ({detail})")
+    }
+}
