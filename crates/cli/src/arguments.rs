@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use gst::glib::prelude::StaticType;
 use gstvlmnarrate::{VlmNarrate, VlmNarrateOverlay};
 
@@ -138,9 +138,4 @@ pub fn parse() -> Asked {
     };
     let cli = Cli::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit());
     Asked { cli, properties }
-}
-
-/// Ends the process with an error of usage.
-pub fn usage(message: &str) -> ! {
-    command().error(ErrorKind::ValueValidation, message).exit()
 }

@@ -71,11 +71,11 @@ impl Plan {
         let (probe, location) = (input.probe.as_ref(), input.location.as_ref());
         let probe = probe.context("ffprobe is not installed; install the package ffmpeg, or name an output such as -o out.vtt")?;
         let location = location.context("a stream that can be read only once can't be copied")?;
-        let video = probe.video().context("there is no video in it")?.index;
+        let video = probe.video().context("there is no video in it")?;
         let mut kept: Vec<(&Stream, Fate)> = Vec::new();
         let mut notices = Vec::new();
         for stream in &probe.streams {
-            if stream.index == video && added == Added::Video {
+            if stream.index == video.index && added == Added::Video {
                 continue;
             }
             match fate(stream, format, probe) {
@@ -98,7 +98,7 @@ impl Plan {
                 }
                 let place = kept.iter().position(|(stream, _)| stream.index == index);
                 let (stream, _) = kept.remove(place.context("a stream is gone")?);
-                if stream.index == video {
+                if stream.index == video.index {
                     bail!(
                         "{} can't hold the video ({}); name an output that ends in .mkv",
                         format.name(),
@@ -108,6 +108,15 @@ impl Plan {
                 notices.push(left_out(stream, format));
             }
         }
+        if format == Format::Mkv
+            && probe.is_turned()
+            && added != Added::Video
+            && !matroska_can_turn()
+        {
+            notices.push(
+                "this version of FFmpeg can't write into Matroska that the video is turned; MP4 (-o out.mp4) can hold it".to_owned(),
+            );
+        }
         let mut plan = Self {
             options: Vec::new(),
             notices,
@@ -116,7 +125,7 @@ impl Plan {
         };
         plan.map(location, &kept, added, video)?;
         if let Added::Captions(model) = added {
-            plan.describe_captions(&kept, model);
+            plan.describe_captions(&kept, format, model);
         }
         Ok(plan)
     }
@@ -131,7 +140,7 @@ impl Plan {
         location: &OsString,
         kept: &[(&Stream, Fate)],
         added: Added<'_>,
-        video: u32,
+        video: &Stream,
     ) -> Result<()> {
         let mut written = 0;
         if added == Added::Video {
@@ -154,7 +163,14 @@ impl Plan {
             self.option(["-map", "1:0"]);
         } else {
             // Name, language and the like of the video that it replaces.
-            self.option(["-map_metadata:s:0".to_owned(), format!("0:s:{video}")]);
+            for (key, value) in &video.tags {
+                let statistic = ["DURATION", "ENCODER", "BPS", "NUMBER_OF_"]
+                    .iter()
+                    .any(|name| key.to_uppercase().starts_with(name));
+                if !statistic {
+                    self.option(["-metadata:s:0".to_owned(), format!("{key}={value}")]);
+                }
+            }
         }
         let attached = kept
             .iter()
@@ -187,11 +203,14 @@ impl Plan {
     }
 
     /// Names the model in the track's title.
-    fn describe_captions(&mut self, kept: &[(&Stream, Fate)], model: &str) {
+    fn describe_captions(&mut self, kept: &[(&Stream, Fate)], format: Format, model: &str) {
         let subtitles = kept
             .iter()
             .filter(|(stream, _)| stream.codec_type == "subtitle");
         let others = subtitles.clone().count();
+        if format == Format::Mp4 {
+            self.option([format!("-c:s:{others}"), "mov_text".into()]);
+        }
         let shown = subtitles.clone().any(|(stream, _)| stream.has("default"));
         self.option([
             format!("-metadata:s:s:{others}"),
@@ -316,6 +335,26 @@ fn extract(location: &OsString, stream: &Stream) -> Result<(PathBuf, Unfinished)
     Ok((path, unfinished))
 }
 
+/// Whether FFmpeg writes into Matroska that a video is turned, as it does since 6.1.
+pub fn matroska_can_turn() -> bool {
+    let Ok(output) = Command::new("ffmpeg")
+        .arg("-version")
+        .stdin(Stdio::null())
+        .output()
+    else {
+        return true;
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.strip_prefix("ffmpeg version ").and_then(|rest| {
+        let mut numbers = rest
+            .split(['.', '-', ' '])
+            .map(|number| number.parse::<u32>().ok());
+        Some((numbers.next()??, numbers.next().flatten().unwrap_or(0)))
+    });
+    // One that is built from a branch has no number.
+    version.is_none_or(|version| version >= (6, 1))
+}
+
 fn muxer(format: Format) -> &'static str {
     match format {
         Format::Mp4 => "mp4",
@@ -378,7 +417,10 @@ impl Copier {
                 .as_ref()
                 .map(Probe::video_offset)
                 .unwrap_or_default();
-            command.args(["-itsoffset".to_owned(), format!("{}ns", offset.nseconds())]);
+            command.args([
+                "-itsoffset".to_owned(),
+                format!("{:.6}", offset.seconds_f64()),
+            ]);
             command.args(["-f", "matroska", "-i", "pipe:0"]);
         } else {
             // All about text is in the header: FFmpeg must not wait for the first captions to start.
@@ -486,23 +528,36 @@ impl Copier {
 
 /// The line of FFmpeg's that says most.
 fn last_words(errors: &str) -> Option<String> {
+    let known = [
+        "No space left on device",
+        "Permission denied",
+        "File too large",
+        "Input/output error",
+    ];
+    if let Some(text) = known.iter().find(|text| errors.contains(**text)) {
+        return Some((*text).to_owned());
+    }
+    let vague = [
+        "Error initializing output stream",
+        "Conversion failed",
+        "Could not write header",
+    ];
     let lines = || {
         errors
             .lines()
             .map(str::trim)
             .filter(|line| !line.is_empty())
     };
-    let known = [
-        "No space left",
-        "Permission denied",
-        "File too large",
-        "Input/output error",
-    ];
     let line = lines()
-        .find(|line| known.iter().any(|text| line.contains(text)))
+        .rfind(|line| !vague.iter().any(|text| line.starts_with(text)))
         .or_else(|| lines().next_back())?;
-    Some(match known.iter().find(|text| line.contains(**text)) {
-        Some(text) => (*text).to_owned(),
-        None => line.to_owned(),
-    })
+    // [matroska @ 0x55d0c8] Attachment stream 4 has no filename tag.
+    let text = match line
+        .strip_prefix('[')
+        .and_then(|line| line.split_once("] "))
+    {
+        Some((_, text)) => text,
+        None => line,
+    };
+    Some(text.to_owned())
 }

@@ -12,6 +12,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
@@ -19,7 +20,7 @@ use gst::glib;
 
 use crate::{
     probe::{self, Probe},
-    processes,
+    processes::{self, Bound},
 };
 
 /// A video, or what can be read as one.
@@ -34,6 +35,8 @@ pub struct Input {
     pub path: Option<PathBuf>,
     /// What FFmpeg found; `None` where it can't look, or is not installed.
     pub probe: Option<Probe>,
+    /// Why FFmpeg can't read it, for the case that GStreamer can't either.
+    pub unreadable: Option<String>,
     /// Device and inode of the file.
     identity: Option<(u64, u64)>,
     /// Keeps a pipe open, or a copy of what came out of it.
@@ -54,10 +57,7 @@ impl Input {
                 Ok(probe) => input.probe = probe,
                 // GStreamer may know more.
                 Err(error) if input.path.is_some() && !whole => {
-                    if input.identity.is_some_and(|_| input.length() == Some(0)) {
-                        bail!("{shown}: the file is empty");
-                    }
-                    let _ = error;
+                    input.unreadable = Some(format!("{error:#}"));
                 }
                 Err(error) => return Err(error.context(shown)),
             }
@@ -66,6 +66,13 @@ impl Input {
             && probe.video().is_none()
         {
             bail!("{shown}: there is no video in it");
+        }
+        if input.probe.as_ref().is_some_and(Probe::needs_ffmpeg)
+            && let Some(location) = &input.location
+            && let Ok(frames) = decode(location)
+        {
+            input.uri = glib::filename_to_uri(own_descriptor(&frames), None)?.into();
+            input._file = Some(frames);
         }
         Ok(input)
     }
@@ -95,6 +102,7 @@ impl Input {
                 location: (scheme != "rtsp" && scheme != "rtsps").then(|| name.to_owned()),
                 path: None,
                 probe: None,
+                unreadable: None,
                 identity: None,
                 _file: None,
             });
@@ -139,6 +147,7 @@ impl Input {
             location: Some(location),
             path: Some(path.to_owned()),
             probe: None,
+            unreadable: None,
             identity: Some((metadata.dev(), metadata.ino())),
             _file: None,
         })
@@ -155,6 +164,7 @@ impl Input {
                 location: Some(prefixed(&location)),
                 path: None,
                 probe: None,
+                unreadable: None,
                 identity: Some((metadata.dev(), metadata.ino())),
                 _file: Some(file),
             });
@@ -174,6 +184,7 @@ impl Input {
                 location: None,
                 path: None,
                 probe: None,
+                unreadable: None,
                 identity: None,
                 _file: Some(file),
             });
@@ -206,6 +217,7 @@ impl Input {
             location: Some(prefixed(&location)),
             path: None,
             probe: None,
+            unreadable: None,
             identity: None,
             _file: Some(copy),
         })
@@ -227,12 +239,23 @@ impl Input {
     pub fn is_still(&self) -> bool {
         self.probe.as_ref().is_some_and(Probe::is_still)
     }
+}
 
-    fn length(&self) -> Option<u64> {
-        fs::metadata(self.path.as_ref()?)
-            .ok()
-            .map(|metadata| metadata.len())
-    }
+/// The frames of a picture, decoded by FFmpeg. The file has no name, so nothing is left of it whatever happens.
+fn decode(location: &OsStr) -> Result<File> {
+    let file = tempfile::tempfile()?;
+    let mut command = Command::new("ffmpeg");
+    command
+        .args(["-v", "error", "-nostdin", "-y", "-i"])
+        .arg(location)
+        .args(["-map", "0:v:0", "-c:v", "ffv1", "-f", "matroska"])
+        .arg(own_descriptor(&file))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let status = Bound::spawn(&mut command)?.wait()?;
+    anyhow::ensure!(status.success(), "ffmpeg ended with {status}");
+    Ok(file)
 }
 
 fn prefixed(path: &Path) -> OsString {

@@ -52,6 +52,7 @@ pub fn launch(arguments: &Launch) -> Result<End> {
     let end = end?;
     let ended = Ended {
         early: end != End::Whole,
+        failed: false,
         position: run.position,
         model: run.model.clone().unwrap_or_default(),
     };

@@ -7,6 +7,7 @@ mod input;
 mod launch;
 mod narrate;
 mod output;
+mod pipeline;
 mod probe;
 mod processes;
 mod progress;

@@ -1,15 +1,23 @@
 //! Narrates a recorded video into a file.
 
-use std::{ffi::OsString, io, path::Path};
+use std::{
+    cell::RefCell,
+    ffi::OsString,
+    io::{self, Write},
+    path::Path,
+};
 
-use anyhow::{Context, Result, bail};
-use gst::{ClockTime, prelude::*};
+use anyhow::{Result, anyhow, bail};
+use gst::ClockTime;
 
 use crate::{
     arguments::{Burn, Narrate, Outputs},
     captions::lines,
-    input::Input,
+    copy,
+    input::{Input, said},
     output::{Format, Output, Target, default_path},
+    pipeline,
+    probe::Probe,
     progress::Progress,
     properties::Properties,
     run::{End, Ending, Run},
@@ -195,7 +203,11 @@ fn default_target(input: &Input, format: Option<Format>) -> Target {
     if format.is_none() && (input.is_still() || input.is_live()) {
         return Target::Stdout(Format::Txt);
     }
-    let format = format.unwrap_or(Format::Mkv);
+    let format = format.unwrap_or(match input.probe.as_ref().is_some_and(Probe::is_turned) {
+        // Older versions of FFmpeg can't write into Matroska that a phone lay on its side.
+        true if !copy::matroska_can_turn() => Format::Mp4,
+        _ => Format::Mkv,
+    });
     let suffix = clap::ValueEnum::to_possible_value(&format)
         .map_or_else(String::new, |value| value.get_name().to_owned());
     Target::File(default_path(&path, &format!(".narrated.{suffix}")), format)
@@ -218,87 +230,95 @@ fn run(
     progress: &mut Progress,
     demo: &mut bool,
 ) -> Result<End> {
-    let pipeline = pipeline(input, element, &writer.launch(), properties)?;
+    let pipeline = pipeline::recorded(input, element, &writer.launch(), properties)?;
     writer.connect(&pipeline)?;
-    let length = input.probe.as_ref().and_then(|probe| probe.video_length());
+    let length = input.probe.as_ref().and_then(Probe::video_length);
     let mut run = Run::new(pipeline, progress, length, Ending::AfterCaption);
-    let shared = std::cell::RefCell::new(&mut writer);
+    let shared = RefCell::new(&mut writer);
     let result = run.run(
         |caption, message| {
             if prints && !caption.partial {
-                use io::Write;
-                let mut out = io::stdout().lock();
-                writeln!(out, "{}", lines::line(caption))?;
-                out.flush()?;
+                print_line(&lines::line(caption))?;
             }
             shared.borrow_mut().caption(caption, message)
         },
         || shared.borrow_mut().check(),
     );
-    *demo |= run
-        .model
-        .as_deref()
-        .is_some_and(|model| model == "demo" || model.starts_with("demo "));
+    *demo |= run.is_demo();
     let ended = Ended {
         early: !matches!(result, Ok(End::Whole)),
+        failed: result.is_err(),
         position: run.position,
         model: run.model.clone().unwrap_or_else(|| model_name(properties)),
     };
+    let summary = run.summary(if ended.early {
+        "Stopped after"
+    } else {
+        "Narrated"
+    });
     let captions = run.captions;
-    let summary = |verb: &str| run.summary(verb);
-    let mut wait = |position: ClockTime| {
-        let _ = position;
+    let mut copying = |position: ClockTime| {
+        progress.show(|| format!("Copying the rest  {}", clock(position)));
     };
-    match result {
-        Ok(end) if captions > 0 || end == End::Whole => {
-            let verb = if ended.early {
-                "Stopped after"
-            } else {
-                "Narrated"
-            };
-            let line = summary(verb);
-            let written = writer.finish(&ended, &mut wait)?;
-            eprintln!("{line}");
-            if end == End::Whole
-                && let Some(promised) = length
-                && let Some(short) = cut_short(input, ended.position, promised)
-            {
-                eprintln!("warning: {short}");
-            }
-            if captions == 0 {
-                bail!("{}: no frame of it could be described", input.name);
-            }
-            if let Some(name) = written {
-                eprintln!("Wrote {name}");
-            }
-            Ok(end)
-        }
-        Ok(end) => Ok(end),
+    let end = match result {
+        Ok(End::Interrupted(_)) if captions == 0 => return result,
+        Ok(end) => end,
         Err(error) => {
-            // What is there is kept, if nothing else has its name.
+            let error = match &input.unreadable {
+                Some(reason) if captions == 0 => anyhow!("{reason}"),
+                _ => error,
+            };
             let error = error.context(input.name.clone());
-            if captions == 0 {
-                return Err(writer_error(writer, &ended, error));
+            if captions > 0 {
+                eprintln!("{summary}");
+            } else if !broken_pipe(&error) {
+                return Err(error);
             }
-            eprintln!("{}", summary("Stopped after"));
-            match writer.finish(&ended, &mut wait) {
+            // What is there is kept. If FFmpeg has closed the pipe, it says why.
+            return match writer.finish(&ended, &mut copying) {
                 Ok(Some(name)) => {
                     Err(error.context(format!("{name} ends at {}", clock(ended.position))))
                 }
                 Ok(None) => Err(error),
                 Err(reason) => Err(reason),
-            }
+            };
         }
+    };
+    let written = writer.finish(&ended, &mut copying)?;
+    progress.clear();
+    if captions == 0 {
+        bail!("{}: no frame of it could be described", input.name);
     }
+    if prints {
+        eprintln!("{summary}");
+    }
+    if !ended.early
+        && let Some(promised) = length
+        && let Some(warning) = cut_short(input, ended.position, promised)
+    {
+        eprintln!("warning: {warning}");
+    }
+    if let Some(name) = written {
+        eprintln!("Wrote {name}");
+    }
+    Ok(end)
 }
 
-/// A pipe that broke is not the reason: that is why FFmpeg ended.
-fn writer_error(writer: Box<dyn Writer>, ended: &Ended, error: anyhow::Error) -> anyhow::Error {
-    let broken = format!("{error:#}").contains("Broken pipe");
-    match broken.then(|| writer.finish(ended, &mut |_| ())) {
-        Some(Err(reason)) => reason,
-        _ => error,
-    }
+/// Prints a line at once, for whoever reads along.
+fn print_line(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .map_err(on_stdout)
+}
+
+/// An error that says where it happened.
+pub fn on_stdout(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("standard output: {}", said(&error)))
+}
+
+fn broken_pipe(error: &anyhow::Error) -> bool {
+    format!("{error:#}").contains("Broken pipe")
 }
 
 /// Says so if the video ends before the end that the file promises.
@@ -326,63 +346,4 @@ fn suggest(properties: &Properties) {
              vlmnarrate --model {SUGGESTED} FILE"
         );
     }
-}
-
-/// From the input to the narrator and what follows it.
-fn pipeline(
-    input: &Input,
-    element: &str,
-    rest: &str,
-    properties: &Properties,
-) -> Result<gst::Pipeline> {
-    // Phones lie on their side and say so. What is seen must be upright for the model.
-    let upright = "videoconvert ! videoflip video-direction=auto";
-    let merge = if element == "vlmnarrate" {
-        "merge-captions=true"
-    } else {
-        ""
-    };
-    let description = format!(
-        "uridecodebin name=in expose-all-streams=false caps=video/x-raw(ANY) \
-         in. ! {upright} name=first ! identity name=clock single-segment=true \
-         ! {element} name=narrator mode=recorded {merge} ! {rest}"
-    );
-    let pipeline = gst::parse::launch(&description)
-        .with_context(|| "a GStreamer element is missing; install gstreamer1.0-plugins-good and gstreamer1.0-libav")?
-        .downcast::<gst::Pipeline>()
-        .map_err(|_| anyhow::anyhow!("not a pipeline"))?;
-    let source = pipeline.by_name("in").context("no source")?;
-    source.set_property("uri", &input.uri);
-    let narrator = pipeline.by_name("narrator").context("no narrator")?;
-    properties.apply(&narrator);
-    let clock = pipeline
-        .by_name("clock")
-        .and_then(|clock| clock.static_pad("src"))
-        .context("no clock")?;
-    let offset = input
-        .probe
-        .as_ref()
-        .map(|probe| probe.video_offset())
-        .unwrap_or_default();
-    start_at(&clock, offset);
-    Ok(pipeline)
-}
-
-/// Moves the times of all frames so that the first one's is that in the file, as players count it.
-fn start_at(pad: &gst::Pad, offset: ClockTime) {
-    let first = std::sync::OnceLock::new();
-    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-        if let Some(gst::PadProbeData::Buffer(buffer)) = &mut info.data {
-            let Some(pts) = buffer.pts() else {
-                return gst::PadProbeReturn::Ok;
-            };
-            let first = *first.get_or_init(|| pts);
-            if first != offset {
-                buffer
-                    .make_mut()
-                    .set_pts(pts.saturating_sub(first) + offset);
-            }
-        }
-        gst::PadProbeReturn::Ok
-    });
 }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use tempfile::NamedTempFile;
 
@@ -209,36 +209,33 @@ impl Output {
         shown(self.path.as_os_str())
     }
 
-    /// Whether there is a file of that name, which a run that failed must not replace.
-    pub fn is_taken(&self) -> bool {
-        fs::symlink_metadata(&self.path).is_ok()
-    }
-
-    /// Gives the file its name.
+    /// Gives the file its name, and returns it. A run that `failed` leaves no file where there is an older one.
     ///
     /// # Errors
     ///
     /// Another file has got that name meanwhile, or the disk fails.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(self, failed: bool) -> Result<Option<String>> {
         let name = self.name();
-        self.part
-            .as_file()
-            .sync_all()
-            .with_context(|| name.clone())?;
-        if self.replace {
-            self.part.persist(&self.path).map_err(|error| error.error)
-        } else {
-            self.part
-                .persist_noclobber(&self.path)
-                .map_err(|error| error.error)
+        if failed && fs::symlink_metadata(&self.path).is_ok() {
+            return Ok(None);
         }
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                anyhow!("{name}: a file of that name was made meanwhile; try again with another -o")
+        let synced = self.part.as_file().sync_all();
+        let named = if self.replace {
+            synced.and_then(|()| self.part.persist(&self.path).map_err(|error| error.error))
+        } else {
+            synced.and_then(|()| {
+                self.part
+                    .persist_noclobber(&self.path)
+                    .map_err(|error| error.error)
+            })
+        };
+        match named {
+            Ok(_) => Ok(Some(name)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                bail!("{name}: a file of that name was made meanwhile; try again with another -o")
             }
-            _ => anyhow!("{name}: {}", said(&error)),
-        })?;
-        Ok(())
+            Err(error) => bail!("{name}: {}", said(&error)),
+        }
     }
 }
 

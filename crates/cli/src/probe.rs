@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use gst::ClockTime;
 use serde::Deserialize;
 
@@ -48,6 +48,15 @@ pub struct Stream {
     pub disposition: BTreeMap<String, u8>,
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
+    #[serde(default)]
+    pub side_data_list: Vec<SideData>,
+}
+
+/// Something about a stream that is not in its packets.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct SideData {
+    #[serde(default)]
+    pub side_data_type: String,
 }
 
 /// The file as a whole.
@@ -57,8 +66,6 @@ pub struct Format {
     pub format_name: String,
     pub start_time: Option<String>,
     pub duration: Option<String>,
-    #[serde(default)]
-    pub tags: BTreeMap<String, String>,
 }
 
 impl Stream {
@@ -86,24 +93,23 @@ impl Stream {
 
     /// The stream in words: `audio stream 2 (pcm_s16le, fra)`.
     pub fn named(&self) -> String {
-        let codec = match self.codec_name.as_str() {
-            "" => self.codec_tag_string.as_str(),
-            name => name,
+        let name = match (self.codec_name.as_str(), self.codec_tag_string.as_str()) {
+            ("", tag) if tag.starts_with('[') => self.tags.get("filename").map(String::as_str),
+            ("", tag) => Some(tag),
+            (name, _) => Some(name),
         };
-        let language = self
-            .tags
-            .get("language")
-            .filter(|&language| language != "und");
-        let details: Vec<_> = [Some(codec), language.map(String::as_str)]
-            .into_iter()
-            .flatten()
+        let language = self.tags.get("language").map(String::as_str);
+        let details: Vec<_> = (name.into_iter())
+            .chain(language.filter(|&language| language != "und"))
             .collect();
-        format!(
-            "{} stream {} ({})",
-            self.codec_type,
-            self.index,
-            details.join(", ")
-        )
+        let kind = match self.codec_type.as_str() {
+            "" => "unknown",
+            kind => kind,
+        };
+        match details.is_empty() {
+            true => format!("{kind} stream {}", self.index),
+            false => format!("{kind} stream {} ({})", self.index, details.join(", ")),
+        }
     }
 }
 
@@ -116,6 +122,13 @@ impl Probe {
     pub fn video(&self) -> Option<&Stream> {
         let mut videos = self.streams.iter().filter(|stream| stream.is_video());
         videos.next()
+    }
+
+    /// Whether the video is to be turned when it is shown.
+    pub fn is_turned(&self) -> bool {
+        let kind = |data: &SideData| data.side_data_type == "Display Matrix";
+        self.video()
+            .is_some_and(|video| video.side_data_list.iter().any(kind))
     }
 
     /// Time from the start of the file to the start of its video, as players count it.
@@ -150,6 +163,14 @@ impl Probe {
             seconds(self.format.duration.as_ref()).filter(|_| one)
         };
         ClockTime::try_from_seconds_f64(length.or_else(only)?).ok()
+    }
+
+    /// Whether GStreamer has no reliable decoder for it: it shows a moving picture for ever, or one that does not move
+    /// not at all.
+    pub fn needs_ffmpeg(&self) -> bool {
+        let codec = self.video().map(|video| video.codec_name.as_str());
+        matches!(codec, Some("gif" | "apng"))
+            || (self.is_still() && !matches!(codec, Some("png" | "mjpeg")))
     }
 
     /// Whether this is a picture that does not move.
@@ -199,14 +220,38 @@ pub fn probe(location: &OsStr) -> Result<Option<Probe>> {
     let status = child.wait()?;
     let errors = errors.join().unwrap_or_default();
     if !status.success() {
-        let prefix = format!("{}: ", location.to_string_lossy());
-        let last = errors.lines().rfind(|line| !line.trim().is_empty());
-        let last = last.ok_or_else(|| anyhow!("ffprobe ended with {status}"))?;
-        bail!("{}", last.strip_prefix(&prefix).unwrap_or(last));
+        bail!(
+            "{}",
+            last_words(&errors, location).unwrap_or_else(|| format!("ffprobe ended with {status}"))
+        );
     }
     let probe = serde_json::from_str(&String::from_utf8_lossy(&found))
         .context("ffprobe answers in a way that is not known")?;
     Ok(Some(probe))
+}
+
+/// Why FFmpeg can't read a file: the last line, and what a demuxer said before it.
+fn last_words(errors: &str, location: &OsStr) -> Option<String> {
+    let prefix = format!("{}: ", location.to_string_lossy());
+    let mut lines = errors
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    let last = lines.next_back()?;
+    let last = last.strip_prefix(&prefix).unwrap_or(last);
+    // [mov,mp4 @ 0x55d0c8] moov atom not found
+    let before = lines
+        .next_back()
+        .and_then(|line| line.strip_prefix('[')?.split_once("] "));
+    let broken = "the file is cut short, damaged or no video";
+    Some(match (before, last) {
+        (Some((_, reason)), "Invalid data found when processing input") => {
+            format!("{broken} ({reason})")
+        }
+        (None, "Invalid data found when processing input") => broken.to_owned(),
+        (Some((_, reason)), last) => format!("{last} ({reason})"),
+        (None, last) => last.to_owned(),
+    })
 }
 
 /// Reads a pipe to its end on a thread of its own, so that its writer is never held up.

@@ -37,6 +37,9 @@ impl Progress {
     /// Shows the line that `describe` returns, if it is time to.
     pub fn show(&mut self, describe: impl FnOnce() -> String) {
         if let Some(bar) = &self.bar {
+            if bar.is_finished() {
+                bar.reset();
+            }
             bar.set_message(describe());
             bar.tick();
         } else if !self.quiet && Instant::now() >= self.due {

@@ -172,19 +172,26 @@ impl<'a> Run<'a> {
             }
             MessageView::Eos(_) => return Ok(true),
             MessageView::Error(error) => {
-                return Err(anyhow!(
-                    "{}",
-                    said(&error.error(), error.debug().as_deref())
-                ));
+                let text = said(&error.error(), error.debug().as_deref());
+                return Err(anyhow!("{}{text}", self.who(message)));
             }
             MessageView::Warning(warning) => {
                 let text = said(&warning.error(), warning.debug().as_deref());
-                self.progress.say(&format!("warning: {text}"));
+                self.progress
+                    .say(&format!("warning: {}{text}", self.who(message)));
             }
             // That the demo model is a demo is said at the end.
             _ => (),
         }
         Ok(false)
+    }
+
+    /// The element that speaks, in a pipeline that the user wrote.
+    fn who(&self, message: &gst::Message) -> String {
+        match message.src() {
+            Some(source) if self.ending == Ending::AfterStream => format!("{}: ", source.name()),
+            _ => String::new(),
+        }
     }
 
     fn caption(
@@ -271,6 +278,13 @@ impl<'a> Run<'a> {
         parts.join("  ")
     }
 
+    /// Whether the captions are from the demo model, which is named after its version.
+    pub fn is_demo(&self) -> bool {
+        self.model
+            .as_deref()
+            .is_some_and(|model| model.starts_with("demo "))
+    }
+
     /// The last words: how far it came, in what time.
     pub fn summary(&self, verb: &str) -> String {
         let took = span(self.began.elapsed().as_secs_f64());
@@ -309,13 +323,15 @@ pub fn named(caption: &Caption) -> String {
     }
 }
 
-/// What a message says. The first line of the debug text is a place in the source code.
+/// What a message says, without the places in source code that debug texts begin with.
 fn said(error: &gst::glib::Error, debug: Option<&str>) -> String {
     let message = error.message();
-    let detail: Vec<_> = debug.unwrap_or_default().lines().skip(1).collect();
+    let detail: Vec<_> = (debug.unwrap_or_default().lines().skip(1))
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with("../"))
+        .collect();
     let detail = detail.join(" ");
-    let detail = detail.trim();
-    if detail.is_empty() || message.contains(detail) {
+    if detail.is_empty() || message.contains(&detail) {
         message.to_owned()
     } else {
         format!("{message} ({detail})")

@@ -119,10 +119,6 @@ impl Writer for CopyWriter {
         Ok(())
     }
 
-    fn check(&mut self) -> Result<()> {
-        Ok(())
-    }
-
     fn finish(
         mut self: Box<Self>,
         ended: &Ended,
@@ -142,8 +138,7 @@ impl Writer for CopyWriter {
                 }
             })
             .map_err(|error| anyhow!("{name}: {error}"))?;
-        self.output.finish()?;
-        Ok(Some(name))
+        self.output.finish(ended.failed)
     }
 }
 

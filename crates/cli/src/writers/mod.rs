@@ -22,6 +22,8 @@ use crate::{
 pub struct Ended {
     /// Whether it ended before the video did.
     pub early: bool,
+    /// Whether it ended with an error. Then what is there must not replace an older result.
+    pub failed: bool,
     /// Time up to which the video was described.
     pub position: ClockTime,
     /// The model and its revision.

@@ -111,12 +111,10 @@ impl Writer for SubtitleWriter {
     ) -> Result<Option<String>> {
         self.model.get_or_insert_with(|| ended.model.clone());
         self.check()?;
-        let Some(output) = self.output else {
-            return Ok(None);
-        };
-        let name = output.name();
-        output.finish()?;
-        Ok(Some(name))
+        match self.output {
+            Some(output) => output.finish(ended.failed),
+            None => Ok(None),
+        }
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::io::{self, BufWriter, Write};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use gst::ClockTime;
 use gstvlmnarrate::Caption;
 
 use super::{Ended, Writer};
 use crate::{
     captions::{json, lines},
+    narrate::on_stdout,
     output::{Format, Output},
 };
 
@@ -40,18 +41,21 @@ impl Writer for TextWriter {
             Some(output) => writeln!(BufWriter::new(output.file()), "{line}"),
             None => {
                 let mut out = io::stdout().lock();
-                writeln!(out, "{line}")?;
-                out.flush()
+                writeln!(out, "{line}")
+                    .and_then(|()| out.flush())
+                    .map_err(on_stdout)
             }
         }
     }
 
-    fn finish(self: Box<Self>, _: &Ended, _: &mut dyn FnMut(ClockTime)) -> Result<Option<String>> {
-        let Some(output) = self.output else {
-            return Ok(None);
-        };
-        let name = output.name();
-        output.finish().context("the captions can't be written")?;
-        Ok(Some(name))
+    fn finish(
+        self: Box<Self>,
+        ended: &Ended,
+        _: &mut dyn FnMut(ClockTime),
+    ) -> Result<Option<String>> {
+        match self.output {
+            Some(output) => output.finish(ended.failed),
+            None => Ok(None),
+        }
     }
 }

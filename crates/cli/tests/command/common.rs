@@ -54,14 +54,8 @@ impl Folder {
         let made = Command::new("ffmpeg")
             .args(["-v", "error", "-y", "-nostdin"])
             .args(options.split_whitespace())
-            .arg(
-                Path::new("file:")
-                    .as_os_str()
-                    .to_owned()
-                    .into_string()
-                    .unwrap()
-                    + path.to_str().unwrap(),
-            )
+            .arg(&path)
+            .current_dir(self.0.path())
             .output()
             .unwrap();
         assert!(

@@ -64,7 +64,8 @@ fn every_stream_stays_as_it_is() {
     assert_eq!(shown(&output), shown(&input));
     assert_eq!(
         cues(&output),
-        "1\n00:00:00,000 --> 00:00:04,000\nA solid red screen.\n\n"
+        // The video starts behind what its sound needs to start.
+        "1\n00:00:00,023 --> 00:00:04,023\nA solid red screen.\n\n"
     );
 }
 
@@ -77,7 +78,7 @@ fn what_mp4_cannot_hold_is_said_before_the_start() {
     assert_eq!(said.status, Some(0), "{said:?}");
     assert!(
         said.err
-            .starts_with("note: MP4 can't hold attachment stream 4"),
+            .starts_with("note: MP4 can't hold attachment stream 4 (font.ttf)"),
         "{said:?}"
     );
     let output = folder.path("out.mp4");
@@ -158,6 +159,58 @@ fn captions_start_with_the_video() {
     assert_eq!(said.status, Some(0), "{said:?}");
     let subtitles = std::fs::read_to_string(folder.path("late.srt")).unwrap();
     assert!(subtitles.starts_with("1\n00:00:01,5"), "{subtitles}");
+}
+
+/// Each caption has the time of a frame in the file, although the demuxer may change its segment behind the first.
+#[test]
+fn captions_stand_on_frames() {
+    let folder = Folder::new();
+    folder.make(
+        "late.mkv",
+        "-f lavfi -i sine=duration=5 -itsoffset 1.2 -f lavfi -i testsrc2=size=64x48:rate=10:duration=4 \
+         -vsync vfr -c:v libx264 -preset ultrafast -c:a aac",
+    );
+    // With an edit list.
+    folder.make("late.mp4", "-i late.mkv -c copy");
+    for name in ["late.mkv", "late.mp4"] {
+        let said = folder.run([name, "-o", "-", "--format", "jsonl"]);
+        assert_eq!(said.status, Some(0), "{said:?}");
+        let path = folder.path(name);
+        let entries = [
+            "-v",
+            "error",
+            "-select_streams",
+            "v",
+            "-show_entries",
+            "packet=pts_time:format=start_time",
+            "-of",
+            "csv=p=0",
+        ];
+        let times = printed(
+            "ffprobe",
+            entries.into_iter().chain([path.to_str().unwrap()]),
+        );
+        let mut times: Vec<f64> = times
+            .lines()
+            .map(|line| line.trim_end_matches(',').parse().unwrap())
+            .collect();
+        let start = times.pop().unwrap();
+        let captions: Vec<serde_json::Value> = said
+            .out
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(captions.len(), 4);
+        for caption in captions {
+            let time = caption["stream-time"].as_f64().unwrap() / 1e9;
+            assert!(
+                times
+                    .iter()
+                    .any(|frame| (frame - start - time).abs() < 0.002),
+                "{name}: {time}: {times:?}"
+            );
+        }
+    }
 }
 
 /// Only the picture is new.

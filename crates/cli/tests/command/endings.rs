@@ -8,12 +8,12 @@ use std::{
 
 use crate::common::{Folder, Said, cues, first_line, printed, send};
 
-/// A minute that takes long: each of its frames is described.
+/// Minutes that take long: each of their frames is described.
 fn slow(folder: &Folder) {
-    folder.red("slow.mp4", 60);
+    folder.red("slow.mp4", 300);
 }
 
-const SLOWLY: [&str; 4] = ["--interval", "0", "--image-splitting", "--threads=1"];
+const SLOWLY: [&str; 3] = ["--interval", "0", "--threads=1"];
 
 /// The file is whole, and has what was described.
 #[test]

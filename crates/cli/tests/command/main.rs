@@ -1,5 +1,4 @@
 //! The command, run as a user runs it.
-#![expect(missing_docs, reason = "tests")]
 
 mod common;
 mod copying;
