@@ -2,7 +2,10 @@
 
 use std::ffi::OsString;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{
+    Args, CommandFactory, FromArgMatches, Parser, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use gst::glib::prelude::StaticType;
 use gstvlmnarrate::{VlmNarrate, VlmNarrateOverlay};
 
@@ -78,6 +81,8 @@ pub struct Outputs {
 pub enum Command {
     /// Draw the captions on the video: the only command that encodes it
     Burn(Burn),
+    /// Watch a camera, a stream or a file with its captions, in a window
+    Live(Live),
     /// Run any pipeline with a vlmnarrate in it, as gst-launch-1.0 does, and print its captions
     Launch(Launch),
 }
@@ -107,6 +112,19 @@ pub struct Burn {
     pub outputs: Outputs,
 }
 
+/// Shows live video in a window, with its captions drawn on it and printed.
+///
+/// Nothing waits for the model: each frame is shown with the newest caption there is.
+#[derive(Args, Clone)]
+pub struct Live {
+    /// Camera (/dev/video0), URL (rtsp, http, HLS), file, or the word test for a moving test picture [default: the
+    /// first camera]
+    #[arg(value_name = "SOURCE")]
+    pub source: Option<OsString>,
+    #[command(flatten)]
+    pub outputs: Outputs,
+}
+
 /// What the user asks for.
 pub struct Asked {
     pub cli: Cli,
@@ -119,18 +137,35 @@ pub fn command() -> clap::Command {
     let command = properties::add_to(VlmNarrate::static_type(), Cli::command())
         .after_help(EXAMPLES)
         .after_long_help(format!("{EXAMPLES}\n\n{STATUS}"));
-    command.mut_subcommand("burn", overlay_options)
+    command
+        .mut_subcommand("burn", overlay_options)
+        .mut_subcommand("live", |live| prints(overlay_options(live)))
+        .mut_subcommand("launch", prints)
 }
 
 fn overlay_options(command: clap::Command) -> clap::Command {
     properties::add_to(VlmNarrateOverlay::static_type(), command)
 }
 
+/// Options of a command that prints its captions if no file is named.
+fn prints(command: clap::Command) -> clap::Command {
+    command
+        .mut_arg("output", |arg| {
+            arg.help("File to write the captions to, .txt or .jsonl [default: standard output]")
+        })
+        .mut_arg("format", |arg| {
+            let names = PossibleValuesParser::new(["txt", "jsonl"]);
+            arg.value_parser(
+                names.try_map(|name| <Format as clap::ValueEnum>::from_str(&name, false)),
+            )
+        })
+}
+
 /// Reads the command line; ends the process with help, the version or an error of usage.
 pub fn parse() -> Asked {
     let mut matches = command().get_matches();
     let properties = match matches.subcommand() {
-        Some(("burn", matches)) => {
+        Some(("burn" | "live", matches)) => {
             Properties::from_matches(VlmNarrateOverlay::static_type(), matches)
         }
         Some(_) => Properties::default(),

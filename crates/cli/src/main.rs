@@ -5,6 +5,7 @@ mod captions;
 mod copy;
 mod input;
 mod launch;
+mod live;
 mod narrate;
 mod output;
 mod pipeline;
@@ -40,6 +41,7 @@ fn start() -> Result<End> {
     match &asked.cli.command {
         None => narrate::narrate(&asked.cli.narrate, &asked.properties),
         Some(Command::Burn(burn)) => narrate::burn(burn, &asked.properties),
+        Some(Command::Live(live)) => live::live(live, &asked.properties),
         Some(Command::Launch(launch)) => launch::launch(launch),
     }
 }

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// A model that knows more than test pictures.
-const SUGGESTED: &str = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct";
+pub const SUGGESTED: &str = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct";
 
 /// Narrates each input in turn. One that fails does not keep the others from their turn.
 ///
@@ -68,7 +68,7 @@ pub fn narrate(arguments: &Narrate, properties: &Properties) -> Result<End> {
         }
     }
     if demo {
-        suggest(properties);
+        suggest("vlmnarrate", properties);
     }
     if failed > 0 {
         bail!("{failed} of {} inputs could not be narrated", inputs.len());
@@ -174,7 +174,7 @@ pub fn burn(arguments: &Burn, properties: &Properties) -> Result<End> {
         &mut demo,
     )?;
     if demo {
-        suggest(properties);
+        suggest("vlmnarrate", properties);
     }
     Ok(end)
 }
@@ -244,7 +244,7 @@ fn run(
         },
         || shared.borrow_mut().check(),
     );
-    *demo |= run.is_demo();
+    *demo |= run.has_demo_model();
     let ended = Ended {
         early: !matches!(result, Ok(End::Whole)),
         failed: result.is_err(),
@@ -339,11 +339,11 @@ fn cut_short(input: &Input, position: ClockTime, promised: ClockTime) -> Option<
 }
 
 /// Says once what to do for real captions.
-fn suggest(properties: &Properties) {
+pub fn suggest(command: &str, properties: &Properties) {
     if !properties.has("model") {
         eprintln!(
             "These captions are from the demo model, which only knows test pictures. For real captions:\n  \
-             vlmnarrate --model {SUGGESTED} FILE"
+             {command} --model {SUGGESTED}"
         );
     }
 }

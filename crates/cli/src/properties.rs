@@ -45,9 +45,10 @@ impl Properties {
         Self(own(class).into_iter().filter_map(given).collect())
     }
 
-    /// Sets the properties on an element that has them.
+    /// Sets the properties that the element has: one that draws nothing has no font.
     pub fn apply(&self, element: &impl IsA<glib::Object>) {
-        for (name, value) in &self.0 {
+        let known = |(name, _): &&(String, _)| element.find_property(name).is_some();
+        for (name, value) in self.0.iter().filter(known) {
             match value {
                 Value::Text(text) => element.set_property(name, PathBuf::from(text)),
                 Value::Nick(nick) => element.set_property_from_str(name, nick),

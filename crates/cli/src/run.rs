@@ -57,6 +57,10 @@ pub struct Run<'a> {
     began: Instant,
     began_at: ClockTime,
     has_ended: bool,
+    /// Whether the stream comes in real time by itself, so that it can't be paused.
+    is_live: bool,
+    /// Whether somebody closed the window, which ends the run.
+    pub window_closed: bool,
 }
 
 impl<'a> Run<'a> {
@@ -84,6 +88,8 @@ impl<'a> Run<'a> {
             began: Instant::now(),
             began_at: ClockTime::ZERO,
             has_ended: false,
+            is_live: false,
+            window_closed: false,
         }
     }
 
@@ -102,7 +108,9 @@ impl<'a> Run<'a> {
             .pipeline
             .bus()
             .ok_or_else(|| anyhow!("the pipeline has no bus"))?;
-        let started = self.pipeline.set_state(gst::State::Playing).is_ok();
+        let started = self.pipeline.set_state(gst::State::Playing);
+        self.is_live = started == Ok(gst::StateChangeSuccess::NoPreroll);
+        let started = started.is_ok();
         let ended = loop {
             let message = bus.timed_pop(100 * ClockTime::MSECOND);
             if message.is_none() && !started {
@@ -171,6 +179,18 @@ impl<'a> Run<'a> {
                 let _ = self.pipeline.recalculate_latency();
             }
             MessageView::Eos(_) => return Ok(true),
+            // A stream from the network is held up until enough of it is here.
+            MessageView::Buffering(buffering) if !self.is_live => {
+                let state = match buffering.percent() {
+                    100 => gst::State::Playing,
+                    _ => gst::State::Paused,
+                };
+                let _ = self.pipeline.set_state(state);
+            }
+            MessageView::Error(error) if is_closed_window(error) => {
+                self.window_closed = true;
+                return Ok(true);
+            }
             MessageView::Error(error) => {
                 let text = said(&error.error(), error.debug().as_deref());
                 return Err(anyhow!("{}{text}", self.who(message)));
@@ -231,6 +251,11 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Whether the captions are from the model that only knows test pictures.
+    pub fn has_demo_model(&self) -> bool {
+        (self.model.as_deref()).is_some_and(|model| model.starts_with("demo "))
+    }
+
     /// Loading the model says nothing about the speed.
     fn start_clock(&mut self) {
         self.locate();
@@ -278,13 +303,6 @@ impl<'a> Run<'a> {
         parts.join("  ")
     }
 
-    /// Whether the captions are from the demo model, which is named after its version.
-    pub fn is_demo(&self) -> bool {
-        self.model
-            .as_deref()
-            .is_some_and(|model| model.starts_with("demo "))
-    }
-
     /// The last words: how far it came, in what time.
     pub fn summary(&self, verb: &str) -> String {
         let took = span(self.began.elapsed().as_secs_f64());
@@ -300,6 +318,10 @@ impl<'a> Run<'a> {
     }
 
     fn speed(&self) -> Option<String> {
+        // What is only watched comes in real time.
+        if self.ending == Ending::Now {
+            return None;
+        }
         let rate = self.gained() / self.began.elapsed().as_secs_f64();
         (rate > 0.0).then(|| match rate {
             100.0.. => format!("{rate:.0}x real time"),
@@ -307,12 +329,23 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn counted(&self) -> String {
+    /// The number of captions, in words.
+    pub fn counted(&self) -> String {
         match self.captions {
             1 => "1 caption".into(),
             n => format!("{n} captions"),
         }
     }
+}
+
+/// Whether this is how a sink says that somebody closed its window.
+fn is_closed_window(error: &gst::message::Error) -> bool {
+    let is_sink = (error
+        .src()
+        .and_then(|src| src.downcast_ref::<gst::Element>()))
+    .is_some_and(|sink| sink.element_flags().contains(gst::ElementFlags::SINK));
+    // Its words are translated.
+    is_sink && error.error().matches(gst::ResourceError::NotFound)
 }
 
 /// The model with its revision, as a caption names it.

@@ -5,5 +5,6 @@ mod copying;
 mod endings;
 mod inputs;
 mod launching;
+mod live;
 mod outputs;
 mod usage;
