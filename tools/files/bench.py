@@ -135,7 +135,9 @@ class Bench:
         return asked.returncode == 0
 
     def environment(self, mark):
-        keep = {k: v for k, v in os.environ.items() if k in ("PATH", "LD_LIBRARY_PATH", "GST_PLUGIN_PATH", "RUST_BACKTRACE")}
+        keep = {
+            k: v for k, v in os.environ.items() if k in ("PATH", "LD_LIBRARY_PATH", "GST_PLUGIN_PATH", "RUST_BACKTRACE")
+        }
         return keep | {
             "HOME": os.path.join(self.base, "home"), "TMPDIR": os.path.join(self.base, "tmp"), "LC_ALL": "C.UTF-8",
             "XDG_CACHE_HOME": os.path.join(self.base, "cache"), "VLMNARRATE_JUDGED": mark,
@@ -147,6 +149,7 @@ class Bench:
         if plain:
             more |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         if trait == "fsize":
+
             def limit():
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -154,7 +157,8 @@ class Bench:
             more["preexec_fn"] = limit
         task = arguments[:1] if arguments[:1] == ["burn"] else []  # the options follow the name of a task
         return subprocess.Popen(
-            [self.command, *task, *self.options, *arguments[len(task) :]], cwd=self.work, env=self.environment(mark), start_new_session=True,
+            [self.command, *task, *self.options, *arguments[len(task) :]],
+            cwd=self.work, env=self.environment(mark), start_new_session=True,
             **({"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more),
         )  # fmt: skip
 
@@ -196,7 +200,8 @@ class Bench:
             shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
         return Outcome(
             code, out.decode(errors="replace"), err.decode(errors="replace"), seconds, left,
-            sorted(set(after) - set(before)), sorted(name for name in before if after.get(name) != before[name]), temporary,
+            sorted(set(after) - set(before)), sorted(name for name in before if after.get(name) != before[name]),
+            temporary,
         )  # fmt: skip
 
 

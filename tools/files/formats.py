@@ -8,13 +8,15 @@ import media
 from bench import manners
 from kinds import select
 
-SOME = ("mp4-h264-aac|mp4-two-audio|mp4-chapters|mp4-hevc-hdr10|mov-rotated-90|webm-vp9|mkv-srt-ass|mkv-everything|"
-        "mkv-pgs|ts-at-10-hours|vob-mpeg2-ac3|mov-prores-timecode|avi-mpeg4-mp3|video-after-audio|anamorphic|rate-variable|"
-        "size-odd|change-size-ts|gif-loops|still-jpeg|still-jpeg-orientation-6|real-big-buck-bunny|mpg-mpeg2-interlaced")
+SOME = (
+    "mp4-h264-aac|mp4-two-audio|mp4-chapters|mp4-hevc-hdr10|mov-rotated-90|webm-vp9|mkv-srt-ass|mkv-everything|"
+    "mkv-pgs|ts-at-10-hours|vob-mpeg2-ac3|mov-prores-timecode|avi-mpeg4-mp3|video-after-audio|anamorphic|rate-variable|"
+    "size-odd|change-size-ts|gif-loops|still-jpeg|still-jpeg-orientation-6|real-big-buck-bunny|mpg-mpeg2-interlaced"
+)
 FORMATS = ("vtt", "srt", "html", "mp4", "burn.mp4", "burn.mkv")
 # Codecs that an MP4 can hold.
-MP4 = {"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac",
-       "vorbis", "alac", "mov_text", "dvd_subtitle", "mjpeg", "png", "dts", "truehd"}  # fmt: skip
+MP4 = {"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "aac", "mp3", "mp2", "ac3", "eac3",
+       "opus", "flac", "vorbis", "alac", "mov_text", "dvd_subtitle", "mjpeg", "png", "dts", "truehd"}  # fmt: skip
 LOST = re.compile(r"cannot|can't|left out|not hold|without|leav|drop|convert", re.I)
 
 
@@ -78,8 +80,8 @@ def check_mp4(kind, path, original, said):
 def luma(path, seek, filters):
     """A frame's luma as it is shown, scaled to 64 by 36."""
     result = subprocess.run(
-        ["ffmpeg", "-v", "error", "-nostdin", "-ss", str(seek), "-i", media.as_file(path), "-map", "0:v:0", "-frames:v", "1",
-         "-vf", filters + "scale=64:36:flags=area,format=gray", "-f", "rawvideo", "-"], capture_output=True,
+        ["ffmpeg", "-v", "error", "-nostdin", "-ss", str(seek), "-i", media.as_file(path), "-map", "0:v:0",
+         "-frames:v", "1", "-vf", filters + "scale=64:36:flags=area,format=gray", "-f", "rawvideo", "-"], capture_output=True,
     )  # fmt: skip
     return result.stdout
 

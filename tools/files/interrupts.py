@@ -100,8 +100,10 @@ def try_all(bench, folder, model, table):
     if not os.path.exists(source):
         os.makedirs(source)
         # Long, and different in each second, so that no caption is known before.
-        ff("-f lavfi -i testsrc2=size=640x360:rate=25:duration=60 -f lavfi -i sine=d=60 {H264} {AAC}",
-           os.path.join(source, CLIP))
+        ff(
+            "-f lavfi -i testsrc2=size=640x360:rate=25:duration=60 -f lavfi -i sine=d=60 {H264} {AAC}",
+            os.path.join(source, CLIP),
+        )
     slow = ["--model", model, "--max-tokens", "20", "--device", "cpu"]
 
     def once(name, output, number, group, extra=(), burn=()):
@@ -167,7 +169,12 @@ def early(bench, source, slow, table):
             problems.append(f"took {outcome.seconds:.2f} s")
         if [name for name in outcome.added if name != "out.mkv"]:
             problems.append(f"left {outcome.added}")
-        table.row(f"SIGINT after {delay} s", problems, [f"{outcome.seconds:.2f}"], [f"left {outcome.added}"] if outcome.added else [])
+        table.row(
+            f"SIGINT after {delay} s",
+            problems,
+            [f"{outcome.seconds:.2f}"],
+            [f"left {outcome.added}"] if outcome.added else [],
+        )
 
 
 def killed(bench, source, slow, table):
@@ -185,7 +192,12 @@ def killed(bench, source, slow, table):
         problems.append("there was no child to be left")
     if "out.mkv" in outcome.added:
         problems.append("an unfinished file has the output's name")
-    table.row("SIGKILL", problems, [f"{outcome.seconds:.2f}"], [f"{children} children before, {len(left)} after 1 s", f"left {outcome.added}"])
+    table.row(
+        "SIGKILL",
+        problems,
+        [f"{outcome.seconds:.2f}"],
+        [f"{children} children before, {len(left)} after 1 s", f"left {outcome.added}"],
+    )
 
 
 def existing(bench, source, slow, table):
@@ -201,15 +213,24 @@ def existing(bench, source, slow, table):
     outcome = case.end()
     with open(os.path.join(bench.work, "out.vtt")) as file:
         text = file.read()
-    problems = [] if text == "old\n" or text.startswith("WEBVTT") and text.count("-->") else [f"the old file became {text[:80]!r}"]
-    table.row("SIGINT twice, --force", problems, [f"{outcome.seconds:.2f}"], ["old file kept" if text == "old\n" else "replaced"])
+    problems = (
+        []
+        if text == "old\n" or text.startswith("WEBVTT") and text.count("-->")
+        else [f"the old file became {text[:80]!r}"]
+    )
+    table.row(
+        "SIGINT twice, --force",
+        problems,
+        [f"{outcome.seconds:.2f}"],
+        ["old file kept" if text == "old\n" else "replaced"],
+    )
 
 
 def endless(bench, source, table):
     """A stream on standard input that never ends."""
     feed = subprocess.Popen(
-        ["ffmpeg", "-v", "quiet", "-nostdin", "-re", "-f", "lavfi", "-i", "testsrc2=size=320x180:rate=25", "-c:v", "libx264",
-         "-preset", "ultrafast", "-tune", "zerolatency", "-g", "25", "-f", "mpegts", "-"], stdout=subprocess.PIPE,
+        ["ffmpeg", "-v", "quiet", "-nostdin", "-re", "-f", "lavfi", "-i", "testsrc2=size=320x180:rate=25",
+         "-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-g", "25", "-f", "mpegts", "-"], stdout=subprocess.PIPE,
     )  # fmt: skip
     try:
         case = Case(bench, source, ["-o", "out.vtt", "-"], stdin=feed.stdout)

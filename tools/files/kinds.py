@@ -44,7 +44,7 @@ KINDS: list[Kind] = []
 
 
 def add(name, file, make, **more):
-    """Adds a kind. `make` is ffmpeg's arguments or a function of the path; {V}, {A}, {H264}, {AAC} stand for the usual."""
+    """Adds a kind. `make` is ffmpeg's arguments, with {V}, {A}, {H264}, {AAC} for the usual, or a function."""
     for key in ("exit", "copy_exit", "lost", "decoded"):
         if key in more and not isinstance(more[key], tuple):
             more[key] = (more[key],)

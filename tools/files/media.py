@@ -78,8 +78,10 @@ def packet_hashes(stream):
 
 def hashes(stream, *how):
     """MD5 of each packet or frame by ffmpeg."""
-    out, _ = ffmpeg("-i", as_file(stream["path"]), "-map", f"0:{stream['index']}", *how, "-f", "framehash", "-hash", "md5", "-")
-    return [line.split(",")[-1].strip() for line in out.splitlines() if line and not line.startswith("#")]
+    out, _ = ffmpeg(
+        "-i", as_file(stream["path"]), "-map", f"0:{stream['index']}", *how, "-f", "framehash", "-hash", "md5", "-"
+    )
+    return [line.split(",")[5].strip() for line in out.splitlines() if line and not line.startswith("#")]
 
 
 def texts(stream):
@@ -156,7 +158,11 @@ def compare_about(one, other, report):
     name = f"{one['codec_type']} {name_of(one)}"
     for key in SHOWN:
         before, after = one.get(key), other.get(key)
-        if before in (None, "unknown", "0:1", "N/A") or before == after or (key == "sample_aspect_ratio" and before == "1:1"):
+        if (
+            before in (None, "unknown", "0:1", "N/A")
+            or before == after
+            or (key == "sample_aspect_ratio" and before == "1:1")
+        ):
             continue
         report.problems.append(f"{name}: {key} {before} became {after}")
     there = side_data(other)
@@ -214,7 +220,9 @@ def compare(path, output, kind, said):
                 if not re.search(r"cannot|can't|left out|not hold|without|leav|drop", said):
                     report.problems.append(f"{sort} {name_of(stream)} ({tag}) left out, and nothing said so")
                 continue
-            report.problems.append(f"{sort} {name_of(stream)} (stream {stream['index']}) is not in the output as it was")
+            report.problems.append(
+                f"{sort} {name_of(stream)} (stream {stream['index']}) is not in the output as it was"
+            )
             continue
         left.remove(match)
         report.compared += 1
@@ -237,7 +245,9 @@ def check_captions(left, after, report):
     subtitles = [s for s in left if s["codec_type"] == "subtitle"]
     for stream in left:
         if stream not in subtitles[-1:]:
-            report.problems.append(f"{stream['codec_type']} {name_of(stream)} (stream {stream['index']}) came from nowhere")
+            report.problems.append(
+                f"{stream['codec_type']} {name_of(stream)} (stream {stream['index']}) came from nowhere"
+            )
     if not subtitles:
         report.problems.append("no caption track")
         return

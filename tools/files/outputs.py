@@ -3,7 +3,6 @@
 import os
 import re
 
-
 import media
 from bench import manners
 
@@ -13,7 +12,9 @@ IN = "holiday.mp4"
 class Case:
     """One run. `prepare` gets the folder; `kept` are files that must stay as they are."""
 
-    def __init__(self, name, arguments, expected, says="", prepare=None, kept=(IN,), trait="", made=(), stdin=None, shell=""):
+    def __init__(
+        self, name, arguments, expected, says="", prepare=None, kept=(IN,), trait="", made=(), stdin=None, shell=""
+    ):
         self.name, self.arguments, self.expected, self.says, self.prepare = name, arguments, expected, says, prepare
         self.kept, self.trait, self.made, self.stdin, self.shell = kept, trait, made, stdin, shell
 
@@ -52,29 +53,83 @@ CASES = [
     Case("the input by its whole path", ["--force", "-o", "{work}/" + IN, IN], NO, SAME),
     Case("the input through ..", ["--force", "-o", "../work/" + IN, IN], NO, SAME),
     Case("the input through a linked folder", ["--force", "-o", "here/" + IN, IN], NO, SAME, link("here", ".")),
-    Case("a symlink to the input", ["--force", "-o", "link.mp4", IN], NO, SAME, link("link.mp4", IN), kept=(IN, "link.mp4")),
-    Case("a hard link of the input", ["--force", "-o", "hard.mp4", IN], NO, SAME, link("hard.mp4", IN, True), kept=(IN, "hard.mp4")),
+    Case(
+        "a symlink to the input",
+        ["--force", "-o", "link.mp4", IN],
+        NO,
+        SAME,
+        link("link.mp4", IN),
+        kept=(IN, "link.mp4"),
+    ),
+    Case(
+        "a hard link of the input",
+        ["--force", "-o", "hard.mp4", IN],
+        NO,
+        SAME,
+        link("hard.mp4", IN, True),
+        kept=(IN, "hard.mp4"),
+    ),
     Case("the input, of which a link is given", ["--force", "-o", IN, "link.mp4"], NO, SAME, link("link.mp4", IN)),
     Case("the input as file:// URL", ["--force", "-o", IN, "file://{work}/" + IN], NO, SAME),
     Case("the input on standard input", ["--force", "-o", IN, "-"], NO, SAME, shell="< " + IN),
     Case("the input, to burn", ["burn", "--force", "-o", IN, IN], NO, SAME),
-    Case("the input, named as subtitles", ["--force", "-o", "odd.vtt", "odd.vtt"], NO, SAME,
-         lambda folder: os.rename(os.path.join(folder, IN), os.path.join(folder, "odd.vtt")), kept=("odd.vtt",)),
+    Case(
+        "the input, named as subtitles",
+        ["--force", "-o", "odd.vtt", "odd.vtt"],
+        NO,
+        SAME,
+        lambda folder: os.rename(os.path.join(folder, IN), os.path.join(folder, "odd.vtt")),
+        kept=("odd.vtt",),
+    ),
     Case("an existing file", ["-o", "out.mkv", IN], NO, EXISTS, old("out.mkv"), kept=(IN, "out.mkv")),
-    Case("an existing default output", [IN], NO, EXISTS, old("holiday.narrated.mkv"), kept=(IN, "holiday.narrated.mkv")),
+    Case(
+        "an existing default output", [IN], NO, EXISTS, old("holiday.narrated.mkv"), kept=(IN, "holiday.narrated.mkv")
+    ),
     Case("an existing file, to burn", ["burn", "-o", "out.mp4", IN], NO, EXISTS, old("out.mp4"), kept=(IN, "out.mp4")),
-    Case("an existing file, --force, a broken input", ["--force", "-o", "out.mkv", IN], NO, "",
-         both(old("out.mkv"), broken), kept=(IN, "out.mkv")),
-    Case("existing subtitles, --force, no model", ["--force", "--model", "/none", "-o", "out.vtt", IN], NO, "model",
-         old("out.vtt"), kept=(IN, "out.vtt")),
-    Case("an existing file, --force, a full disk", ["--force", "-o", "out.mkv", IN], NO, "space|large|full|limit",
-         old("out.mkv"), kept=(IN, "out.mkv"), trait="fsize"),
-    Case("an existing file, --force", ["--force", "-o", "out.vtt", IN], (0,), prepare=old("out.vtt"), made=("out.vtt",)),
-    Case("an existing link, --force", ["--force", "-o", "link.vtt", IN], (0,),
-         prepare=both(old("real.vtt"), link("link.vtt", "real.vtt")), made=("link.vtt",)),
+    Case(
+        "an existing file, --force, a broken input",
+        ["--force", "-o", "out.mkv", IN],
+        NO,
+        "",
+        both(old("out.mkv"), broken),
+        kept=(IN, "out.mkv"),
+    ),
+    Case(
+        "existing subtitles, --force, no model",
+        ["--force", "--model", "/none", "-o", "out.vtt", IN],
+        NO,
+        "model",
+        old("out.vtt"),
+        kept=(IN, "out.vtt"),
+    ),
+    Case(
+        "an existing file, --force, a full disk",
+        ["--force", "-o", "out.mkv", IN],
+        NO,
+        "space|large|full|limit",
+        old("out.mkv"),
+        kept=(IN, "out.mkv"),
+        trait="fsize",
+    ),
+    Case(
+        "an existing file, --force", ["--force", "-o", "out.vtt", IN], (0,), prepare=old("out.vtt"), made=("out.vtt",)
+    ),
+    Case(
+        "an existing link, --force",
+        ["--force", "-o", "link.vtt", IN],
+        (0,),
+        prepare=both(old("real.vtt"), link("link.vtt", "real.vtt")),
+        made=("link.vtt",),
+    ),
     Case("a link to nothing", ["-o", "link.mkv", IN], (0, 1, 2), "link", link("link.mkv", "nothing.mkv")),
     Case("a missing folder", ["-o", "no/such/out.mkv", IN], NO, "folder|directory"),
-    Case("a folder", ["--force", "-o", "folder.mkv", IN], NO, "folder|directory", lambda f: os.mkdir(os.path.join(f, "folder.mkv"))),
+    Case(
+        "a folder",
+        ["--force", "-o", "folder.mkv", IN],
+        NO,
+        "folder|directory",
+        lambda f: os.mkdir(os.path.join(f, "folder.mkv")),
+    ),
     Case("a name that ends in /", ["-o", "out.mkv/", IN], NO, "folder|directory|name"),
     Case("a folder, by a file", ["-o", IN + "/out.mkv", IN], NO, "folder|directory"),
     Case("an unknown suffix", ["-o", "out.xyz", IN], NO, "mkv"),
@@ -119,7 +174,9 @@ def judge(case, bench, source, table):
     usage = outcome.code == 2
     problems = []
     if outcome.code not in case.expected:
-        problems.append(f"exit status {outcome.code}, not {' or '.join(map(str, case.expected))}: {outcome.err.strip()[-200:]!r}")
+        problems.append(
+            f"exit status {outcome.code}, not {' or '.join(map(str, case.expected))}: {outcome.err.strip()[-200:]!r}"
+        )
     if failed and case.says:
         if not re.search(case.says, outcome.err, re.I):
             problems.append(f"stderr does not say {case.says!r}: {outcome.err.strip()[-200:]!r}")
@@ -183,7 +240,9 @@ def no_ffmpeg(bench, source, table):
         os.environ["PATH"] = kept
     problems = manners(copied, [], True) + manners(text, [], False)
     if (copied.code, text.code) != (1, 0):
-        problems.append(f"exit status {copied.code} and {text.code}, not 1 and 0: {copied.err[-150:]!r} {text.err[-150:]!r}")
+        problems.append(
+            f"exit status {copied.code} and {text.code}, not 1 and 0: {copied.err[-150:]!r} {text.err[-150:]!r}"
+        )
     if "ffmpeg" not in copied.err:
         problems.append("the error does not name ffmpeg")
     table.row("no ffmpeg installed", problems, [copied.code], [copied.err.strip()[:160]])

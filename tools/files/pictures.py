@@ -4,12 +4,18 @@ import glob
 import os
 
 from PIL import Image
+
 from kinds import AUDIO, VIDEO, add, ff, kind, read, run, write
 
 # Sizes.
 add("size-odd", "odd.mkv", "-f lavfi -i testsrc2=size=175x143:rate=25:duration=3 -c:v ffv1 -pix_fmt yuv444p")
-add("size-1x1", "dot.mkv", "-f lavfi -i color=red:size=2x2:rate=25:duration=2,format=gray,crop=1:1 -c:v ffv1",
-    captions=2, exit=(0, 1))
+add(
+    "size-1x1",
+    "dot.mkv",
+    "-f lavfi -i color=red:size=2x2:rate=25:duration=2,format=gray,crop=1:1 -c:v ffv1",
+    captions=2,
+    exit=(0, 1),
+)
 add("size-16x16", "tiny.mp4", "-f lavfi -i color=red:size=16x16:rate=25:duration=2 {H264}", captions=2)
 add("size-4096x16", "ribbon.mp4", "-f lavfi -i testsrc2=size=4096x16:rate=25:duration=2 {H264}", captions=2)
 add("size-16x4096", "column.mkv", "-f lavfi -i testsrc2=size=16x4096:rate=25:duration=2 {H264}", captions=2)
@@ -23,11 +29,14 @@ add("rate-1", "lapse.mp4", "-f lavfi -i testsrc2=size=320x180:rate=1:duration=3 
 add("rate-one-in-10-s", "slow.mp4", "-f lavfi -i testsrc2=size=320x180:rate=1/10:duration=30 {H264}")
 add("rate-29.97", "ntsc.mp4", "-f lavfi -i testsrc2=size=320x180:rate=30000/1001:duration=3 {H264}")
 add("one-frame", "frame.mp4", "{V} -frames:v 1 {H264}", captions=1)
-add("0.04-s", "blink.mp4", "-f lavfi -i testsrc2=size=320x180:rate=25:duration=0.04 -f lavfi -i sine=d=0.04 {H264} {AAC}",
-    captions=1)
+add(
+    "0.04-s",
+    "blink.mp4",
+    "-f lavfi -i testsrc2=size=320x180:rate=25:duration=0.04 -f lavfi -i sine=d=0.04 {H264} {AAC}",
+    captions=1,
+)
 add("edit-list", "edited.mp4", lambda path: edited(path))
-add("video-after-audio", "late.mkv",
-    "{A} -itsoffset 1.2 {V} -map 1 -map 0 {H264} {AAC}")
+add("video-after-audio", "late.mkv", "{A} -itsoffset 1.2 {V} -map 1 -map 0 {H264} {AAC}")
 add("video-after-audio-mp4", "late.mp4", "{A} -itsoffset 1.2 {V} -map 1 -map 0 {H264} {AAC}")
 add("audio-after-video", "late-audio.mkv", "{V} -itsoffset 1.2 {A} {H264} {AAC}")
 add("video-ends-early", "podcast.mp4", "{V} -f lavfi -i sine=d=6 {H264} {AAC}")
@@ -131,7 +140,9 @@ for name, file, how in (
         add(f"still-{name}", file, f"{STILL} {how}", captions=1, copy_exit=(0, 1))
     else:
         add(f"still-{name}", file, f"{STILL} {how}", captions=1)
-add("still-avif", "still.avif", f"{STILL} -c:v libaom-av1 -cpu-used 8 -still-picture 1 -f avif", captions=1, exit=(0, 1))
+add(
+    "still-avif", "still.avif", f"{STILL} -c:v libaom-av1 -cpu-used 8 -still-picture 1 -f avif", captions=1, exit=(0, 1)
+)
 
 
 def still(path, change, **options):
@@ -142,6 +153,7 @@ def still(path, change, **options):
 
 
 for orientation in (3, 6, 8):
+
     @kind(f"still-jpeg-orientation-{orientation}", f"IMG_{orientation}.JPG", captions=1)
     def oriented(path, orientation=orientation):
         exif = Image.Exif()
@@ -184,8 +196,11 @@ def _(path):
 
 @kind("still-svg", "drawing.svg", captions=1, exit=(0, 1))
 def _(path):
-    write(path, "<svg xmlns='http://www.w3.org/2000/svg' width='320' height='180'><circle cx='90' cy='90' r='60' "
-                "fill='red'/></svg>")
+    write(
+        path,
+        "<svg xmlns='http://www.w3.org/2000/svg' width='320' height='180'><circle cx='90' cy='90' r='60' "
+        "fill='red'/></svg>",
+    )
 
 
 # Real media.

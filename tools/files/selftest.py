@@ -54,7 +54,9 @@ FAULTS = [
     ("untold-truncation", "truncated-mkv", "stderr does not say"),
 ]
 HIDING = {  # ffmpeg's options for what a fault leaves out
-    "reencode": ["-c:v", "libx264", "-preset", "ultrafast"], "drop-audio": ["-map", "-0:a:1"], "drop-subtitle": ["-map", "-0:s:1"],
+    "reencode": ["-c:v", "libx264", "-preset", "ultrafast"],
+    "drop-audio": ["-map", "-0:a:1"],
+    "drop-subtitle": ["-map", "-0:s:1"],
     "reencode-lossless": ["-c:a", "flac", "-af", "volume=0.99"],
     "drop-font": ["-map", "-0:t"], "drop-chapters": ["-map_chapters", "-1"],
     "drop-tags": ["-map_metadata", "-1"], "drop-languages": ["-metadata:s:a:1", "language="],
@@ -109,10 +111,10 @@ def narrate(fault, name, output):
             for i in range(LINES):
                 clock = [f"00:00:{t:06.3f}".replace(".", ",") for t in (starts + i, starts + i + length)]
                 file.write(f"{i + 1}\n{clock[0]} --> {clock[1]}\nA ball\n\n")
-        words = ["-i", f"file:{name}", "-i", subtitles, "-map", "0", "-c", "copy", "-map_metadata", "0"]
+        words = ["-i", f"file:{name}", "-i", subtitles, "-map", "0", "-c", "copy"]
         if fault == "shift-audio":
-            words = ["-i", f"file:{name}", "-i", subtitles, "-itsoffset", "0.1", "-i", f"file:{name}", "-map", "0:v", "-map",
-                     "2:a", "-c", "copy"]  # fmt: skip
+            again = ["-itsoffset", "0.1", "-i", f"file:{name}"]
+            words = ["-i", f"file:{name}", "-i", subtitles, *again, "-map", "0:v", "-map", "2:a", "-c", "copy"]
         if fault != "no-captions":
             words += ["-map", "1"]
         if fault == "drop-mastering":
@@ -124,9 +126,20 @@ def narrate(fault, name, output):
             subprocess.run(["ffmpeg", "-v", "error", "-i", name, "-map", "0:v:1", "-c", "copy", cover], check=True)
             words += ["-map", "-0:v:1"]
             if fault != "drop-cover":
-                words += ["-attach", cover, "-metadata:s:t", "mimetype=image/png", "-metadata:s:t", "filename=cover.png"]
+                words += [
+                    "-attach",
+                    cover,
+                    "-metadata:s:t",
+                    "mimetype=image/png",
+                    "-metadata:s:t",
+                    "filename=cover.png",
+                ]
         words += HIDING.get(fault, [])
-        muxer = ["-f", "mov", "-c:s", "mov_text"] if name.endswith("MOV") and fault != "drop-rotation" else ["-f", "matroska"]
+        muxer = (
+            ["-f", "mov", "-c:s", "mov_text"]
+            if name.endswith("MOV") and fault != "drop-rotation"
+            else ["-f", "matroska"]
+        )
         subprocess.run(["ffmpeg", "-v", "error", "-y", *words, *muxer, f"file:{output}"], check=True)
 
 
@@ -134,7 +147,7 @@ def first_frame(name):
     """Seconds from the start of the file to its video's."""
     asked = ["ffprobe", "-v", "error", "-of", "csv=p=0", "-select_streams", "v:0", "-show_entries",
              "stream=start_time:format=start_time", f"file:{name}"]  # fmt: skip
-    video, whole = subprocess.run(asked, capture_output=True, text=True).stdout.split()
+    video, whole = re.findall(r"-?\d+\.\d+", subprocess.run(asked, capture_output=True, text=True).stdout)
     return float(video) - float(whole)
 
 
@@ -160,7 +173,7 @@ def tried(folder, fault, kind):
     with tempfile.TemporaryDirectory() as place:
         stand_in = os.path.join(place, "stand-in")
         with open(stand_in, "w") as file:
-            file.write(f"#!/bin/sh\nexec /usr/bin/python3 {here} --stand-in {fault} \"$@\"\n")
+            file.write(f'#!/bin/sh\nexec /usr/bin/python3 {here} --stand-in {fault} "$@"\n')
         os.chmod(stand_in, 0o755)
         os.chmod(place, 0o755)
         judge = subprocess.run(

@@ -122,7 +122,8 @@ def rtsp(root):
     class Factory(GstRtspServer.RTSPMediaFactory):
         def do_create_element(self, url):
             return Gst.parse_launch(
-                f"( filesrc location={root()}/clip.mkv ! matroskademux ! h264parse ! rtph264pay config-interval=-1 name=pay0 )"
+                f"( filesrc location={root()}/clip.mkv ! matroskademux ! h264parse "
+                "! rtph264pay config-interval=-1 name=pay0 )"
             )
 
     server = GstRtspServer.RTSPServer(service="0", address="127.0.0.1")

@@ -9,9 +9,14 @@ NOT_VIDEO = dict(captions=0, exit=1)
 
 # Nothing to narrate.
 add("audio-only", "song.m4a", "{A} {AAC}", says="no (video|picture)|only audio|audio", **NOT_VIDEO)
-add("audio-with-cover", "album.mp3",
+add(
+    "audio-with-cover",
+    "album.mp3",
     "{A} -f lavfi -i smptebars=size=64x64:d=1 -map 0 -map 1 -frames:v 1 -c:a libmp3lame -c:v png "
-    "-disposition:v attached_pic", captions=1, exit=(0, 1))
+    "-disposition:v attached_pic",
+    captions=1,
+    exit=(0, 1),
+)
 add("subtitles-only", "words.srt", lambda path: srt(path), **NOT_VIDEO)
 add("text-file", "notes.txt", lambda path: write(path, "To do:\n- buy milk\n"), **NOT_VIDEO)
 add("text-named-mp4", "notes.mp4", lambda path: write(path, "To do:\n- buy milk\n" * 50), **NOT_VIDEO)
@@ -89,7 +94,7 @@ NAMES = {
     "emoji": "🌞 Ferien 日本.mp4",
     "percent": "100%d %s %03d.mp4",
     "hash-question": "what? #1.mp4",
-    "quotes": "it's \"so\" $(touch pwned) `id`; & | < > *.mp4",
+    "quotes": 'it\'s "so" $(touch pwned) `id`; & | < > *.mp4',
     "glob": "[a-c]*?.mp4",
     "colon": "concat:a|b.mp4",
     "scheme": "file:c.mp4",
@@ -105,8 +110,13 @@ for title, name in NAMES.items():
     add(f"name-{title}", os.fsdecode(name), CLIP + " -f mp4", copy_exit=(0, 1) if title == "255-bytes" else 0)
 add("name-wrong-suffix", "matroska.mp4", CLIP + " -f matroska")
 add("name-video-as-jpg", "video.jpg", CLIP + " -f mp4")
-add("name-picture-as-mp4", "picture.mp4", "-f lavfi -i testsrc2=size=640x360:d=1 -frames:v 1 -c:v png -f image2pipe",
-    captions=1, copy_exit=(0, 1))
+add(
+    "name-picture-as-mp4",
+    "picture.mp4",
+    "-f lavfi -i testsrc2=size=640x360:d=1 -frames:v 1 -c:v png -f image2pipe",
+    captions=1,
+    copy_exit=(0, 1),
+)
 
 
 @kind("name-long-path", "/".join(["d" * 200] * 12) + "/holiday.mp4")
@@ -124,12 +134,34 @@ def _(path):
 # Pipes. No name to put an output beside: the judge gives -o.
 PIPE = dict(arguments="-", copy_exit=(0, 1, 2))
 add("pipe-mp4-moov-last", "in.mp4", CLIP, stdin="in.mp4", original="in.mp4", exit=(0, 1), **PIPE)
-add("pipe-mp4-fragmented", "in.mp4", CLIP + " -movflags frag_keyframe+empty_moov", stdin="in.mp4", original="in.mp4", **PIPE)
+add(
+    "pipe-mp4-fragmented",
+    "in.mp4",
+    CLIP + " -movflags frag_keyframe+empty_moov",
+    stdin="in.mp4",
+    original="in.mp4",
+    **PIPE,
+)
 add("pipe-ts", "in.ts", CLIP, stdin="in.ts", original="in.ts", **PIPE)
 add("pipe-mkv", "in.mkv", CLIP, stdin="in.mkv", original="in.mkv", **PIPE)
-add("pipe-jpeg", "in.jpg", "-f lavfi -i testsrc2=size=640x360:d=1 -frames:v 1", stdin="in.jpg", original="in.jpg",
-    captions=1, **PIPE)
-add("pipe-empty", "in", lambda path: write(path, b""), stdin="in", arguments="-", says="empty|nothing|no data", **NOT_VIDEO)
+add(
+    "pipe-jpeg",
+    "in.jpg",
+    "-f lavfi -i testsrc2=size=640x360:d=1 -frames:v 1",
+    stdin="in.jpg",
+    original="in.jpg",
+    captions=1,
+    **PIPE,
+)
+add(
+    "pipe-empty",
+    "in",
+    lambda path: write(path, b""),
+    stdin="in",
+    arguments="-",
+    says="empty|nothing|no data",
+    **NOT_VIDEO,
+)
 add("pipe-text", "in", lambda path: write(path, "words\n" * 99), stdin="in", arguments="-", **NOT_VIDEO)
 add("fifo", "in.mkv", CLIP, trait="fifo", arguments="fifo", original="in.mkv", copy_exit=(0, 1, 2))
 add("dev-zero", "none", lambda path: None, arguments="/dev/zero", **NOT_VIDEO)
@@ -149,28 +181,72 @@ add("http-401", "clip.mp4", CLIP, arguments="{http}/401/clip.mp4", says="401|una
 add("http-404", "clip.mp4", CLIP, arguments="{http}/404/clip.mp4", says="404|not found", **NOT_VIDEO)
 add("http-500", "clip.mp4", CLIP, arguments="{http}/500/clip.mp4", says="500|internal server error", **NOT_VIDEO)
 add("http-redirect-loop", "clip.mp4", CLIP, arguments="{http}/loop/clip.mp4", says="redirect", **NOT_VIDEO)
-add("http-page", "page.html", lambda path: write(path, "<!doctype html><title>Log in</title>"),
-    arguments="{http}/range/page.html", **NOT_VIDEO)
+add(
+    "http-page",
+    "page.html",
+    lambda path: write(path, "<!doctype html><title>Log in</title>"),
+    arguments="{http}/range/page.html",
+    **NOT_VIDEO,
+)
 add("http-refused", "clip.mp4", CLIP, arguments="http://127.0.0.1:9/clip.mp4", says="refused|connect", **NOT_VIDEO)
-add("http-no-host", "clip.mp4", CLIP, arguments="http://no-such-host.invalid/clip.mp4",
-    says="resolve|host|name|server", **NOT_VIDEO)
+add(
+    "http-no-host",
+    "clip.mp4",
+    CLIP,
+    arguments="http://no-such-host.invalid/clip.mp4",
+    says="resolve|host|name|server",
+    **NOT_VIDEO,
+)
 add("https-untrusted", "clip.mp4", CLIP, arguments="{https}/range/clip.mp4", says="certificate|tls", **NOT_VIDEO)
-add("scheme-unknown", "clip.mp4", CLIP, arguments="gopher://127.0.0.1/clip.mp4", says="gopher|scheme|protocol|url",
-    captions=0, exit=(1, 2))
+add(
+    "scheme-unknown",
+    "clip.mp4",
+    CLIP,
+    arguments="gopher://127.0.0.1/clip.mp4",
+    says="gopher|scheme|protocol|url",
+    captions=0,
+    exit=(1, 2),
+)
 HLS = "{V} {A} {H264} {AAC} -f hls -hls_time 1 -hls_playlist_type vod"
 add("hls-local", "list.m3u8", HLS, times=False, copy_exit=(0, 1, 2))
 add("hls-http", "list.m3u8", HLS, arguments="{http}/range/list.m3u8", original="list.m3u8", times=False)
 add("hls-missing-segment", "list.m3u8", HLS, arguments="{http}/hole/list.m3u8", captions=3, exit=(0, 1), times=False)
 DASH = "{V} {A} {H264} {AAC} -f dash -seg_duration 1"
 add("dash-local", "manifest.mpd", DASH, exit=(0, 1), copy_exit=(0, 1, 2), times=False)
-add("dash-http", "manifest.mpd", DASH, arguments="{http}/range/manifest.mpd", original="manifest.mpd", times=False,
-    exit=(0, 1))
+add(
+    "dash-http",
+    "manifest.mpd",
+    DASH,
+    arguments="{http}/range/manifest.mpd",
+    original="manifest.mpd",
+    times=False,
+    exit=(0, 1),
+)
 add("rtsp", "clip.mkv", "{V} {H264}", arguments="{rtsp}/clip", copy_exit=(1, 2), captions=3, times=False)
 add("rtsp-no-such", "clip.mkv", "{V} {H264}", arguments="{rtsp}/other", says="404|not found", **NOT_VIDEO)
 
 # Where the output is to go.
-add("output-folder-read-only", "clip.mp4", CLIP, trait="read-only", copy_exit=1, says="permission|read-only|write|denied")
-add("disk-full", "clip.mp4", "{V} {A} -c:v libx264 -b:v 2M -preset ultrafast {AAC}", trait="tmpfs", copy_exit=1,
-    says="space|full")
-add("file-size-limit", "clip.mp4", "{V} {A} -c:v libx264 -b:v 2M -preset ultrafast {AAC}", trait="fsize", copy_exit=1,
-    says="large|limit|space|full")
+add(
+    "output-folder-read-only",
+    "clip.mp4",
+    CLIP,
+    trait="read-only",
+    copy_exit=1,
+    says="permission|read-only|write|denied",
+)
+add(
+    "disk-full",
+    "clip.mp4",
+    "{V} {A} -c:v libx264 -b:v 2M -preset ultrafast {AAC}",
+    trait="tmpfs",
+    copy_exit=1,
+    says="space|full",
+)
+add(
+    "file-size-limit",
+    "clip.mp4",
+    "{V} {A} -c:v libx264 -b:v 2M -preset ultrafast {AAC}",
+    trait="fsize",
+    copy_exit=1,
+    says="large|limit|space|full",
+)
