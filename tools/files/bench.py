@@ -151,7 +151,7 @@ class Bench:
         if trait == "fsize":
 
             def limit():
-                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
             more["preexec_fn"] = limit
@@ -210,7 +210,7 @@ def pour(path, pipe):
         shutil.copyfileobj(file, pipe)
 
 
-def manners(outcome, named, failed):
+def manners(outcome, named, failed, usage=False):
     """What is wrong with how a run ended, whatever it wrote: leftovers, noise, and the words of an error."""
     problems = []
     if outcome.left:
@@ -222,7 +222,7 @@ def manners(outcome, named, failed):
     if noise := NOISE.search(outcome.err):
         line = next(line for line in outcome.err.splitlines() if noise[0] in line)
         problems.append(f"noise on stderr: {line[:100]}")
-    if failed:
+    if failed and not usage:
         if len(outcome.errors) != 1:
             problems.append(f"{len(outcome.errors)} lines of error: {outcome.err.strip()[-150:]!r}")
         elif named and not any(name in outcome.errors[0] for name in named):
@@ -231,6 +231,6 @@ def manners(outcome, named, failed):
             problems.append(f"the error names no remedy: {outcome.errors[0][:150]!r}")
         if "\x1b" in outcome.err:
             problems.append("control characters of a name reach the terminal")
-    elif outcome.errors:
+    elif outcome.errors and not failed:
         problems.append(f"exit status 0 with an error: {outcome.errors[0][:150]!r}")
     return problems

@@ -104,7 +104,7 @@ def json_lines(kind, bench, words, named):
         problems.append(f"left {outcome.added[:3]}")
     written = sorted(os.listdir(os.path.dirname(path)))
     if outcome.code != 0:
-        if written:
+        if written and " ends at " not in "".join(outcome.errors):
             problems.append(f"failed and left {written}")
         return problems, 0
     if written != ["captions.jsonl"]:
@@ -122,6 +122,11 @@ def json_lines(kind, bench, words, named):
     return problems, len(lines)
 
 
+def kept_part(outcome, path):
+    """Whether an error says that the output has what was described until then, and it can be read."""
+    return " ends at " in "".join(outcome.errors) and media.probe(path)["streams"]
+
+
 def copy(kind, bench, words, named, original):
     """Narrates into the default MKV, and compares it with its input."""
     served = kind.arguments != "" or kind.name.startswith("still-")  # a picture has no narrated copy by default
@@ -135,7 +140,7 @@ def copy(kind, bench, words, named, original):
         problems.append(f"left {added[:3]}")
     path = os.path.join(bench.work, output)
     if outcome.code != 0:
-        if output in outcome.added:
+        if output in outcome.added and not kept_part(outcome, path):
             problems.append("failed and left an output")
         return problems, [], "" if outcome.code is None else "no", 0
     if output not in outcome.added:

@@ -21,7 +21,11 @@ OWN_TAGS = {
     "language", "title", "alpha_mode", "rotate", "codecid", "id3v2_priv",
 }  # fmt: skip
 SHOWN = ("width", "height", "sample_aspect_ratio", "pix_fmt", "color_range", "color_space", "color_transfer",
-         "color_primaries", "sample_rate", "channels", "channel_layout")  # fmt: skip
+         "color_primaries", "sample_rate", "channels")  # fmt: skip
+# Side data that ffmpeg makes of the bit stream, or of how it reads.
+DERIVED = {"CPB properties", "Audio Service Type", "Skip Samples", "MPEGTS Stream ID", "Replay Gain"}
+# Frames at the times that they have, however close.
+AS_TIMED = ("-vsync", "passthrough", "-enc_time_base", "-1")
 TEXT = {"subrip", "ass", "ssa", "webvtt", "mov_text", "text"}
 NORMAL = {
     "h264": "h264_mp4toannexb,filter_units=remove_types=7-9",
@@ -56,7 +60,10 @@ def probe(path):
         ["ffprobe", "-v", "error", "-of", "json", "-show_streams", "-show_chapters", "-show_format", "-show_packets",
          "-show_data_hash", "md5", "-i", as_file(path)], stdin=subprocess.DEVNULL, capture_output=True, timeout=120,
     )  # fmt: skip
-    found = json.loads(result.stdout.decode(errors="replace") or "{}")
+    try:
+        found = json.loads(result.stdout.decode(errors="replace"))
+    except ValueError:
+        found = {}  # no media file
     streams = found.get("streams", [])
     for stream in streams:
         stream["packets"] = [p for p in found.get("packets", []) if p["stream_index"] == stream["index"]]
@@ -144,7 +151,7 @@ def value(text):
 def side_data(stream):
     found = {}
     for item in stream.get("side_data_list", []):
-        if item.get("side_data_type") != "CPB properties":
+        if item.get("side_data_type") not in DERIVED:
             found[item.get("side_data_type")] = {k: value(v) for k, v in item.items() if k != "displaymatrix"}
     return found
 
@@ -153,10 +160,10 @@ def tags(of):
     return {k.lower(): v for k, v in of.get("tags", {}).items()}
 
 
-def compare_about(one, other, report):
+def compare_about(one, other, changes, report):
     """What is said of a stream: its shape, side data, language, title, dispositions."""
     name = f"{one['codec_type']} {name_of(one)}"
-    for key in SHOWN:
+    for key in () if changes else SHOWN:
         before, after = one.get(key), other.get(key)
         if (
             before in (None, "unknown", "0:1", "N/A")
@@ -228,20 +235,29 @@ def compare(path, output, kind, said):
         report.compared += 1
         if how not in ("packets",):
             report.notes.append(f"{name_of(stream)} by {how}")
-        compare_about(stream, match, report)
+        compare_about(stream, match, kind.name.startswith("change-"), report)
         if kind.times and sort in ("video", "audio") and not is_cover(stream):
             if (offset := shift(stream, match, report)) is not None:
                 offsets[stream["index"]] = offset
-    if offsets and max(offsets.values()) - min(offsets.values()) > 2.5 * MS:
+    # ffmpeg's Matroska muxer counts the samples that an Opus decoder skips, 6.5 ms, twice.
+    slack = 8 * MS if any(name_of(s) == "opus" for s in before["streams"]) else 2.5 * MS
+    if offsets and max(offsets.values()) - min(offsets.values()) > slack:
         moved = ", ".join(f"stream {i} by {o:+.3f} s" for i, o in offsets.items())
         report.problems.append(f"streams moved against each other: {moved}")
     compare_whole(before, after, min(offsets.values(), default=0.0), report)
-    check_captions(left, after, report)
+    videos = [s for s in before["streams"] if s["codec_type"] == "video" and not is_cover(s)]
+    begins = None
+    if videos and videos[0]["index"] in offsets and (first := first_frame(videos[0])) is not None:
+        begins = first + offsets[videos[0]["index"]]
+    check_captions(left, after, begins, kind.cue_slack, report)
     return report
 
 
-def check_captions(left, after, report):
-    """That one subtitle track was added, and starts with the first frame of the video."""
+def check_captions(left, after, begins, slack, report):
+    """That one subtitle track was added, that it starts with the first frame of the video, and each cue with a frame.
+
+    `begins` is the time of the first frame that is shown, if the input tells: an edit list may hide some.
+    """
     subtitles = [s for s in left if s["codec_type"] == "subtitle"]
     for stream in left:
         if stream not in subtitles[-1:]:
@@ -256,12 +272,15 @@ def check_captions(left, after, report):
         report.notes.append("caption track without a title")
     cues = [p for p in track["packets"] if int(p.get("size", 0)) > 2]
     videos = [s for s in after["streams"] if s["codec_type"] == "video" and not is_cover(s)]
-    begins = first_frame(videos[0]) if videos else None
+    frames = sorted(t for t in stamps(videos[0]) if t is not None) if videos else []
+    begins = frames[0] if begins is None and frames else begins
     if not cues:
         report.problems.append("caption track is empty")
     elif begins is not None and abs(float(cues[0]["pts_time"]) - begins) > 2.5 * MS:
         report.problems.append(f"first caption at {float(cues[0]['pts_time']):.3f} s, first frame at {begins:.3f} s")
     for cue in cues:
+        if frames and min(abs(float(cue["pts_time"]) - t) for t in frames) > slack:
+            report.problems.append(f"a caption at {cue['pts_time']} s stands on no frame")
         if float(cue.get("duration_time", 0)) <= 0:
             report.problems.append(f"a caption at {cue['pts_time']} s lasts no time")
     for one, two in zip(cues, cues[1:]):
@@ -271,4 +290,4 @@ def check_captions(left, after, report):
 
 def whole(path):
     """What ffmpeg has against a file when it decodes all of it; empty if nothing."""
-    return ffmpeg("-i", as_file(path), "-map", "0:v?", "-map", "0:a?", "-f", "null", "-")[1]
+    return ffmpeg("-i", as_file(path), "-map", "0:v?", "-map", "0:a?", *AS_TIMED, "-f", "null", "-")[1]
