@@ -83,7 +83,14 @@ impl ObjectImpl for VlmNarrate {
                 let model = self.model();
                 let engine = model.as_ref().and_then(|model| model.worker.info());
                 let engine = engine.cloned().unwrap_or_default();
-                self.stats.structure(&engine).to_value()
+                let chosen = self.settings.lock().unwrap().image_size;
+                let checkpoint = model.as_ref().and_then(|model| model.worker.checkpoint());
+                let image_size = match chosen {
+                    0 => checkpoint.and_then(|checkpoint| checkpoint.image_size()),
+                    side => Some(side),
+                };
+                let image_size = image_size.unwrap_or_default();
+                self.stats.structure(&engine, image_size).to_value()
             }
             None => self
                 .current_caption()

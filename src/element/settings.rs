@@ -457,7 +457,8 @@ pub(crate) fn specs() -> Vec<glib::ParamSpec> {
              and errors; the 50th and 95th percentile in nanoseconds of each stage of the last 256 captions, \
              for example queue-p50, for queue, preprocess, vision, prefill, decode and total; \
              tokens-per-second while decoding. Also the device that the model runs on, its device-name and \
-             its device-memory in bytes (empty and 0 while no model is loaded)",
+             its device-memory in bytes, the dtype, the quantization (file = that of the GGUF file), the \
+             weights-memory in bytes and the image-size in use (empty and 0 while no model is loaded)",
         )
         .read_only()
         .build();

@@ -104,12 +104,18 @@ impl Stats {
     }
 
     /// The value of the `stats` property.
-    pub(crate) fn structure(&self, engine: &EngineInfo) -> gst::Structure {
+    ///
+    /// `image_size` is the side of the squares that the engine is given; 0 if unknown.
+    pub(crate) fn structure(&self, engine: &EngineInfo, image_size: u32) -> gst::Structure {
         let window = self.window.lock().unwrap().clone();
         let mut stats = gst::Structure::builder("vlmnarrate-stats")
             .field("device", &engine.device)
             .field("device-name", &engine.device_name)
             .field("device-memory", engine.device_memory)
+            .field("dtype", &engine.dtype)
+            .field("quantization", &engine.quantization)
+            .field("weights-memory", engine.weights_memory)
+            .field("image-size", image_size)
             .field("frames", self.frames.get())
             .field("sampled", self.sampled.get())
             .field("unchanged", self.unchanged.get())

@@ -213,7 +213,15 @@ fn stats_know_the_device_while_a_model_is_loaded() {
     let element = crate::common::narrator(&Fake::new());
     let is_on = |device: &str, name: &str, memory: u64| {
         let stats = element.property::<gst::Structure>("stats");
-        stats.get::<&str>("device") == Ok(device)
+        let weights = (
+            stats.get::<&str>("dtype"),
+            stats.get::<&str>("quantization"),
+        );
+        let is_none = weights == (Ok(""), Ok("")) && stats.get::<u64>("weights-memory") == Ok(0);
+        let is_some =
+            weights == (Ok("f64"), Ok("q1-0")) && stats.get::<u64>("weights-memory") == Ok(9);
+        (if device.is_empty() { is_none } else { is_some })
+            && stats.get::<&str>("device") == Ok(device)
             && stats.get::<&str>("device-name") == Ok(name)
             && stats.get::<u64>("device-memory") == Ok(memory)
     };

@@ -163,6 +163,13 @@ pub struct EngineInfo {
     pub device_name: String,
     /// Bytes that the device has in all; 0 where nobody knows.
     pub device_memory: u64,
+    /// Data type of the computation, `f32` or the like; empty where nobody knows.
+    pub dtype: String,
+    /// Quantization of the weights: `none`, `q8-0` or the like, `file` for what a file came with; empty where nobody
+    /// knows.
+    pub quantization: String,
+    /// Bytes of the weights in memory; 0 where nobody knows.
+    pub weights_memory: u64,
 }
 
 /// A loaded model.

@@ -114,7 +114,14 @@ impl Checkpoint for SmolVlmCheckpoint {
         };
         let model = MODELS.get(key, observer, waiting, load)?;
         let session = model.session();
-        Ok(Box::new(SmolVlm { model, session }))
+        let weights_memory = options.memory(&self.checkpoint)?;
+        Ok(Box::new(SmolVlm {
+            model,
+            session,
+            dtype: options.formats(&self.checkpoint)?.dtype.as_str(),
+            quantization: options.quantization_name(&self.checkpoint),
+            weights_memory,
+        }))
     }
 }
 
@@ -122,6 +129,9 @@ impl Checkpoint for SmolVlmCheckpoint {
 struct SmolVlm {
     model: Arc<Model>,
     session: Session,
+    dtype: &'static str,
+    quantization: &'static str,
+    weights_memory: u64,
 }
 
 impl Engine for SmolVlm {
@@ -133,6 +143,9 @@ impl Engine for SmolVlm {
         info.device = device.kind.to_owned();
         info.device_name = device.name.clone();
         info.device_memory = device.memory;
+        info.dtype = self.dtype.to_owned();
+        info.quantization = self.quantization.to_owned();
+        info.weights_memory = self.weights_memory;
         info
     }
 

@@ -247,6 +247,9 @@ impl Engine for FakeEngine {
         info.device = "none".into();
         info.device_name = "a device".into();
         info.device_memory = 1 << 40;
+        info.dtype = "f64".into();
+        info.quantization = "q1-0".into();
+        info.weights_memory = 9;
         info
     }
 

@@ -52,6 +52,16 @@ impl LoadOptions {
             && (self.quantization != Quantization::None || checkpoint.weights.has_quantized())
     }
 
+    /// Of options that [`resolve`](Self::resolve) gave: what the weights are quantized to, as the setting names it.
+    pub(crate) fn quantization_name(&self, checkpoint: &Checkpoint) -> &'static str {
+        match self.quantization {
+            Quantization::Q8_0 => "q8-0",
+            Quantization::Q4_0 => "q4-0",
+            Quantization::None | Quantization::Auto if self.has_quantized(checkpoint) => "file",
+            Quantization::None | Quantization::Auto => "none",
+        }
+    }
+
     /// Of options that [`resolve`](Self::resolve) gave: what the weights are held in.
     pub(crate) fn formats(&self, checkpoint: &Checkpoint) -> Result<Formats> {
         let has_quantized = self.has_quantized(checkpoint);
