@@ -3,13 +3,14 @@
 use std::ffi::OsString;
 
 use clap::{
-    Args, CommandFactory, FromArgMatches, Parser, Subcommand,
+    Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use gst::glib::prelude::StaticType;
 use gstvlmnarrate::{VlmNarrate, VlmNarrateOverlay};
 
 use crate::{
+    model,
     output::Format,
     properties::{self, Properties},
 };
@@ -83,6 +84,8 @@ pub enum Command {
     Burn(Burn),
     /// Watch a camera, a stream or a file with its captions, in a window
     Live(Live),
+    /// Download a model, check it, and measure it on this machine
+    Model(Model),
     /// Run any pipeline with a vlmnarrate in it, as gst-launch-1.0 does, and print its captions
     Launch(Launch),
 }
@@ -125,6 +128,47 @@ pub struct Live {
     pub outputs: Outputs,
 }
 
+/// Downloads a model if it is not here, describes test pictures with it, and prints what that takes on this machine.
+///
+/// Models of the Hugging Face hub, small to large: HuggingFaceTB/SmolVLM2-256M-Video-Instruct,
+/// HuggingFaceTB/SmolVLM2-500M-Video-Instruct, HuggingFaceTB/SmolVLM2-2.2B-Instruct. A download that is interrupted goes on
+/// where it was.
+#[derive(Args, Clone)]
+pub struct Model {
+    /// Model on the Hugging Face hub, folder or GGUF file [default: the demo model, which only knows test pictures]
+    #[arg(value_name = "MODEL")]
+    pub model: Option<OsString>,
+    /// How to print the result
+    #[arg(long, value_name = "FORMAT", default_value = "txt")]
+    pub format: Report,
+    /// Captions to measure of each kind [default: what 8 s allow, 3 to 30]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub captions: Option<u32>,
+    /// Sides in pixels of the squares to which frames are scaled, to compare, such as 0,256 (0 = the size that the model
+    /// was trained with)
+    #[arg(
+        id = "image-size",
+        long,
+        value_name = "NUMBER",
+        value_delimiter = ',',
+        default_value = "0",
+        value_parser = clap::value_parser!(u32).range(0..=4096),
+    )]
+    pub image_size: Vec<u32>,
+    /// Print nothing but the result
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// How a measurement is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Report {
+    /// A table for people
+    Txt,
+    /// An object for programs
+    Json,
+}
+
 /// What the user asks for.
 pub struct Asked {
     pub cli: Cli,
@@ -141,6 +185,9 @@ pub fn command() -> clap::Command {
         .mut_subcommand("burn", overlay_options)
         .mut_subcommand("live", |live| prints(overlay_options(live)))
         .mut_subcommand("launch", prints)
+        .mut_subcommand("model", |command| {
+            properties::add_to_without(VlmNarrate::static_type(), command, &model::FIXED)
+        })
 }
 
 fn overlay_options(command: clap::Command) -> clap::Command {
@@ -155,9 +202,7 @@ fn prints(command: clap::Command) -> clap::Command {
         })
         .mut_arg("format", |arg| {
             let names = PossibleValuesParser::new(["txt", "jsonl"]);
-            arg.value_parser(
-                names.try_map(|name| <Format as clap::ValueEnum>::from_str(&name, false)),
-            )
+            arg.value_parser(names.try_map(|name| <Format as ValueEnum>::from_str(&name, false)))
         })
 }
 
@@ -168,6 +213,7 @@ pub fn parse() -> Asked {
         Some(("burn" | "live", matches)) => {
             Properties::from_matches(VlmNarrateOverlay::static_type(), matches)
         }
+        Some(("model", matches)) => Properties::from_matches(VlmNarrate::static_type(), matches),
         Some(_) => Properties::default(),
         None => Properties::from_matches(VlmNarrate::static_type(), &matches),
     };

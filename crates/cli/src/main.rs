@@ -6,6 +6,7 @@ mod copy;
 mod input;
 mod launch;
 mod live;
+mod model;
 mod narrate;
 mod output;
 mod pipeline;
@@ -42,6 +43,7 @@ fn start() -> Result<End> {
         None => narrate::narrate(&asked.cli.narrate, &asked.properties),
         Some(Command::Burn(burn)) => narrate::burn(burn, &asked.properties),
         Some(Command::Live(live)) => live::live(live, &asked.properties),
+        Some(Command::Model(model)) => model::model(model, &asked.properties),
         Some(Command::Launch(launch)) => launch::launch(launch),
     }
 }

@@ -36,11 +36,10 @@ impl Properties {
     pub fn from_matches(class: glib::Type, matches: &ArgMatches) -> Self {
         let given = |spec: glib::ParamSpec| {
             let name = spec.name();
-            if matches.value_source(name) != Some(ValueSource::CommandLine) {
-                return None;
-            }
-            let value = matches.get_one::<Value>(name)?.clone();
-            Some((name.to_owned(), value))
+            // A command need not have them all, and may have an option of its own instead.
+            let value = matches.try_get_one::<Value>(name).ok()??.clone();
+            let is_given = matches.value_source(name) == Some(ValueSource::CommandLine);
+            is_given.then(|| (name.to_owned(), value))
         };
         Self(own(class).into_iter().filter_map(given).collect())
     }
@@ -87,6 +86,11 @@ fn own(class: glib::Type) -> Vec<glib::ParamSpec> {
 
 /// Adds an option for each writable property of a class that has no option yet.
 pub fn add_to(class: glib::Type, command: Command) -> Command {
+    add_to_without(class, command, &[])
+}
+
+/// The same without some properties, which the command sets itself.
+pub fn add_to_without(class: glib::Type, command: Command, without: &[&str]) -> Command {
     let taken: Vec<_> = command
         .get_arguments()
         .map(|arg| arg.get_id().clone())
@@ -94,7 +98,8 @@ pub fn add_to(class: glib::Type, command: Command) -> Command {
     let specs = own(class);
     let free = specs
         .iter()
-        .filter(|spec| taken.iter().all(|id| id != spec.name()));
+        .filter(|spec| taken.iter().all(|id| id != spec.name()))
+        .filter(|spec| !without.contains(&spec.name()));
     command.args(free.map(option))
 }
 

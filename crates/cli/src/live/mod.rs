@@ -50,7 +50,7 @@ pub fn live(arguments: &Live, properties: &Properties) -> Result<End> {
             "There is no screen ({why}): captions are printed only"
         ));
     }
-    let pipeline = pipeline(&source, no_window.is_none(), properties)?;
+    let pipeline = pipeline(&source, &rest(no_window.is_none()), properties)?;
     if !outputs.quiet {
         progress.say(&format!("Watching {}; Ctrl-C ends it", source.name));
     }
@@ -130,17 +130,21 @@ fn why_no_window() -> Option<String> {
     Some(why)
 }
 
-/// From the source to the window, or to the narrator alone.
-fn pipeline(source: &Source, has_screen: bool, properties: &Properties) -> Result<gst::Pipeline> {
+/// What follows the source: a window, or the narrator alone.
+fn rest(has_window: bool) -> String {
     let narrator = "name=narrator mode=live partial-captions=true";
-    let rest = match has_screen {
+    match has_window {
         true => format!(
             "vlmnarrateoverlay {narrator} ! {QUEUE} ! videoconvert ! autovideosink ts-offset={}",
             DELAY.nseconds()
         ),
         false => format!("vlmnarrate {narrator} ! fakesink sync=true"),
-    };
-    let pipeline = source.pipeline(&rest)?;
+    }
+}
+
+/// From the source to an element named `narrator`, and what follows it.
+fn pipeline(source: &Source, rest: &str, properties: &Properties) -> Result<gst::Pipeline> {
+    let pipeline = source.pipeline(rest)?;
     let narrator = pipeline.by_name("narrator").context("no narrator")?;
     properties.apply(&narrator);
     Ok(pipeline)

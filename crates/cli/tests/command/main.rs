@@ -6,5 +6,6 @@ mod endings;
 mod inputs;
 mod launching;
 mod live;
+mod model;
 mod outputs;
 mod usage;
