@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     os::{
-        fd::AsRawFd,
+        fd::{AsRawFd, OwnedFd},
         unix::{
             ffi::OsStrExt,
             fs::{FileTypeExt, MetadataExt},
@@ -41,6 +41,8 @@ pub struct Input {
     identity: Option<(u64, u64)>,
     /// Keeps a pipe open, or a copy of what came out of it.
     _file: Option<File>,
+    /// FFmpeg, if it reads the file for GStreamer.
+    _reader: Option<Bound>,
 }
 
 impl Input {
@@ -65,14 +67,28 @@ impl Input {
         if let Some(probe) = &input.probe
             && probe.video().is_none()
         {
-            bail!("{shown}: there is no video in it");
+            bail!("{shown}: there is no video in it; name a video or a picture");
         }
-        if input.probe.as_ref().is_some_and(Probe::needs_ffmpeg)
+        if let Some(probe) = &input.probe
+            && probe.needs_decoding()
             && let Some(location) = &input.location
-            && let Ok(frames) = decode(location)
         {
-            input.uri = glib::filename_to_uri(own_descriptor(&frames), None)?.into();
-            input._file = Some(frames);
+            match decode(location) {
+                Ok(frames) => {
+                    input.uri = glib::filename_to_uri(own_descriptor(&frames), None)?.into();
+                    input._file = Some(frames);
+                }
+                // GStreamer may know more.
+                Err(_) => {
+                    let codec = probe
+                        .video()
+                        .map_or("unknown", |video| video.codec_name.as_str());
+                    let reason = format!(
+                        "neither FFmpeg nor GStreamer can decode this picture ({codec}); save it as PNG or MP4"
+                    );
+                    input.unreadable = Some(reason);
+                }
+            }
         }
         Ok(input)
     }
@@ -105,6 +121,7 @@ impl Input {
                 unreadable: None,
                 identity: None,
                 _file: None,
+                _reader: None,
             });
         }
         Self::file(Path::new(name), whole)
@@ -150,6 +167,7 @@ impl Input {
             unreadable: None,
             identity: Some((metadata.dev(), metadata.ino())),
             _file: None,
+            _reader: None,
         })
     }
 
@@ -167,6 +185,7 @@ impl Input {
                 unreadable: None,
                 identity: Some((metadata.dev(), metadata.ino())),
                 _file: Some(file),
+                _reader: None,
             });
         }
         if io::IsTerminal::is_terminal(&file) {
@@ -187,6 +206,7 @@ impl Input {
                 unreadable: None,
                 identity: None,
                 _file: Some(file),
+                _reader: None,
             });
         }
         // It has no name, so nothing is left of it whatever happens.
@@ -220,7 +240,42 @@ impl Input {
             unreadable: None,
             identity: None,
             _file: Some(copy),
+            _reader: None,
         })
+    }
+
+    /// Lets FFmpeg read the file for GStreamer too, if the two would give its frames different times. Then what is copied
+    /// and what is described have the same.
+    ///
+    /// # Errors
+    ///
+    /// FFmpeg can't be started.
+    pub fn share_times(&mut self) -> Result<()> {
+        let (Some(probe), Some(location)) = (&self.probe, &self.location) else {
+            return Ok(());
+        };
+        let Some(video) = probe.video().filter(|_| probe.has_loose_times()) else {
+            return Ok(());
+        };
+        let mut command = Command::new("ffmpeg");
+        command
+            .args(["-v", "quiet", "-nostdin", "-fflags", "+genpts"])
+            .args(probe::network_options(location))
+            .arg("-i")
+            .arg(location)
+            .args(["-map".to_owned(), format!("0:{}", video.index)])
+            .args(["-c", "copy", "-f", "matroska", "pipe:1"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut reader = Bound::spawn(&mut command)?;
+        let pipe = File::from(OwnedFd::from(
+            reader.stdout.take().context("ffmpeg has no stdout")?,
+        ));
+        self.uri = format!("fd://{}", pipe.as_raw_fd());
+        self._file = Some(pipe);
+        self._reader = Some(reader);
+        Ok(())
     }
 
     /// Whether this file is the input, under whatever name.

@@ -94,7 +94,7 @@ fn narrate_one(
         None => outputs.format.is_none_or(Format::copies),
     };
     // Without a name for the output a pipe is only read aloud.
-    let input = Input::open(name, copies && !(target.is_none() && name == "-"))?;
+    let mut input = Input::open(name, copies && !(target.is_none() && name == "-"))?;
     let target = match target {
         Some(target) => target,
         None => default_target(&input, outputs.format),
@@ -118,6 +118,7 @@ fn narrate_one(
     let model = model_name(properties);
     let mut progress = Progress::new(outputs.quiet);
     let prints = output.is_some() && !outputs.quiet;
+    input.share_times()?;
     let writer = writers::writer(format, output, &input, &model, |line| {
         progress.say(&format!("note: {line}"))
     })?;
@@ -147,7 +148,7 @@ pub fn burn(arguments: &Burn, properties: &Properties) -> Result<End> {
         )?),
         None => None,
     };
-    let input = Input::open(&arguments.input, true)?;
+    let mut input = Input::open(&arguments.input, true)?;
     let (path, format) = match target {
         Some(Target::File(path, format)) => (path, format),
         Some(Target::Stdout(_)) => {
@@ -159,6 +160,7 @@ pub fn burn(arguments: &Burn, properties: &Properties) -> Result<End> {
         }
     };
     let output = Output::create(&path, &[&input], outputs.force)?;
+    input.share_times()?;
     let mut progress = Progress::new(outputs.quiet);
     let writer = writers::burner(format, output, &input, |line| {
         progress.say(&format!("note: {line}"))

@@ -135,6 +135,9 @@ impl Output {
     /// It would replace an input, or a file without `force`, or can't be written.
     pub fn create(path: &Path, inputs: &[&Input], force: bool) -> Result<Self> {
         let name = shown(path.as_os_str());
+        if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+            bail!("{name}: this is the name of a folder; name a file with -o");
+        }
         // A link to a file stays a link.
         let path = match fs::metadata(path) {
             Ok(metadata) => {

@@ -82,7 +82,22 @@ fn only_video(source: &gst::Element, decoded: &gst::Element) {
 fn count_from(pad: &gst::Pad, offset: ClockTime) {
     struct Timeline {
         segment: gst::FormattedSegment<ClockTime>,
-        first: Option<ClockTime>,
+        /// Timestamp of the first frame, and its place in the file.
+        first: Option<(ClockTime, ClockTime)>,
+    }
+    impl Timeline {
+        fn follow(&mut self, segment: &gst::FormattedSegment<ClockTime>) {
+            let old = std::mem::replace(&mut self.segment, segment.clone());
+            // Matroska's demuxer begins with a segment that starts at the first frame, and corrects it when a stream
+            // turns out to start before.
+            let corrects = segment.start() < old.start() && segment.time() == old.time();
+            if let Some((pts, place)) = &mut self.first
+                && corrects
+                && let Some(corrected) = segment.to_stream_time(*pts)
+            {
+                *place = corrected;
+            }
+        }
     }
     let timeline = Mutex::new(Timeline {
         segment: gst::FormattedSegment::new(),
@@ -96,7 +111,7 @@ fn count_from(pad: &gst::Pad, offset: ClockTime) {
                 if let gst::EventView::Segment(segment) = event.view()
                     && let Some(segment) = segment.segment().downcast_ref::<ClockTime>()
                 {
-                    timeline.segment = segment.clone();
+                    timeline.follow(segment);
                     let plain = gst::FormattedSegment::<ClockTime>::new();
                     *event = gst::event::Segment::builder(&plain)
                         .seqnum(event.seqnum())
@@ -111,7 +126,7 @@ fn count_from(pad: &gst::Pad, offset: ClockTime) {
                 let Some(place) = timeline.segment.to_stream_time(pts) else {
                     return gst::PadProbeReturn::Drop;
                 };
-                let first = *timeline.first.get_or_insert(place);
+                let (_, first) = *timeline.first.get_or_insert((pts, place));
                 let place = place.saturating_sub(first) + offset;
                 if place != pts {
                     buffer.make_mut().set_pts(place);

@@ -66,6 +66,8 @@ pub struct Format {
     pub format_name: String,
     pub start_time: Option<String>,
     pub duration: Option<String>,
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
 }
 
 impl Stream {
@@ -165,12 +167,26 @@ impl Probe {
         ClockTime::try_from_seconds_f64(length.or_else(only)?).ok()
     }
 
-    /// Whether GStreamer has no reliable decoder for it: it shows a moving picture for ever, or one that does not move
-    /// not at all.
-    pub fn needs_ffmpeg(&self) -> bool {
-        let codec = self.video().map(|video| video.codec_name.as_str());
-        matches!(codec, Some("gif" | "apng"))
-            || (self.is_still() && !matches!(codec, Some("png" | "mjpeg")))
+    /// Whether FFmpeg must decode it: GStreamer shows a moving picture for ever, and one that does not move not at all,
+    /// unless it is a plain PNG or JPEG.
+    pub fn needs_decoding(&self) -> bool {
+        let video = self.video();
+        let codec = video.map_or("", |video| video.codec_name.as_str());
+        let is_photo = |brand: &String| matches!(brand.trim(), "avif" | "avis" | "heic" | "mif1");
+        let plain = codec == "png"
+            || (codec == "mjpeg"
+                && video.is_some_and(|video| {
+                    video.pix_fmt.starts_with("yuv") || video.pix_fmt.starts_with("gray")
+                }));
+        matches!(codec, "gif" | "apng")
+            || self.format.tags.get("major_brand").is_some_and(is_photo)
+            || (self.is_still() && !plain)
+    }
+
+    /// Whether demuxers make different times of it: its own may jump, or are only those of decoding.
+    pub fn has_loose_times(&self) -> bool {
+        let name = self.format.format_name.as_str();
+        ["mpegts", "mpeg", "mpegvideo", "avi", "hls", "flv"].contains(&name)
     }
 
     /// Whether this is a picture that does not move.
@@ -243,7 +259,7 @@ fn last_words(errors: &str, location: &OsStr) -> Option<String> {
     let before = lines
         .next_back()
         .and_then(|line| line.strip_prefix('[')?.split_once("] "));
-    let broken = "the file is cut short, damaged or no video";
+    let broken = "the file is cut short, damaged or no video; try to play it, or copy it anew";
     Some(match (before, last) {
         (Some((_, reason)), "Invalid data found when processing input") => {
             format!("{broken} ({reason})")

@@ -1,27 +1,15 @@
-//! Copies the streams of the input, and adds what the pipeline makes: FFmpeg does it, in step with the captions.
-//!
-//! FFmpeg reads the input itself. What the pipeline makes comes through a pipe as Matroska. FFmpeg writes packets in the
-//! order of their times, so it waits for the pipe, and the file is always as far as the captions are.
+//! What becomes of each stream of the input.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs,
-    io::{BufRead, BufReader},
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use gst::ClockTime;
-use rustix::process::Signal;
 
+use super::{Added, muxer, not_installed};
 use crate::{
     input::Input,
     output::Format,
@@ -29,19 +17,10 @@ use crate::{
     processes::{Bound, Unfinished},
 };
 
-/// What the pipeline makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Added<'a> {
-    /// Captions, beside all streams; made by the model of this name.
-    Captions(&'a str),
-    /// The video with the captions drawn on it, in place of the video.
-    Video,
-}
-
 /// What becomes of each stream.
 pub struct Plan {
     /// Options of FFmpeg between the inputs and the output.
-    options: Vec<OsString>,
+    pub(super) options: Vec<OsString>,
     /// What the container can't hold, to be said before the start.
     pub notices: Vec<String>,
     /// Cover pictures, which Matroska has as attachments.
@@ -99,14 +78,16 @@ impl Plan {
                 let place = kept.iter().position(|(stream, _)| stream.index == index);
                 let (stream, _) = kept.remove(place.context("a stream is gone")?);
                 if stream.index == video.index {
-                    bail!(
-                        "{} can't hold the video ({}); name an output that ends in .mkv",
-                        format.name(),
-                        stream.codec_name
-                    );
+                    return Err(cannot_hold(video, format));
                 }
                 notices.push(left_out(stream, format));
             }
+        }
+        if added != Added::Video
+            && !COMMON.contains(&video.codec_name.as_str())
+            && !can_be_read(location, format, video)?
+        {
+            return Err(cannot_hold(video, format));
         }
         if format == Format::Mkv
             && probe.is_turned()
@@ -235,6 +216,80 @@ impl Drop for Plan {
     }
 }
 
+/// Codecs of video that both containers are known to hold if their muxers take them.
+const COMMON: [&str; 14] = [
+    "h264",
+    "hevc",
+    "av1",
+    "vp8",
+    "vp9",
+    "mpeg4",
+    "mpeg2video",
+    "mpeg1video",
+    "mjpeg",
+    "theora",
+    "prores",
+    "dnxhd",
+    "ffv1",
+    "wmv3",
+];
+
+fn cannot_hold(video: &Stream, format: Format) -> anyhow::Error {
+    let remedy = match format {
+        Format::Mp4 => "name an output that ends in .mkv",
+        _ => "name an output of text (-o out.vtt), or draw the captions (vlmnarrate burn)",
+    };
+    anyhow!(
+        "{} can't hold the video ({}); {remedy}",
+        format.name(),
+        video.codec_name
+    )
+}
+
+/// Whether the video can be decoded out of such a file: a muxer may take what it does not keep all of.
+fn can_be_read(location: &OsStr, format: Format, video: &Stream) -> Result<bool> {
+    let file = tempfile::Builder::new()
+        .prefix("vlmnarrate-")
+        .suffix(".part")
+        .tempfile()?;
+    let _unfinished = Unfinished::new(file.path());
+    let mut copy = Command::new("ffmpeg");
+    copy.args(["-v", "quiet", "-nostdin", "-y"])
+        .args(probe::network_options(location))
+        .arg("-i")
+        .arg(location);
+    copy.args(["-map".to_owned(), format!("0:{}", video.index)])
+        .args([
+            "-c",
+            "copy",
+            "-frames:v",
+            "5",
+            "-strict",
+            "-2",
+            "-f",
+            muxer(format),
+        ])
+        .arg(file.path());
+    let mut read = Command::new("ffmpeg");
+    read.args(["-v", "quiet", "-nostdin", "-xerror", "-i"])
+        .arg(file.path())
+        .args(["-frames:v", "1", "-f", "null", "-"]);
+    for command in [&mut copy, &mut read] {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        if !Bound::spawn(command)
+            .map_err(not_installed)?
+            .wait()?
+            .success()
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn fate(stream: &Stream, format: Format, probe: &Probe) -> Fate {
     let codec = stream.codec_name.as_str();
     let text = matches!(
@@ -353,211 +408,4 @@ pub fn matroska_can_turn() -> bool {
     });
     // One that is built from a branch has no number.
     version.is_none_or(|version| version >= (6, 1))
-}
-
-fn muxer(format: Format) -> &'static str {
-    match format {
-        Format::Mp4 => "mp4",
-        _ => "matroska",
-    }
-}
-
-fn not_installed(error: std::io::Error) -> anyhow::Error {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => anyhow!(
-            "ffmpeg is not installed; install the package ffmpeg, or name an output such as -o out.vtt"
-        ),
-        _ => anyhow!("ffmpeg can't be started: {error}"),
-    }
-}
-
-/// FFmpeg at work.
-pub struct Copier {
-    child: Bound,
-    /// Microseconds written.
-    written: Arc<AtomicU64>,
-    errors: Option<JoinHandle<String>>,
-    _plan: Plan,
-}
-
-impl Copier {
-    /// Starts to copy. What the pipeline makes must be written into the descriptor that is returned.
-    ///
-    /// # Errors
-    ///
-    /// FFmpeg can't be started.
-    pub fn start(
-        input: &Input,
-        plan: Plan,
-        format: Format,
-        added: Added<'_>,
-        output: &Path,
-    ) -> Result<(Self, OwnedFd)> {
-        let location = input.location.as_ref().context("nothing to copy from")?;
-        let mut command = Command::new("ffmpeg");
-        command
-            .args([
-                "-v",
-                "warning",
-                "-y",
-                "-nostats",
-                "-progress",
-                "pipe:1",
-                "-stats_period",
-                "0.1",
-            ])
-            // Packets of old files may have no times.
-            .args(["-fflags", "+genpts"])
-            .args(probe::network_options(location))
-            .arg("-i")
-            .arg(location);
-        if added == Added::Video {
-            let offset = input
-                .probe
-                .as_ref()
-                .map(Probe::video_offset)
-                .unwrap_or_default();
-            command.args([
-                "-itsoffset".to_owned(),
-                format!("{:.6}", offset.seconds_f64()),
-            ]);
-            command.args(["-f", "matroska", "-i", "pipe:0"]);
-        } else {
-            // All about text is in the header: FFmpeg must not wait for the first captions to start.
-            command.args([
-                "-probesize",
-                "32",
-                "-analyzeduration",
-                "0",
-                "-f",
-                "matroska",
-                "-i",
-                "pipe:0",
-            ]);
-        }
-        command
-            .args(["-c", "copy", "-map_metadata", "0", "-map_chapters", "0"])
-            .args(&plan.options)
-            .args([
-                "-max_muxing_queue_size",
-                "100000",
-                "-strict",
-                "-2",
-                "-f",
-                muxer(format),
-            ]);
-        let mut part = OsString::from("file:");
-        part.push(output);
-        command
-            .arg(part)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = Bound::spawn(&mut command).map_err(not_installed)?;
-        let pipe = child.stdin.take().context("ffmpeg has no stdin")?;
-        let progress = child.stdout.take().context("ffmpeg has no stdout")?;
-        let errors = child.stderr.take().context("ffmpeg has no stderr")?;
-        let written = Arc::new(AtomicU64::new(0));
-        let seen = written.clone();
-        thread::spawn(move || {
-            for line in BufReader::new(progress).lines().map_while(Result::ok) {
-                if let Some(time) = line
-                    .strip_prefix("out_time_us=")
-                    .and_then(|time| time.parse().ok())
-                {
-                    seen.store(time, Ordering::Relaxed);
-                }
-            }
-        });
-        let copier = Self {
-            child,
-            written,
-            errors: Some(probe::drain(errors)),
-            _plan: plan,
-        };
-        Ok((copier, pipe.into()))
-    }
-
-    /// Time up to which the file is written.
-    pub fn written(&self) -> ClockTime {
-        ClockTime::from_useconds(self.written.load(Ordering::Relaxed))
-    }
-
-    /// Whether FFmpeg has ended, which it must not before the pipe has.
-    pub fn has_ended(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
-    }
-
-    /// Ends the file soon behind `position`; the pipe must be closed.
-    pub fn stop_at(&mut self, position: ClockTime) {
-        let patience = Instant::now() + Duration::from_millis(700);
-        while !self.has_ended() && self.written() < position && Instant::now() < patience {
-            thread::sleep(Duration::from_millis(10));
-        }
-        self.child.signal(Signal::INT);
-    }
-
-    /// Waits until the file is written. Returns what FFmpeg said if it could not be.
-    ///
-    /// # Errors
-    ///
-    /// FFmpeg failed; the text has its last words.
-    pub fn finish(mut self, stopped: bool, mut wait: impl FnMut(ClockTime)) -> Result<()> {
-        let status = loop {
-            if let Some(status) = self.child.try_wait()? {
-                break status;
-            }
-            wait(self.written());
-            thread::sleep(Duration::from_millis(20));
-        };
-        let errors = self
-            .errors
-            .take()
-            .and_then(|errors| errors.join().ok())
-            .unwrap_or_default();
-        // After SIGINT FFmpeg finishes the file and ends with 255.
-        if status.success() || (stopped && status.code() == Some(255)) {
-            return Ok(());
-        }
-        Err(anyhow!(
-            "{}",
-            last_words(&errors).unwrap_or_else(|| format!("ffmpeg ended with {status}"))
-        ))
-    }
-}
-
-/// The line of FFmpeg's that says most.
-fn last_words(errors: &str) -> Option<String> {
-    let known = [
-        "No space left on device",
-        "Permission denied",
-        "File too large",
-        "Input/output error",
-    ];
-    if let Some(text) = known.iter().find(|text| errors.contains(**text)) {
-        return Some((*text).to_owned());
-    }
-    let vague = [
-        "Error initializing output stream",
-        "Conversion failed",
-        "Could not write header",
-    ];
-    let lines = || {
-        errors
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-    };
-    let line = lines()
-        .rfind(|line| !vague.iter().any(|text| line.starts_with(text)))
-        .or_else(|| lines().next_back())?;
-    // [matroska @ 0x55d0c8] Attachment stream 4 has no filename tag.
-    let text = match line
-        .strip_prefix('[')
-        .and_then(|line| line.split_once("] "))
-    {
-        Some((_, text)) => text,
-        None => line,
-    };
-    Some(text.to_owned())
 }

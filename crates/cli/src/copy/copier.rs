@@ -1,0 +1,218 @@
+//! FFmpeg, which writes the file.
+
+use std::{
+    ffi::OsString,
+    io::{BufRead, BufReader},
+    os::fd::OwnedFd,
+    path::Path,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow};
+use gst::ClockTime;
+use rustix::process::Signal;
+
+use super::{Added, Plan, muxer, not_installed};
+use crate::{
+    input::Input,
+    output::Format,
+    probe::{self, Probe},
+    processes::Bound,
+};
+
+/// FFmpeg at work.
+pub struct Copier {
+    child: Bound,
+    /// Microseconds written.
+    written: Arc<AtomicU64>,
+    errors: Option<JoinHandle<String>>,
+    _plan: Plan,
+}
+
+impl Copier {
+    /// Starts to copy. What the pipeline makes must be written into the descriptor that is returned.
+    ///
+    /// # Errors
+    ///
+    /// FFmpeg can't be started.
+    pub fn start(
+        input: &Input,
+        plan: Plan,
+        format: Format,
+        added: Added<'_>,
+        output: &Path,
+    ) -> Result<(Self, OwnedFd)> {
+        let location = input.location.as_ref().context("nothing to copy from")?;
+        let mut command = Command::new("ffmpeg");
+        command
+            .args([
+                "-v",
+                "warning",
+                "-y",
+                "-nostats",
+                "-progress",
+                "pipe:1",
+                "-stats_period",
+                "0.1",
+            ])
+            // Packets of old files may have no times.
+            .args(["-fflags", "+genpts"])
+            .args(probe::network_options(location))
+            .arg("-i")
+            .arg(location);
+        if added == Added::Video {
+            let offset = input
+                .probe
+                .as_ref()
+                .map(Probe::video_offset)
+                .unwrap_or_default();
+            command.args([
+                "-itsoffset".to_owned(),
+                format!("{:.6}", offset.seconds_f64()),
+            ]);
+            command.args(["-f", "matroska", "-i", "pipe:0"]);
+        } else {
+            // All about text is in the header: FFmpeg must not wait for the first captions to start.
+            command.args([
+                "-probesize",
+                "32",
+                "-analyzeduration",
+                "0",
+                "-f",
+                "matroska",
+                "-i",
+                "pipe:0",
+            ]);
+        }
+        command
+            .args(["-c", "copy", "-map_metadata", "0", "-map_chapters", "0"])
+            .args(&plan.options)
+            .args([
+                "-max_muxing_queue_size",
+                "100000",
+                "-strict",
+                "-2",
+                "-f",
+                muxer(format),
+            ]);
+        let mut part = OsString::from("file:");
+        part.push(output);
+        command
+            .arg(part)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = Bound::spawn(&mut command).map_err(not_installed)?;
+        let pipe = child.stdin.take().context("ffmpeg has no stdin")?;
+        let progress = child.stdout.take().context("ffmpeg has no stdout")?;
+        let errors = child.stderr.take().context("ffmpeg has no stderr")?;
+        let written = Arc::new(AtomicU64::new(0));
+        let seen = written.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(progress).lines().map_while(Result::ok) {
+                if let Some(time) = line
+                    .strip_prefix("out_time_us=")
+                    .and_then(|time| time.parse().ok())
+                {
+                    seen.store(time, Ordering::Relaxed);
+                }
+            }
+        });
+        let copier = Self {
+            child,
+            written,
+            errors: Some(probe::drain(errors)),
+            _plan: plan,
+        };
+        Ok((copier, pipe.into()))
+    }
+
+    /// Time up to which the file is written.
+    pub fn written(&self) -> ClockTime {
+        ClockTime::from_useconds(self.written.load(Ordering::Relaxed))
+    }
+
+    /// Whether FFmpeg has ended, which it must not before the pipe has.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Ends the file soon behind `position`; the pipe must be closed.
+    pub fn stop_at(&mut self, position: ClockTime) {
+        let patience = Instant::now() + Duration::from_millis(700);
+        while !self.has_ended() && self.written() < position && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.child.signal(Signal::INT);
+    }
+
+    /// Waits until the file is written. Returns what FFmpeg said if it could not be.
+    ///
+    /// # Errors
+    ///
+    /// FFmpeg failed; the text has its last words.
+    pub fn finish(mut self, stopped: bool, mut wait: impl FnMut(ClockTime)) -> Result<()> {
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            wait(self.written());
+            thread::sleep(Duration::from_millis(20));
+        };
+        let errors = self
+            .errors
+            .take()
+            .and_then(|errors| errors.join().ok())
+            .unwrap_or_default();
+        // After SIGINT FFmpeg finishes the file and ends with 255.
+        if status.success() || (stopped && status.code() == Some(255)) {
+            return Ok(());
+        }
+        Err(anyhow!(
+            "{}",
+            last_words(&errors).unwrap_or_else(|| format!("ffmpeg ended with {status}"))
+        ))
+    }
+}
+
+/// The line of FFmpeg's that says most.
+fn last_words(errors: &str) -> Option<String> {
+    let known = [
+        "No space left on device",
+        "Permission denied",
+        "File too large",
+        "Input/output error",
+    ];
+    if let Some(text) = known.iter().find(|text| errors.contains(**text)) {
+        return Some((*text).to_owned());
+    }
+    let vague = [
+        "Error initializing output stream",
+        "Conversion failed",
+        "Could not write header",
+    ];
+    let lines = || {
+        errors
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+    };
+    let line = lines()
+        .rfind(|line| !vague.iter().any(|text| line.starts_with(text)))
+        .or_else(|| lines().next_back())?;
+    // [matroska @ 0x55d0c8] Attachment stream 4 has no filename tag.
+    let text = match line
+        .strip_prefix('[')
+        .and_then(|line| line.split_once("] "))
+    {
+        Some((_, text)) => text,
+        None => line,
+    };
+    Some(text.to_owned())
+}
