@@ -1,20 +1,10 @@
 #!/usr/bin/env bash
-# Draws captions into a video: prints each as it is made, and leaves a Matroska or MP4 file that any player shows
-# them in, since they are part of the picture.
-#   pipelines/burn-in.sh FILE OUTPUT.mkv|OUTPUT.mp4
-# MODEL and INTERVAL as in narrate-file.sh; FONT is a Pango font description, as in "Serif Bold 24".
+# Draws captions into the picture of a video, whose sound is left out. The command keeps it: vlmnarrate burn
+#   pipelines/burn-in.sh FILE OUTPUT.mp4
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
-usage="usage: burn-in.sh FILE OUTPUT.mkv|OUTPUT.mp4"
-input=${1:?$usage}
-output=${2:?$usage}
-choose_muxer "$output"
-open_input "$input"
-find_sound "$audio"
-narrate --text \
-    uridecodebin uri="$uri" name=in \
-    in. ! "${upright[@]}" ! identity single-segment=true ! \
-    vlmnarrateoverlay mode=recorded font-desc="${FONT-Sans}" "${options[@]}" ! \
-    "${h264[@]}" ! "${unlimited[@]}" ! mux. \
-    "${sound[@]}" "${muxer[@]}" ! filesink location="$output"
-echo "Wrote $output" >&2
+usage="usage: burn-in.sh FILE OUTPUT.mp4"
+uri=$(uri_of "${1:?$usage}")
+new_file "${2:?$usage}"
+gst-launch-1.0 uridecodebin uri="$uri" ! videoconvert ! videoflip video-direction=auto ! vlmnarrateoverlay mode=recorded \
+    ! videoconvert ! x264enc pass=qual quantizer=20 ! mp4mux ! filesink location="$2"

@@ -1,17 +1,8 @@
 #!/usr/bin/env bash
-# Narrates a live source: the webcam, or a moving test picture where there is none. Captions are drawn on the
-# picture word by word if there is a screen, and printed when they are whole. Ctrl-C ends it.
-#   pipelines/live.sh [DEVICE]
-# MODEL and INTERVAL as in narrate-file.sh; FRAMES ends it after so many frames.
+# Draws captions on a moving test picture, word by word, in a window if there is a screen. Ctrl-C ends it; FRAMES ends
+# it after so many frames. For a camera write v4l2src instead of videotestsrc, or use: vlmnarrate live
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
-
-open_camera "${1-}"
-if [ -n "${DISPLAY-}${WAYLAND_DISPLAY-}" ]; then
-    sink=(autovideosink)
-else
-    sink=(fakesink sync=true)
-fi
-narrate --text \
-    "${source[@]}" ! videoconvert ! vlmnarrateoverlay mode=live partial-captions=true "${options[@]}" ! \
-    videoconvert ! "${sink[@]}"
+[ -n "${DISPLAY-}${WAYLAND_DISPLAY-}" ] && sink=autovideosink || sink="fakesink sync=true"
+gst-launch-1.0 -m videotestsrc is-live=true pattern=ball num-buffers="${FRAMES:--1}" ! video/x-raw,width=640,height=360,framerate=30/1 \
+    ! vlmnarrateoverlay partial-captions=true ! videoconvert ! $sink

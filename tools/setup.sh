@@ -12,11 +12,13 @@ packages=(
     # to run pipelines
     gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-base-apps gstreamer1.0-plugins-good
     gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav gstreamer1.0-x
+    # copies streams for the command
+    ffmpeg
     # Python applications
     python3-gi python3-gst-1.0 gir1.2-gstreamer-1.0 gir1.2-gst-plugins-base-1.0
 )
 if [ "${1-}" = --tests ]; then
-    packages+=(ffmpeg python3-jsonschema)
+    packages+=(python3-jsonschema)
 elif [ "${1-}" = --also ]; then
     packages+=("${@:2}")
 fi

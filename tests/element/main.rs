@@ -22,7 +22,6 @@ mod programs;
 mod properties;
 mod readme;
 mod recorded;
-mod report;
 mod rooms;
 mod settings;
 mod states;

@@ -8,4 +8,5 @@ mod launching;
 mod live;
 mod model;
 mod outputs;
+mod schema;
 mod usage;
