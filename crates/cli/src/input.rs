@@ -53,6 +53,11 @@ impl Input {
     /// There is nothing of that name, or it can't be read, or there is no video in it.
     pub fn open(name: &OsStr, whole: bool) -> Result<Self> {
         let shown = shown(name);
+        let shown = if name == "-" {
+            "standard input".to_owned()
+        } else {
+            shown
+        };
         let mut input = Self::find(name, &shown, whole).with_context(|| shown.clone())?;
         if let Some(location) = &input.location {
             match probe::probe(location) {
@@ -131,9 +136,9 @@ impl Input {
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                bail!("there is no such file");
+                bail!("there is no such file; check the name");
             }
-            Err(error) => bail!("{error}"),
+            Err(error) => bail!("{}; {}", said(&error), probe::remedy(&error.to_string())),
         };
         let kind = metadata.file_type();
         if kind.is_dir() {
@@ -148,9 +153,11 @@ impl Input {
         if !kind.is_file() {
             bail!("this is no file, no pipe and no URL");
         }
-        let file = File::open(path).map_err(|error| anyhow::anyhow!("{}", said(&error)))?;
+        let file = File::open(path).map_err(|error| {
+            anyhow::anyhow!("{}; {}", said(&error), probe::remedy(&error.to_string()))
+        })?;
         if metadata.len() == 0 {
-            bail!("the file is empty");
+            bail!("the file is empty; copy or download it anew");
         }
         drop(file);
         let absolute = std::path::absolute(path)?;
@@ -228,7 +235,7 @@ impl Input {
                 .context("the temporary copy of what comes through the pipe can't be written; set TMPDIR to a folder with room")?;
         }
         if copy.metadata()?.len() == 0 {
-            bail!("nothing came through the pipe");
+            bail!("nothing came through the pipe; look at the program before it");
         }
         let location = own_descriptor(&copy);
         Ok(Self {
@@ -259,7 +266,7 @@ impl Input {
         };
         let mut command = Command::new("ffmpeg");
         command
-            .args(["-v", "quiet", "-nostdin", "-fflags", "+genpts"])
+            .args(["-v", "quiet", "-nostdin", "-fflags", probe.flags()])
             .args(probe::network_options(location))
             .arg("-i")
             .arg(location)

@@ -330,7 +330,7 @@ fn cut_short(input: &Input, position: ClockTime, promised: ClockTime) -> Option<
     // The last frame of a slow video begins long before its end.
     let frame = probe.video()?.frame_time().unwrap_or(ClockTime::SECOND);
     let late = promised.saturating_sub(position);
-    (late > ClockTime::SECOND + 2 * frame && late > promised / 50).then(|| {
+    (late > 500 * ClockTime::MSECOND + 2 * frame).then(|| {
         format!(
             "{}: the video ends at {} although the file says {}: it is cut short or damaged",
             input.name,

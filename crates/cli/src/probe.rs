@@ -44,6 +44,9 @@ pub struct Stream {
     pub duration: Option<String>,
     #[serde(default)]
     pub avg_frame_rate: String,
+    /// Number of frames that may be decoded before one that is shown earlier.
+    #[serde(default)]
+    pub has_b_frames: u32,
     #[serde(default)]
     pub disposition: BTreeMap<String, u8>,
     #[serde(default)]
@@ -183,10 +186,23 @@ impl Probe {
             || (self.is_still() && !plain)
     }
 
+    /// FFmpeg's `-fflags`. Packets of old files may have no times; damaged packets of a transport stream would end all.
+    pub fn flags(&self) -> &'static str {
+        match self.format.format_name.as_str() {
+            "mpegts" => "+genpts+discardcorrupt",
+            _ => "+genpts",
+        }
+    }
+
+    /// Whether it does not tell when its frames are shown: AVI tells when they are decoded, and some are shown later.
+    pub fn lacks_display_times(&self) -> bool {
+        self.format.format_name == "avi" && self.video().is_some_and(|video| video.has_b_frames > 0)
+    }
+
     /// Whether demuxers make different times of it: its own may jump, or are only those of decoding.
     pub fn has_loose_times(&self) -> bool {
         let name = self.format.format_name.as_str();
-        ["mpegts", "mpeg", "mpegvideo", "avi", "hls", "flv"].contains(&name)
+        ["mpegts", "mpeg", "mpegvideo", "hls", "flv"].contains(&name)
     }
 
     /// Whether this is a picture that does not move.
@@ -259,15 +275,42 @@ fn last_words(errors: &str, location: &OsStr) -> Option<String> {
     let before = lines
         .next_back()
         .and_then(|line| line.strip_prefix('[')?.split_once("] "));
-    let broken = "the file is cut short, damaged or no video; try to play it, or copy it anew";
-    Some(match (before, last) {
-        (Some((_, reason)), "Invalid data found when processing input") => {
-            format!("{broken} ({reason})")
+    let reason = before
+        .map(|(_, reason)| format!(" ({reason})"))
+        .unwrap_or_default();
+    Some(match last {
+        "Invalid data found when processing input" => {
+            format!(
+                "this is no video, or it is damaged or cut short{reason}; try to play it, or copy it anew"
+            )
         }
-        (None, "Invalid data found when processing input") => broken.to_owned(),
-        (Some((_, reason)), last) => format!("{last} ({reason})"),
-        (None, last) => last.to_owned(),
+        last => format!("{last}{reason}; {}", remedy(last)),
     })
+}
+
+/// What to do about an input that can't be read.
+pub fn remedy(reason: &str) -> &'static str {
+    let reason = reason.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| reason.contains(word));
+    if has(&["401", "403", "authorization"]) {
+        "the server wants a login: write it as http://user:password@host/…"
+    } else if has(&[
+        "404",
+        "4xx",
+        "protocol not found",
+        "name or service",
+        "resolve",
+    ]) {
+        "check the address"
+    } else if has(&["5xx", "timed out", "refused", "unreachable", "reset"]) {
+        "check that the server runs, and try again"
+    } else if has(&["certificate", "tls"]) {
+        "the server's certificate is not trusted: install its authority's, or download the file by other means"
+    } else if has(&["permission denied"]) {
+        "change the file's permissions"
+    } else {
+        "try to play it with another program, or copy it anew"
+    }
 }
 
 /// Reads a pipe to its end on a thread of its own, so that its writer is never held up.
@@ -283,7 +326,11 @@ pub fn drain(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<St
 pub fn network_options(location: &OsStr) -> Vec<OsString> {
     let location = location.to_string_lossy();
     if location.starts_with("http://") || location.starts_with("https://") {
-        ["-rw_timeout", "30000000"].map(OsString::from).into()
+        let mut options = vec!["-rw_timeout", "30000000"];
+        if location.starts_with("https://") {
+            options.extend(["-tls_verify", "1"]);
+        }
+        options.into_iter().map(OsString::from).collect()
     } else {
         Vec::new()
     }

@@ -2,9 +2,9 @@
 
 use std::{
     ffi::OsString,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
         Arc,
@@ -32,6 +32,7 @@ pub struct Copier {
     /// Microseconds written.
     written: Arc<AtomicU64>,
     errors: Option<JoinHandle<String>>,
+    output: PathBuf,
     _plan: Plan,
 }
 
@@ -61,8 +62,10 @@ impl Copier {
                 "-stats_period",
                 "0.1",
             ])
-            // Packets of old files may have no times.
-            .args(["-fflags", "+genpts"])
+            .args([
+                "-fflags",
+                input.probe.as_ref().map_or("+genpts", Probe::flags),
+            ])
             .args(probe::network_options(location))
             .arg("-i")
             .arg(location);
@@ -128,6 +131,7 @@ impl Copier {
             child,
             written,
             errors: Some(probe::drain(errors)),
+            output: output.to_owned(),
             _plan: plan,
         };
         Ok((copier, pipe.into()))
@@ -171,14 +175,63 @@ impl Copier {
             .and_then(|errors| errors.join().ok())
             .unwrap_or_default();
         // After SIGINT FFmpeg finishes the file and ends with 255.
-        if status.success() || (stopped && status.code() == Some(255)) {
-            return Ok(());
+        let ended_well = status.success() || (stopped && status.code() == Some(255));
+        // FFmpeg may end well although the disk was full or the input broke off.
+        let failed = FAILURES.iter().any(|text| errors.contains(text));
+        if ended_well && !failed {
+            return has_video(&self.output);
         }
         Err(anyhow!(
             "{}",
             last_words(&errors).unwrap_or_else(|| format!("ffmpeg ended with {status}"))
         ))
     }
+}
+
+/// What FFmpeg says of a file that is not whole.
+const FAILURES: [&str; 7] = [
+    "Error writing trailer",
+    "Error closing file",
+    "av_interleaved_write_frame",
+    "No space left on device",
+    "File too large",
+    "Input/output error",
+    "Error muxing a packet",
+];
+
+/// Whether there is a packet of video in a file.
+fn has_video(file: &Path) -> Result<()> {
+    let mut location = OsString::from("file:");
+    location.push(file);
+    let mut command = Command::new("ffprobe");
+    command
+        .args([
+            "-v",
+            "quiet",
+            "-select_streams",
+            "v:0",
+            "-read_intervals",
+            "%+#1",
+        ])
+        .args(["-show_entries", "packet=size", "-of", "csv=p=0"])
+        .arg(location)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = Bound::spawn(&mut command).map_err(not_installed)?;
+    let mut packets = String::new();
+    child
+        .stdout
+        .take()
+        .context("ffprobe has no stdout")?
+        .read_to_string(&mut packets)?;
+    let status = child.wait()?;
+    if !status.success() || packets.trim().is_empty() {
+        return Err(anyhow!(
+            "FFmpeg could not copy the video; name an output of text (-o out.vtt)"
+        ));
+    }
+    Ok(())
 }
 
 /// The line of FFmpeg's that says most.

@@ -51,6 +51,12 @@ impl Plan {
         let probe = probe.context("ffprobe is not installed; install the package ffmpeg, or name an output such as -o out.vtt")?;
         let location = location.context("a stream that can be read only once can't be copied")?;
         let video = probe.video().context("there is no video in it")?;
+        if added != Added::Video && probe.lacks_display_times() {
+            bail!(
+                "AVI does not tell when these frames are shown, and a copy would show them in the wrong order; name an \
+                 output of text (-o out.vtt), or draw the captions (vlmnarrate burn)"
+            );
+        }
         let mut kept: Vec<(&Stream, Fate)> = Vec::new();
         let mut notices = Vec::new();
         for stream in &probe.streams {

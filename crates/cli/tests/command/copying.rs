@@ -260,3 +260,24 @@ fn burning_encodes_the_video_alone() {
     let brightest: f64 = frame.lines().next().unwrap().parse().unwrap();
     assert!(brightest > 180.0, "{brightest}");
 }
+
+/// Copied as they are, these would be shown in the wrong order.
+#[test]
+fn frames_without_display_times_are_not_copied() {
+    let folder = Folder::new();
+    folder.make(
+        "b.avi",
+        "-f lavfi -i testsrc2=size=64x48:rate=10:duration=2 -c:v libx264 -bf 3",
+    );
+    folder
+        .run(["b.avi"])
+        .fails_with(1, &["b.avi", "wrong order", "-o out.vtt", "burn"]);
+    let said = folder.run(["b.avi", "-o", "b.vtt"]);
+    assert_eq!(said.status, Some(0), "{said:?}");
+    folder.make(
+        "p.avi",
+        "-f lavfi -i testsrc2=size=64x48:rate=10:duration=2 -c:v mpeg4",
+    );
+    let said = folder.run(["p.avi"]);
+    assert_eq!(said.status, Some(0), "{said:?}");
+}

@@ -164,7 +164,7 @@ fn a_reader_that_leaves_is_no_error() {
     assert_eq!(folder.names(), ["a.mp4", "a.narrated.mkv"]);
 }
 
-/// What is there when a disk is full is no result.
+/// What is there when a disk is full is no result, also if FFmpeg finds that only at the end.
 #[test]
 fn a_full_disk_is_said_and_leaves_nothing() {
     let folder = Folder::new();
@@ -172,12 +172,19 @@ fn a_full_disk_is_said_and_leaves_nothing() {
         "noise.mkv",
         "-f lavfi -i testsrc2=size=320x240:rate=10:duration=20 -c:v ffv1",
     );
-    let line = "trap '' XFSZ; ulimit -f 500; exec \"$0\" noise.mkv -o out.mkv";
-    let mut shell = Command::new("bash");
-    shell
-        .args(["-c", line, env!("CARGO_BIN_EXE_vlmnarrate")])
-        .current_dir(folder.path("."));
-    let said = Said::from(shell.output().unwrap());
-    said.fails_with(1, &["out.mkv", "File too large"]);
-    assert_eq!(folder.names(), ["noise.mkv"]);
+    let whole = std::fs::metadata(folder.path("noise.mkv")).unwrap().len() / 1024;
+    for kilobytes in [500, whole - 1] {
+        std::fs::write(folder.path("out.mkv"), "precious").unwrap();
+        let line = format!(
+            "trap '' XFSZ; ulimit -f {kilobytes}; exec \"$0\" noise.mkv -o out.mkv --force"
+        );
+        let mut shell = Command::new("bash");
+        shell
+            .args(["-c", &line, env!("CARGO_BIN_EXE_vlmnarrate")])
+            .current_dir(folder.path("."));
+        let said = Said::from(shell.output().unwrap());
+        said.fails_with(1, &["out.mkv", "File too large"]);
+        assert_eq!(folder.names(), ["noise.mkv", "out.mkv"]);
+        assert_eq!(std::fs::read(folder.path("out.mkv")).unwrap(), b"precious");
+    }
 }
