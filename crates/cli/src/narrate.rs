@@ -67,7 +67,7 @@ pub fn narrate(arguments: &Narrate, properties: &Properties) -> Result<End> {
             }
         }
     }
-    if demo {
+    if demo && !arguments.outputs.quiet {
         suggest("vlmnarrate", properties);
     }
     if failed > 0 {
@@ -175,7 +175,7 @@ pub fn burn(arguments: &Burn, properties: &Properties) -> Result<End> {
         &mut progress,
         &mut demo,
     )?;
-    if demo {
+    if demo && !arguments.outputs.quiet {
         suggest("vlmnarrate", properties);
     }
     Ok(end)
@@ -300,7 +300,9 @@ fn run(
     {
         eprintln!("warning: {warning}");
     }
-    if let Some(name) = written {
+    if let Some(name) = written
+        && prints
+    {
         eprintln!("Wrote {name}");
     }
     Ok(end)
@@ -319,8 +321,9 @@ pub fn on_stdout(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("standard output: {}", said(&error)))
 }
 
+/// Whether a pipe has no reader any more, by what the system or an element says.
 fn broken_pipe(error: &anyhow::Error) -> bool {
-    format!("{error:#}").contains("Broken pipe")
+    format!("{error:#}").to_lowercase().contains("broken pipe")
 }
 
 /// Says so if the video ends before the end that the file promises.

@@ -96,6 +96,11 @@ impl Stream {
         (frames > 0.0).then(|| ClockTime::try_from_seconds_f64(seconds / frames).ok())?
     }
 
+    /// Bits per second of the version that the stream belongs to.
+    fn variant(&self) -> Option<u64> {
+        self.tags.get("variant_bitrate")?.parse().ok()
+    }
+
     /// The stream in words: `audio stream 2 (pcm_s16le, fra)`.
     pub fn named(&self) -> String {
         let name = match (self.codec_name.as_str(), self.codec_tag_string.as_str()) {
@@ -123,10 +128,34 @@ fn seconds(text: Option<&String>) -> Option<f64> {
 }
 
 impl Probe {
-    /// The video that is described: the default one, else the first.
+    /// The video that is described: the first, or the best of those that a server offers.
     pub fn video(&self) -> Option<&Stream> {
         let mut videos = self.streams.iter().filter(|stream| stream.is_video());
-        videos.next()
+        match self.is_adaptive() {
+            // Of equals the first.
+            true => videos.rev().max_by_key(|video| video.variant()),
+            false => videos.next(),
+        }
+    }
+
+    /// Whether there are several versions of the same, of which a player shows one.
+    fn is_adaptive(&self) -> bool {
+        matches!(self.format.format_name.as_str(), "hls" | "dash")
+    }
+
+    /// The streams that belong to the video: all, or those of one version.
+    pub fn streams_with(&self, video: &Stream) -> Vec<&Stream> {
+        let adaptive = self.is_adaptive();
+        let shares =
+            |stream: &&Stream| stream.variant() == video.variant() && stream.codec_type != "video";
+        let any_shared = self.streams.iter().any(|stream| shares(&stream));
+        let is_kept = |stream: &&Stream| {
+            !adaptive
+                || stream.index == video.index
+                || shares(stream)
+                || (!any_shared && stream.codec_type != "video")
+        };
+        self.streams.iter().filter(is_kept).collect()
     }
 
     /// Whether the video is to be turned when it is shown.

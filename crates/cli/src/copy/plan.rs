@@ -59,7 +59,7 @@ impl Plan {
         }
         let mut kept: Vec<(&Stream, Fate)> = Vec::new();
         let mut notices = Vec::new();
-        for stream in &probe.streams {
+        for stream in probe.streams_with(video) {
             if stream.index == video.index && added == Added::Video {
                 continue;
             }

@@ -1,6 +1,7 @@
 //! Video files: FFmpeg copies the streams, the pipeline adds captions or a video with captions on it.
 
 use std::{
+    io,
     os::fd::{AsRawFd, OwnedFd},
     time::Instant,
 };
@@ -117,6 +118,14 @@ impl Writer for CopyWriter {
             hold_size(&encode, first)?;
         }
         Ok(())
+    }
+
+    fn check(&mut self) -> Result<()> {
+        // FFmpeg must not end before the pipe has; `finish` says why it did.
+        match self.copier.has_ended() {
+            true => Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
+            false => Ok(()),
+        }
     }
 
     fn finish(

@@ -170,7 +170,7 @@ fn a_full_disk_is_said_and_leaves_nothing() {
     let folder = Folder::new();
     folder.make(
         "noise.mkv",
-        "-f lavfi -i testsrc2=size=320x240:rate=10:duration=20 -c:v ffv1",
+        "-f lavfi -i testsrc2=size=320x240:rate=10:duration=6 -c:v ffv1",
     );
     let whole = std::fs::metadata(folder.path("noise.mkv")).unwrap().len() / 1024;
     for kilobytes in [500, whole - 1] {

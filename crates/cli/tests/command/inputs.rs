@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::common::{Folder, Said};
+use crate::common::{Folder, Said, printed};
 
 #[test]
 fn names_may_be_anything() {
@@ -223,4 +223,52 @@ fn without_ffmpeg_there_is_text() {
     assert_eq!(said.status, Some(0), "{said:?}");
     assert_eq!(folder.names(), ["a.mp4", "a.srt"]);
     let _ = Command::new("true");
+}
+
+/// Of several versions of the same, one is described and copied.
+#[test]
+fn one_version_of_a_playlist_is_taken() {
+    let folder = Folder::new();
+    let (colour, tone) = (
+        "-f lavfi -i color=red:rate=10:duration=4:size",
+        "-f lavfi -i sine=duration=4",
+    );
+    let made = Command::new("ffmpeg")
+        .args(["-v", "error", "-nostdin"])
+        .args(format!("{colour}=64x48 {colour}=320x240 {tone}").split_whitespace())
+        .args(
+            "-map 0 -map 2 -map 1 -map 2 -c:v libx264 -c:a aac -b:v:0 100k -b:v:1 900k"
+                .split_whitespace(),
+        )
+        .args([
+            "-var_stream_map",
+            "v:0,a:0 v:1,a:1",
+            "-master_pl_name",
+            "all.m3u8",
+            "-f",
+            "hls",
+            "-hls_time",
+            "2",
+        ])
+        .args(["-hls_list_size", "0", "v%v.m3u8"])
+        .current_dir(folder.path("."))
+        .status();
+    assert!(made.unwrap().success());
+    let said = folder.run(["all.m3u8"]);
+    assert_eq!(said.status, Some(0), "{said:?}");
+    assert_eq!(said.out.lines().count(), 4, "{said:?}");
+    let path = folder.path("all.narrated.mkv");
+    let entries = [
+        "-v",
+        "error",
+        "-show_entries",
+        "stream=codec_name,width",
+        "-of",
+        "csv=p=0",
+    ];
+    let streams = printed(
+        "ffprobe",
+        entries.into_iter().chain([path.to_str().unwrap()]),
+    );
+    assert_eq!(streams, "h264,320\naac\nsubrip,N/A\n");
 }
