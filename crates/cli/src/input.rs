@@ -285,6 +285,20 @@ impl Input {
         Ok(())
     }
 
+    /// What a page calls it: the name without folders, addresses and control characters.
+    pub fn title(&self) -> String {
+        let path = match self.path {
+            None if self.name.contains("://") => {
+                self.name.split(['?', '#']).next().unwrap_or_default()
+            }
+            _ => &self.name,
+        };
+        let last = path.trim_end_matches('/').rsplit('/').next();
+        last.filter(|name| !name.is_empty())
+            .unwrap_or(&self.name)
+            .to_owned()
+    }
+
     /// Whether this file is the input, under whatever name.
     pub fn is(&self, metadata: &fs::Metadata) -> bool {
         self.identity == Some((metadata.dev(), metadata.ino()))

@@ -9,6 +9,7 @@ mod live;
 mod model;
 mod narrate;
 mod output;
+mod pages;
 mod pipeline;
 mod probe;
 mod processes;

@@ -253,7 +253,7 @@ impl<'a> Run<'a> {
 
     /// Whether the captions are from the model that only knows test pictures.
     pub fn has_demo_model(&self) -> bool {
-        (self.model.as_deref()).is_some_and(|model| model.starts_with("demo "))
+        self.model.as_deref().is_some_and(is_demo)
     }
 
     /// Loading the model says nothing about the speed.
@@ -354,6 +354,11 @@ pub fn named(caption: &Caption) -> String {
         "" => caption.model.clone(),
         revision => format!("{} {revision}", caption.model),
     }
+}
+
+/// Whether a model, named with its revision, is the demo model.
+pub fn is_demo(model: &str) -> bool {
+    model.starts_with("demo ")
 }
 
 /// What a message says, without the places in source code that debug texts begin with.

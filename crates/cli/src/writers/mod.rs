@@ -1,6 +1,7 @@
 //! What becomes of a narration: each kind of output is a [`Writer`].
 
 mod copy;
+mod report;
 mod subtitles;
 mod text;
 
@@ -96,6 +97,7 @@ pub fn writer(
         (Format::Vtt | Format::Srt, output) => {
             Box::new(subtitles::SubtitleWriter::new(format, output))
         }
+        (Format::Html, Some(output)) => Box::new(report::ReportWriter::new(input, output)?),
         (format, output) => Box::new(TextWriter::new(format, output)),
     })
 }

@@ -8,5 +8,6 @@ mod launching;
 mod live;
 mod model;
 mod outputs;
+mod report;
 mod schema;
 mod usage;
