@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::{
-    Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+    Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint,
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use gst::glib::prelude::StaticType;
@@ -15,22 +15,59 @@ use crate::{
     properties::{self, Properties},
 };
 
-const EXAMPLES: &str = "\
-Examples:
-  vlmnarrate holiday.mp4                      → holiday.narrated.mkv: all streams, and captions as a subtitle track
-  vlmnarrate holiday.mp4 -o holiday.vtt       subtitles; also .srt, .jsonl, .html (a page with pictures), .mp4, .txt
-  vlmnarrate --model HuggingFaceTB/SmolVLM2-500M-Video-Instruct holiday.mp4
-  vlmnarrate burn holiday.mp4 -o out.mp4      draw the captions on the picture
-  vlmnarrate live                             watch a camera with its captions
-  vlmnarrate serve holiday.mp4                a web page of the video with its transcript";
+/// Command lines, and what each does.
+pub const EXAMPLES: [(&str, &str); 7] = [
+    (
+        "vlmnarrate holiday.mp4",
+        "→ holiday.narrated.mkv, with captions",
+    ),
+    (
+        "vlmnarrate holiday.mp4 -o holiday.vtt",
+        "subtitles; also .srt, .html and others",
+    ),
+    (
+        "vlmnarrate --model HuggingFaceTB/SmolVLM2-500M-Video-Instruct holiday.mp4",
+        "",
+    ),
+    (
+        "vlmnarrate burn holiday.mp4 -o out.mp4",
+        "draw the captions on the picture",
+    ),
+    ("vlmnarrate live", "watch a camera with its captions"),
+    (
+        "vlmnarrate serve holiday.mp4",
+        "a page with the video's transcript",
+    ),
+    ("vlmnarrate model", "how fast a model is on this machine"),
+];
 
-const STATUS: &str = "\
-Exit status:
-  0    the output is whole
-  1    something failed; an error on stderr says what, where and what to do
-  2    the command line is wrong
-  130  SIGINT (Ctrl-C), 143 SIGTERM, 129 SIGHUP: the output has what was described until then.
-       A second signal ends at once and leaves no output.";
+/// Exit statuses, and what each means.
+pub const STATUS: [(&str, &str); 4] = [
+    ("0", "the output is whole"),
+    (
+        "1",
+        "something failed; an error on stderr says what, where and what to do",
+    ),
+    ("2", "the command line is wrong"),
+    (
+        "128+N",
+        "signal N: 130 SIGINT (Ctrl-C), 143 SIGTERM, 129 SIGHUP. The output has what was described until then. A second \
+         signal ends at once and leaves no output",
+    ),
+];
+
+/// The first of the examples, for a help.
+fn examples(count: usize) -> String {
+    let lines = EXAMPLES.iter().take(count);
+    let lines = lines.map(|(line, what)| format!("\n  {line:<39}  {what}").trim_end().to_owned());
+    let lines: String = lines.collect();
+    format!("Examples:{lines}")
+}
+
+fn statuses() -> String {
+    let lines = STATUS.map(|(status, meaning)| format!("\n  {status:<5}  {meaning}"));
+    format!("Exit status:{}", lines.concat())
+}
 
 /// Describes videos in words.
 ///
@@ -42,7 +79,7 @@ Exit status:
     version,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    max_term_width = 120
+    max_term_width = 100
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -55,7 +92,7 @@ pub struct Cli {
 #[derive(Args, Clone)]
 pub struct Narrate {
     /// Videos or pictures: files, URLs (http, https, HLS), or - for standard input
-    #[arg(value_name = "INPUT", required = true)]
+    #[arg(value_name = "INPUT", required = true, value_hint = ValueHint::FilePath)]
     pub inputs: Vec<OsString>,
     #[command(flatten)]
     pub outputs: Outputs,
@@ -65,7 +102,7 @@ pub struct Narrate {
 #[derive(Args, Clone)]
 pub struct Outputs {
     /// File to write, whose suffix tells the format; - prints to standard output [default: INPUT.narrated.mkv]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: Option<OsString>,
     /// Format, where the name of the output does not tell it
     #[arg(long, value_name = "FORMAT")]
@@ -88,6 +125,15 @@ pub enum Command {
     Model(Model),
     /// Run any pipeline with a vlmnarrate in it, as gst-launch-1.0 does, and print its captions
     Launch(Launch),
+    /// Print a script that completes the command's options in a shell
+    #[command(hide = true)]
+    Completions {
+        /// Shell to complete in
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    #[command(hide = true)]
+    Man,
 }
 
 /// Runs a pipeline.
@@ -109,7 +155,7 @@ pub struct Launch {
 #[derive(Args, Clone)]
 pub struct Burn {
     /// Video: a file, a URL, or - for standard input
-    #[arg(value_name = "INPUT")]
+    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
     pub input: OsString,
     #[command(flatten)]
     pub outputs: Outputs,
@@ -122,7 +168,7 @@ pub struct Burn {
 pub struct Live {
     /// Camera (/dev/video0), URL (rtsp, http, HLS), file, or the word test for a moving test picture [default: the
     /// first camera]
-    #[arg(value_name = "SOURCE")]
+    #[arg(value_name = "SOURCE", value_hint = ValueHint::FilePath)]
     pub source: Option<OsString>,
     #[command(flatten)]
     pub outputs: Outputs,
@@ -136,7 +182,7 @@ pub struct Live {
 #[derive(Args, Clone)]
 pub struct Model {
     /// Model on the Hugging Face hub, folder or GGUF file [default: the demo model, which only knows test pictures]
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_hint = ValueHint::AnyPath)]
     pub model: Option<OsString>,
     /// How to print the result
     #[arg(long, value_name = "FORMAT", default_value = "txt")]
@@ -179,8 +225,12 @@ pub struct Asked {
 /// The command with the elements' properties as options.
 pub fn command() -> clap::Command {
     let command = properties::add_to(VlmNarrate::static_type(), Cli::command())
-        .after_help(EXAMPLES)
-        .after_long_help(format!("{EXAMPLES}\n\n{STATUS}"));
+        .after_help(examples(3))
+        .after_long_help(format!(
+            "{}\n\n{}\n\nA manual page: vlmnarrate man. Completion for a shell: vlmnarrate completions SHELL.",
+            examples(EXAMPLES.len()),
+            statuses()
+        ));
     command
         .mut_subcommand("burn", overlay_options)
         .mut_subcommand("live", |live| prints(overlay_options(live)))

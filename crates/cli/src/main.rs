@@ -6,6 +6,7 @@ mod copy;
 mod input;
 mod launch;
 mod live;
+mod manual;
 mod model;
 mod narrate;
 mod output;
@@ -46,5 +47,7 @@ fn start() -> Result<End> {
         Some(Command::Live(live)) => live::live(live, &asked.properties),
         Some(Command::Model(model)) => model::model(model, &asked.properties),
         Some(Command::Launch(launch)) => launch::launch(launch),
+        Some(Command::Completions { shell }) => manual::completions(*shell),
+        Some(Command::Man) => manual::manual(),
     }
 }

@@ -49,7 +49,7 @@ pub fn recorded(
 }
 
 /// Keeps sound and subtitles from being decoded, and makes an input without video an error.
-fn only_video(source: &gst::Element, decoded: &gst::Element) {
+pub fn only_video(source: &gst::Element, decoded: &gst::Element) {
     source.connect("autoplug-continue", false, |values| {
         let caps = values.get(2).and_then(|caps| caps.get::<gst::Caps>().ok());
         let name = caps

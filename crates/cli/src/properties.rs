@@ -6,8 +6,10 @@
 use std::{ffi::OsString, fmt::Display, ops::RangeInclusive, path::PathBuf, str::FromStr};
 
 use clap::{
-    Arg, ArgMatches, Command,
-    builder::{OsStringValueParser, PossibleValue, PossibleValuesParser, TypedValueParser},
+    Arg, ArgMatches, Command, ValueHint,
+    builder::{
+        OsStringValueParser, PossibleValue, PossibleValuesParser, StyledStr, TypedValueParser,
+    },
     parser::ValueSource,
 };
 use gst::{glib, prelude::*};
@@ -95,43 +97,92 @@ pub fn add_to_without(class: glib::Type, command: Command, without: &[&str]) -> 
         .get_arguments()
         .map(|arg| arg.get_id().clone())
         .collect();
-    let specs = own(class);
+    let specs = grouped(class);
     let free = specs
         .iter()
-        .filter(|spec| taken.iter().all(|id| id != spec.name()))
-        .filter(|spec| !without.contains(&spec.name()));
-    command.args(free.map(option))
+        .filter(|(_, spec)| taken.iter().all(|id| id != spec.name()))
+        .filter(|(_, spec)| !without.contains(&spec.name()));
+    command.args(free.map(|(heading, spec)| option(heading, spec)))
 }
 
-/// Options that a short help shows too.
-const COMMON: [&str; 9] = [
-    "model",
-    "device",
-    "prompt",
-    "interval",
-    "frames",
-    "image-size",
-    "max-tokens",
-    "choices",
-    "scene-threshold",
+/// Options that a short help shows too, in fewer words.
+const COMMON: [(&str, &str); 7] = [
+    (
+        "model",
+        "Folder, GGUF file or model on the Hugging Face hub",
+    ),
+    ("device", "Where the model runs"),
+    ("prompt", "Prompt for each frame"),
+    (
+        "image-size",
+        "Side in pixels of what the model sees: smaller is faster",
+    ),
+    ("choices", "Allowed captions, separated by |"),
+    ("interval", "Time between described frames"),
+    ("frames", "Frames that are described together, as a clip"),
 ];
 
-fn option(spec: &glib::ParamSpec) -> Arg {
+/// Heading of what only matters where captions are drawn.
+pub const DRAWING: &str = "Drawing";
+
+/// Headings of the help, with the first property of each: a class lists related properties together.
+const GROUPS: [(&str, &str); 5] = [
+    ("font-desc", DRAWING),
+    ("model", "Model"),
+    ("prompt", "Captions"),
+    ("mode", "Frames"),
+    ("detail-prompt", "Messages and requests"),
+];
+
+/// The properties of a class with the heading of each.
+fn grouped(class: glib::Type) -> Vec<(&'static str, glib::ParamSpec)> {
+    let mut heading = "Properties of the element";
+    let with_heading = |spec: glib::ParamSpec| {
+        if let Some((_, next)) = GROUPS.iter().find(|(first, _)| *first == spec.name()) {
+            heading = next;
+        }
+        (heading, spec)
+    };
+    own(class).into_iter().map(with_heading).collect()
+}
+
+/// The property's blurb in the words of a command line.
+fn words(spec: &glib::ParamSpec) -> String {
+    let blurb = spec.blurb().unwrap_or_default();
+    // Times have units here.
+    let blurb = blurb
+        .replace(" in nanoseconds", "")
+        .replace("Nanoseconds that", "Time that");
+    // Nobody can write null, and what has a default is not null by itself.
+    let has_default = matches!(spec.default_value().get::<Option<String>>(), Ok(Some(_)));
+    let null = if has_default { "empty =" } else { "not set =" };
+    blurb
+        .replace("null or empty =", null)
+        .replace("null =", null)
+}
+
+fn option(heading: &'static str, spec: &glib::ParamSpec) -> Arg {
     let name = spec.name().to_owned();
+    let common = COMMON.iter().find(|(common, _)| *common == name);
     let arg = Arg::new(name.clone())
-        .long(name.clone())
-        .help(spec.blurb().unwrap_or_default().to_owned())
-        .help_heading("Properties of the element")
-        .hide_short_help(!COMMON.contains(&name.as_str()));
+        .long(name)
+        .long_help(words(spec))
+        .help(common.map_or_else(|| words(spec), |(_, short)| (*short).to_owned()))
+        .help_heading(heading)
+        .hide_short_help(common.is_none());
     if spec.value_type() == glib::Type::STRING {
         let default = spec.default_value().get::<Option<String>>().ok().flatten();
         return with_default(arg, default)
             .value_name("TEXT")
+            .value_hint(match spec.name() {
+                "model" | "mmproj" => ValueHint::AnyPath,
+                _ => ValueHint::Other,
+            })
             .value_parser(OsStringValueParser::new().map(Value::Text));
     }
     if let Some(class) = glib::EnumClass::with_type(spec.value_type()) {
         let values = (class.values().iter())
-            .map(|value| PossibleValue::new(value.nick().to_owned()).help(value.name().to_owned()));
+            .map(|value| PossibleValue::new(value.nick().to_owned()).help(meaning(value)));
         let default = glib::EnumValue::from_value(spec.default_value());
         return with_default(arg, default.map(|(_, value)| value.nick().to_owned()))
             .value_name("CHOICE")
@@ -177,10 +228,23 @@ fn option(spec: &glib::ParamSpec) -> Arg {
 
 /// Shows the default. It is the element's to set, so that it knows what was chosen.
 fn with_default(arg: Arg, default: Option<String>) -> Arg {
-    let (Some(default), Some(help)) = (default, arg.get_help().map(ToString::to_string)) else {
+    let Some(default) = default else {
         return arg;
     };
-    arg.help(format!("{help} [default: {default}]"))
+    let with = |help: Option<&StyledStr>| {
+        let help = help.map(ToString::to_string).unwrap_or_default();
+        format!("{help} [default: {default}]")
+    };
+    let (short, long) = (with(arg.get_help()), with(arg.get_long_help()));
+    arg.help(short).long_help(long)
+}
+
+/// What a value of an enumeration means, without its name in front.
+fn meaning(value: &glib::EnumValue) -> String {
+    let name = value.name();
+    name.split_once(": ")
+        .map_or(name, |(_, meaning)| meaning)
+        .to_owned()
 }
 
 /// An option that takes a number.
@@ -194,7 +258,13 @@ fn number<N>(
 where
     N: FromStr + Display + PartialOrd + Clone + Send + Sync + 'static,
 {
-    with_default(arg, Some(default.to_string()))
+    let shown = default.to_string();
+    // A colour.
+    let shown = match shown.parse::<u32>() {
+        Ok(number @ 0x0100_0000..) => format!("{number:#x}"),
+        _ => shown,
+    };
+    with_default(arg, Some(shown))
         .value_name("NUMBER")
         .allow_negative_numbers(true)
         .value_parser(
@@ -212,4 +282,38 @@ where
 /// Reads `0xff00ff00`, as colours are written.
 fn hexadecimal(text: &str) -> Option<u64> {
     u64::from_str_radix(text.strip_prefix("0x")?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use gstvlmnarrate::{VlmNarrate, VlmNarrateOverlay};
+
+    use super::*;
+
+    #[test]
+    fn options_have_a_heading_and_no_words_of_the_element() {
+        gst::init().unwrap();
+        let command = add_to(VlmNarrateOverlay::static_type(), Command::new("test"));
+        let names: Vec<_> = command
+            .get_arguments()
+            .map(|arg| arg.get_id().as_str())
+            .collect();
+        for (name, _) in GROUPS.iter().chain(&COMMON) {
+            assert!(names.contains(name), "{name} is no property");
+        }
+        for arg in command.get_arguments() {
+            let heading = arg.get_help_heading().unwrap();
+            assert!(GROUPS.iter().any(|(_, group)| *group == heading), "{arg:?}");
+            let help = arg.get_long_help().unwrap().to_string();
+            for word in ["anosecond", "null"] {
+                assert!(!help.contains(word), "{word}: {help}");
+            }
+        }
+        let plain = add_to(VlmNarrate::static_type(), Command::new("test"));
+        assert!(
+            plain
+                .get_arguments()
+                .all(|arg| arg.get_help_heading() != Some(DRAWING))
+        );
+    }
 }

@@ -5,7 +5,10 @@ use std::{ffi::OsStr, fs, os::unix::fs::FileTypeExt, path::Path};
 use anyhow::{Context, Result, anyhow, bail};
 use gst::{ClockTime, prelude::*};
 
-use crate::input::{Input, said, shown};
+use crate::{
+    input::{Input, said, shown},
+    pipeline::only_video,
+};
 
 /// How long a network camera's frames wait for late packets.
 const LATENCY: ClockTime = ClockTime::from_mseconds(200);
@@ -78,7 +81,7 @@ impl Source {
     /// An element is missing.
     pub fn pipeline(&self, rest: &str) -> Result<gst::Pipeline> {
         // Cameras in a corner and phones are turned, and say so.
-        let upright = "videoconvert ! videoflip video-direction=auto";
+        let upright = "videoconvert name=decoded ! videoflip video-direction=auto";
         let head = match &self.kind {
             Kind::Camera(_) => format!("decodebin name=in ! {upright}"),
             Kind::Input(_) => {
@@ -87,9 +90,7 @@ impl Source {
                 } else {
                     "! identity sync=true"
                 };
-                format!(
-                    "uridecodebin name=in expose-all-streams=false caps=video/x-raw(ANY) in. ! {upright} {pace}"
-                )
+                format!("uridecodebin name=in in. ! {upright} {pace}")
             }
             Kind::Test => {
                 "videotestsrc name=in is-live=true pattern=ball ! video/x-raw,width=640,height=360,framerate=30/1"
@@ -110,6 +111,7 @@ impl Source {
             }
             Kind::Input(input) => {
                 first.set_property("uri", &input.uri);
+                only_video(&first, &pipeline.by_name("decoded").context("no decoder")?);
                 first.connect("source-setup", false, |values| {
                     let source = values[1].get::<gst::Element>().ok()?;
                     if source.factory()?.name() == "rtspsrc" {

@@ -1,6 +1,6 @@
 //! Options and help.
 
-use crate::common::Folder;
+use crate::common::{Folder, Said};
 
 /// A user finds all of it without a README.
 #[test]
@@ -23,11 +23,22 @@ fn help_lists_every_property() {
     ] {
         assert!(said.out.contains(word), "{word}: {}", said.out);
     }
-    assert!(said.out.lines().all(|line| line.chars().count() <= 120));
-    let short = folder.run(["-h"]);
-    assert!(short.out.lines().count() < 60, "{}", short.out);
+    for command in ["", "burn", "live", "model", "launch"] {
+        let arguments = [command, "--help"];
+        let said = folder.run(arguments.iter().filter(|word| !word.is_empty()));
+        let widest = said.out.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(100), "{said:?}");
+        for word in ["anosecond", "null"] {
+            assert!(!said.out.contains(word), "{word}: {said:?}");
+        }
+        // On one screen.
+        let arguments = [command, "-h"];
+        let said = folder.run(arguments.iter().filter(|word| !word.is_empty()));
+        let count = said.out.lines().count();
+        assert!((10..=45).contains(&count), "{count}: {}", said.out);
+    }
     let burn = folder.run(["burn", "--help"]);
-    for word in ["--font-desc", "--interval", "--model"] {
+    for word in ["--font-desc", "--interval", "--model", "Drawing:"] {
         assert!(burn.out.contains(word), "{word}: {}", burn.out);
     }
 }
@@ -105,4 +116,83 @@ fn several_inputs_are_narrated_in_turn() {
     folder
         .run(["a.mp4", "c.mp4", "-o", "x.mkv"])
         .fails_with(1, &["-o names one file"]);
+}
+
+#[test]
+fn the_manual_has_all_of_it() {
+    let folder = Folder::new();
+    let said = folder.run(["man"]);
+    assert_eq!((said.status, said.err.as_str()), (Some(0), ""));
+    assert!(said.out.is_ascii());
+    for section in [
+        "NAME",
+        "SYNOPSIS",
+        "DESCRIPTION",
+        "COMMANDS",
+        "OPTIONS",
+        "\"EXIT STATUS\"",
+        "ENVIRONMENT",
+        "FILES",
+        "EXAMPLES",
+        "\"SEE ALSO\"",
+    ] {
+        let count = said.out.matches(&format!(".SH {section}\n")).count();
+        assert_eq!(count, 1, "{section}");
+    }
+    let help = folder.run(["--help"]).out + &folder.run(["burn", "--help"]).out;
+    let options = help.split_whitespace().filter_map(|word| {
+        let option = word.strip_prefix("--")?;
+        let name = option.split(|c: char| c != '-' && !c.is_ascii_lowercase());
+        name.into_iter().next().filter(|name| !name.is_empty())
+    });
+    for option in options {
+        let option = format!("\\-\\-{}", option.replace('-', "\\-"));
+        assert!(said.out.contains(&option), "{option}");
+    }
+    std::fs::write(folder.path("vlmnarrate.1"), &said.out).unwrap();
+    let lint = std::process::Command::new("mandoc")
+        .args(["-Tlint", "-Wwarning", "vlmnarrate.1"])
+        .current_dir(folder.path("."))
+        .output();
+    let Ok(lint) = lint else {
+        eprintln!("skipped: needs mandoc");
+        return;
+    };
+    let lint = String::from_utf8(lint.stdout).unwrap();
+    // The page of a version is the same on every day.
+    let warnings = lint.lines().filter(|line| !line.contains("missing date"));
+    assert_eq!(warnings.collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
+fn shells_complete_options_and_their_values() {
+    let folder = Folder::new();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let said = folder.run(["completions", shell]);
+        assert_eq!((said.status, said.err.as_str()), (Some(0), ""));
+        assert!(said.out.contains("scene-threshold"), "{shell}");
+    }
+    std::fs::write(
+        folder.path("complete.bash"),
+        folder.run(["completions", "bash"]).out,
+    )
+    .unwrap();
+    for (words, completed) in [
+        ("--inter", "--interval"),
+        ("--device ''", "auto cpu cuda metal"),
+        ("li", "live"),
+        ("model --image-s", "--image-size --image-splitting"),
+    ] {
+        let script = format!(
+            "source ./complete.bash; COMP_WORDS=(vlmnarrate {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+             _vlmnarrate vlmnarrate \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; echo \"${{COMPREPLY[@]}}\""
+        );
+        let bash = std::process::Command::new("bash")
+            .args(["-c", &script])
+            .current_dir(folder.path("."))
+            .output()
+            .unwrap();
+        let said = Said::from(bash);
+        assert_eq!(said.out.trim(), completed, "{words}: {said:?}");
+    }
 }
