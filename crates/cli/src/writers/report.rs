@@ -16,9 +16,9 @@ use super::{Ended, Writer};
 use crate::{
     captions::lines::one_line,
     input::{Input, said},
-    narrate::is_demo,
     output::Output,
     pages::{escape, fill},
+    run::is_demo,
     units::clock,
 };
 
