@@ -11,6 +11,7 @@ mod model;
 mod narrate;
 mod output;
 mod pages;
+mod part;
 mod pipeline;
 mod probe;
 mod processes;

@@ -2,19 +2,18 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, File, Permissions},
+    fs::{self, File},
     io,
-    os::unix::fs::{FileTypeExt, PermissionsExt},
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
-use tempfile::NamedTempFile;
 
 use crate::{
     input::{Input, said, shown},
-    processes::Unfinished,
+    part::Part,
 };
 
 /// What a narration is written as.
@@ -123,8 +122,9 @@ pub struct Output {
     /// The name that it will have.
     path: PathBuf,
     replace: bool,
-    part: NamedTempFile,
-    _unfinished: Unfinished,
+    part: Part,
+    /// Where it is.
+    folder: PathBuf,
 }
 
 impl Output {
@@ -169,42 +169,41 @@ impl Output {
             Err(error) => bail!("{name}: {}; name another output with -o", said(&error)),
         };
         let folder = match path.parent() {
-            Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
-            Some(folder) => folder,
+            Some(folder) if folder.as_os_str().is_empty() => PathBuf::from("."),
+            Some(folder) => folder.to_owned(),
             None => bail!("{name}: name a file"),
         };
         if path.file_name().is_none() {
             bail!("{name}: name a file");
         }
-        let part = tempfile::Builder::new()
-            .prefix(".vlmnarrate-")
-            .suffix(".part")
-            // What the umask leaves of it, as for any new file.
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder)
-            .map_err(|error| {
-                let why = match error.kind() {
-                    io::ErrorKind::NotFound => "the folder does not exist".to_owned(),
-                    _ => format!("the folder can't be written to ({})", said(&error)),
-                };
-                anyhow!("{name}: {why}; name another output with -o")
-            })?;
+        let part = Part::create(&folder).map_err(|error| {
+            let why = match error.kind() {
+                io::ErrorKind::NotFound => "the folder does not exist".to_owned(),
+                _ => format!("the folder can't be written to ({})", said(&error)),
+            };
+            anyhow!("{name}: {why}; name another output with -o")
+        })?;
         Ok(Self {
             path,
             replace: force,
-            _unfinished: Unfinished::new(part.path()),
+            folder,
             part,
         })
     }
 
-    /// The unfinished file's path.
-    pub fn part(&self) -> &Path {
+    /// A path by which children can open the unfinished file.
+    pub fn part(&self) -> PathBuf {
         self.part.path()
+    }
+
+    /// The folder that it will be in.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The unfinished file.
     pub fn file(&mut self) -> &mut File {
-        self.part.as_file_mut()
+        self.part.file()
     }
 
     /// The name that the file will have.
@@ -222,18 +221,8 @@ impl Output {
         if failed && fs::symlink_metadata(&self.path).is_ok() {
             return Ok(None);
         }
-        let synced = self.part.as_file().sync_all();
-        let named = if self.replace {
-            synced.and_then(|()| self.part.persist(&self.path).map_err(|error| error.error))
-        } else {
-            synced.and_then(|()| {
-                self.part
-                    .persist_noclobber(&self.path)
-                    .map_err(|error| error.error)
-            })
-        };
-        match named {
-            Ok(_) => Ok(Some(name)),
+        match self.part.persist(&self.path, self.replace) {
+            Ok(()) => Ok(Some(name)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 bail!("{name}: a file of that name was made meanwhile; try again with another -o")
             }

@@ -243,7 +243,9 @@ fn last_words(errors: &str) -> Option<String> {
         "Input/output error",
     ];
     if let Some(text) = known.iter().find(|text| errors.contains(**text)) {
-        return Some((*text).to_owned());
+        return Some(format!(
+            "{text}; make room there, or name an output elsewhere with -o"
+        ));
     }
     let vague = [
         "Error initializing output stream",

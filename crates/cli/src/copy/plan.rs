@@ -66,6 +66,14 @@ impl Plan {
             match fate(stream, format, probe) {
                 Fate::Leave => notices.push(left_out(stream, format)),
                 Fate::Implied => (),
+                Fate::Convert(codec) => {
+                    notices.push(format!(
+                        "{} can't hold {}: it becomes {codec}, which keeps the text",
+                        format.name(),
+                        stream.named()
+                    ));
+                    kept.push((stream, Fate::Convert(codec)));
+                }
                 fate => kept.push((stream, fate)),
             }
         }
@@ -104,6 +112,7 @@ impl Plan {
                 "this version of FFmpeg can't write into Matroska that the video is turned; MP4 (-o out.mp4) can hold it".to_owned(),
             );
         }
+        notices.extend(lost_tags(probe, format));
         let mut plan = Self {
             options: Vec::new(),
             notices,
@@ -151,7 +160,7 @@ impl Plan {
         } else {
             // Name, language and the like of the video that it replaces.
             for (key, value) in &video.tags {
-                let statistic = ["DURATION", "ENCODER", "BPS", "NUMBER_OF_"]
+                let statistic = ["DURATION", "ENCODER", "BPS", "NUMBER_OF_", "ROTATE"]
                     .iter()
                     .any(|name| key.to_uppercase().starts_with(name));
                 if !statistic {
@@ -322,6 +331,55 @@ fn fate(stream: &Stream, format: Format, probe: &Probe) -> Fate {
         ("data", Format::Mp4) if stream.codec_tag_string == "tmcd" => Fate::Implied,
         _ => Fate::Leave,
     }
+}
+
+/// Tags of the file that MP4 has no place for.
+fn lost_tags(probe: &Probe, format: Format) -> Option<String> {
+    const KNOWN: [&str; 33] = [
+        "title",
+        "artist",
+        "album_artist",
+        "composer",
+        "album",
+        "date",
+        "encoder",
+        "comment",
+        "genre",
+        "copyright",
+        "grouping",
+        "lyrics",
+        "description",
+        "synopsis",
+        "show",
+        "episode_id",
+        "network",
+        "keywords",
+        "episode_sort",
+        "season_number",
+        "media_type",
+        "hd_video",
+        "gapless_playback",
+        "track",
+        "disc",
+        "compilation",
+        "location",
+        "creation_time",
+        "major_brand",
+        "minor_version",
+        "compatible_brands",
+        "make",
+        "model",
+    ];
+    let lost: Vec<_> = (probe.format.tags.keys())
+        .map(String::as_str)
+        .filter(|key| !KNOWN.contains(&key.to_lowercase().as_str()))
+        .collect();
+    (format == Format::Mp4 && !lost.is_empty()).then(|| {
+        format!(
+            "MP4 can't hold these tags: {}; Matroska (-o out.mkv) can hold them",
+            lost.join(", ")
+        )
+    })
 }
 
 fn left_out(stream: &Stream, format: Format) -> String {

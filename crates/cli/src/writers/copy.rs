@@ -76,7 +76,7 @@ impl CopyWriter {
         for line in &plan.notices {
             notice(line);
         }
-        let (copier, pipe) = Copier::start(input, plan, format, added, output.part())?;
+        let (copier, pipe) = Copier::start(input, plan, format, added, &output.part())?;
         Ok(Self {
             output,
             copier,

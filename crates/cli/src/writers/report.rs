@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{self, BufWriter, Seek, Write},
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -37,7 +36,7 @@ pub struct ReportWriter {
 
 impl ReportWriter {
     pub fn new(input: &Input, output: Output) -> Result<Self> {
-        let folder = output.part().parent().unwrap_or(Path::new("."));
+        let folder = output.folder();
         let file = tempfile::tempfile_in(folder).with_context(|| output.name())?;
         Ok(Self {
             title: input.title(),
