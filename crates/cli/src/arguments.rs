@@ -120,8 +120,16 @@ pub enum Command {
     /// Draw the captions on the video: the only command that encodes it
     Burn(Burn),
     /// Watch a camera, a stream or a file with its captions, in a window
+    ///
+    /// Captions are drawn word by word, and printed when they are whole. Nothing waits for the model: each frame is
+    /// shown at its time, with the newest caption there is. Ctrl-C or closing the window ends it.
     Live(Live),
     /// Download a model, check it, and measure it on this machine
+    ///
+    /// Describes test pictures that change and that stay, and prints how long each stage of a caption takes, and how
+    /// much memory. Models of the Hugging Face hub, small to large: HuggingFaceTB/SmolVLM2-256M-Video-Instruct,
+    /// HuggingFaceTB/SmolVLM2-500M-Video-Instruct, HuggingFaceTB/SmolVLM2-2.2B-Instruct. A download that was interrupted
+    /// goes on where it was.
     Model(Model),
     /// Run any pipeline with a vlmnarrate in it, as gst-launch-1.0 does, and print its captions
     Launch(Launch),
@@ -161,9 +169,7 @@ pub struct Burn {
     pub outputs: Outputs,
 }
 
-/// Shows live video in a window, with its captions drawn on it and printed.
-///
-/// Nothing waits for the model: each frame is shown with the newest caption there is.
+/// Shows live video.
 #[derive(Args, Clone)]
 pub struct Live {
     /// Camera (/dev/video0), URL (rtsp, http, HLS), file, or the word test for a moving test picture [default: the
@@ -174,11 +180,7 @@ pub struct Live {
     pub outputs: Outputs,
 }
 
-/// Downloads a model if it is not here, describes test pictures with it, and prints what that takes on this machine.
-///
-/// Models of the Hugging Face hub, small to large: HuggingFaceTB/SmolVLM2-256M-Video-Instruct,
-/// HuggingFaceTB/SmolVLM2-500M-Video-Instruct, HuggingFaceTB/SmolVLM2-2.2B-Instruct. A download that is interrupted goes on
-/// where it was.
+/// Measures a model.
 #[derive(Args, Clone)]
 pub struct Model {
     /// Model on the Hugging Face hub, folder or GGUF file [default: the demo model, which only knows test pictures]

@@ -25,7 +25,7 @@ pub struct Source {
 enum Kind {
     /// Makes frames, or a stream that must be decoded.
     Camera(gst::Element),
-    Input(Input),
+    Input(Box<Input>),
     Test,
 }
 
@@ -61,7 +61,7 @@ impl Source {
         Ok(Self {
             name: without_password(&input.name),
             is_live: input.is_live(),
-            kind: Kind::Input(input),
+            kind: Kind::Input(input.into()),
         })
     }
 

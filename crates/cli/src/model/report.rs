@@ -13,8 +13,11 @@ use super::{
 };
 use crate::{captions::lines::one_line, run::named, units::span};
 
+/// Part of what a caption took.
+type Stage = fn(&Cost) -> Duration;
+
 /// Stages of a caption, with their names.
-const STAGES: [(&str, fn(&Cost) -> Duration); 5] = [
+const STAGES: [(&str, Stage); 5] = [
     ("caption", |cost| cost.latency),
     ("preprocess", |cost| cost.preprocess),
     ("vision", |cost| cost.vision),
@@ -196,7 +199,7 @@ impl<'a> Report<'a> {
 
 impl Row {
     /// The smallest time that `percent` of the captions don't exceed.
-    fn percentile(&self, stage: fn(&Cost) -> Duration, percent: usize) -> Duration {
+    fn percentile(&self, stage: Stage, percent: usize) -> Duration {
         let mut times: Vec<_> = self
             .captions
             .iter()
