@@ -179,8 +179,9 @@ impl<'a> Run<'a> {
                 let _ = self.pipeline.recalculate_latency();
             }
             MessageView::Eos(_) => return Ok(true),
-            // A stream from the network is held up until enough of it is here.
-            MessageView::Buffering(buffering) if !self.is_live => {
+            // What is watched stops until enough of it is here. What is written needs no such rest, and could not end
+            // while it is paused.
+            MessageView::Buffering(buffering) if self.ending == Ending::Now && !self.is_live => {
                 let state = match buffering.percent() {
                     100 => gst::State::Playing,
                     _ => gst::State::Paused,
