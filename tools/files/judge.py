@@ -69,7 +69,8 @@ def arguments_of(kind, addresses):
 def says(kind, outcome, problems):
     if kind.warns and not re.search(kind.warns, outcome.err, re.I):
         problems.append(f"stderr does not say {kind.warns!r}: {outcome.err.strip()[-150:]!r}")
-    if outcome.code not in (0, None) and kind.says and not re.search(kind.says, outcome.err, re.I):
+    live = kind.arguments.startswith("{rtsp}") and "live" in outcome.err  # refused before the server is asked
+    if outcome.code not in (0, None) and kind.says and not live and not re.search(kind.says, outcome.err, re.I):
         problems.append(f"stderr does not say {kind.says!r}: {outcome.err.strip()[-150:]!r}")
 
 
@@ -159,7 +160,7 @@ def judge(kind, bench, source, addresses, serve, table):
         return table.skip(kind.name, "no server for it on this machine")
     if not os.path.isdir(source):
         return table.skip(kind.name, "not made")
-    named = [os.path.basename(words[-1])] if kind.arguments != "-" else ["standard input"]
+    named = [os.path.basename(words[-1])] if kind.arguments != "-" else ["standard input", "-: "]
     if any(not c.isprintable() or "\udc80" <= c <= "\udcff" for c in named[0]):
         named = []  # shown in another way
     results = []
@@ -182,7 +183,7 @@ def main():
     parser.add_argument("--outputs", action="store_true", help="try outputs that must be refused")
     parser.add_argument("--interrupts", action="store_true", help="send signals")
     parser.add_argument(
-        "--slow-model", metavar="FOLDER", help="a slow checkpoint for --interrupts; one is made if not given"
+        "--slow-model", metavar="FOLDER", help="for --interrupts: a slow checkpoint instead of one made here, or demo"
     )
     parser.add_argument("--timeout", type=int, help="seconds for one run, instead of what a kind allows")
     options = parser.parse_args()

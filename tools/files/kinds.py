@@ -35,6 +35,7 @@ class Kind:
     original: str = ""  # the file with which the output of `arguments` or `stdin` is compared
     lost: tuple = ()  # codecs that an MKV cannot hold: left out or turned into another, which must be said
     decoded: tuple = ()  # codecs whose packets the container changes: the decoded frames are compared
+    share: float = 1.0  # of the packets that must be in the output: damaged ones may be left out
     times: bool = True  # whether time stamps are to stay as they are, apart from one offset
     cue_slack: float = 0.0025  # seconds by which a caption may miss its frame
     trait: str = ""  # what the judge arranges: a user's rights, a full disk, a FIFO

@@ -74,13 +74,13 @@ def main():
     started = time.monotonic()
     folder = os.path.abspath(options.folder)
     os.environ["PACKAGES"] = os.path.join(folder, ".packages")
-    real = any(kind.name.startswith("real-") for kind in kinds)
+    real = any("real-" in kind.name for kind in kinds)
     if real and not options.offline:
         fetch(os.environ["PACKAGES"])
     failed = 0
     for kind in kinds:
         into = os.path.join(folder, kind.name)
-        if os.path.exists(into) or (options.offline and kind.name.startswith("real-")):
+        if os.path.exists(into) or (options.offline and "real-" in kind.name):
             continue
         try:
             make(kind, into)

@@ -98,7 +98,7 @@ def texts(stream):
     return ["\n".join(cue.splitlines()[2:]) for cue in cues]
 
 
-def same(one, other, decoded):
+def same(one, other, decoded, share=1.0):
     """How two streams are the same: by packets, by packets less what a container adds, by frames; None if not."""
     if one["codec_type"] == "attachment":
         return "packets" if one.get("extradata_hash") == other.get("extradata_hash") else None
@@ -116,6 +116,10 @@ def same(one, other, decoded):
         frames = ["-vsync", "passthrough"]
         if (first := hashes(one, *frames)) and first == hashes(other, *frames):
             return "frames"
+    if share < 1:
+        first, second = (set(hashes(stream, *how)) for stream in (one, other))
+        if first and len(first & second) >= share * len(first):
+            return f"{len(first & second)} of {len(first)} packets"
     return None
 
 
@@ -216,7 +220,7 @@ def compare(path, output, kind, said):
         for other in left:
             # A stream may become an attachment (a font of unknown type) but never another sort of media.
             if other["codec_type"] == sort and is_cover(other) == is_cover(stream):
-                if how := same(stream, other, kind.decoded):
+                if how := same(stream, other, kind.decoded, kind.share):
                     match = other
                     break
         if not match:

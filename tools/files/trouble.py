@@ -68,17 +68,17 @@ def _(path):
     through(path, "-f lavfi -i testsrc2=size=640x360:d=1 -frames:v 1 -pix_fmt yuvj420p", "jpg", cut(0.5))
 
 
-@kind("corrupt-ts", "corrupt.ts", exit=(0, 1), times=False)
+@kind("corrupt-ts", "corrupt.ts", exit=(0, 1), share=0.6, times=False)
 def _(path):
     through(path, CLIP, "ts", scratched)
 
 
-@kind("corrupt-mkv", "corrupt.mkv", exit=(0, 1), times=False)
+@kind("corrupt-mkv", "corrupt.mkv", exit=(0, 1), share=0.6, times=False)
 def _(path):
     through(path, CLIP, "mkv", scratched)
 
 
-@kind("corrupt-mp4", "corrupt.mp4", exit=(0, 1), times=False)
+@kind("corrupt-mp4", "corrupt.mp4", exit=(0, 1), share=0.6, times=False)
 def _(path):
     through(path, CLIP, "mp4", scratched)
 
