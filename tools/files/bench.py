@@ -148,17 +148,19 @@ class Bench:
         plain = os.geteuid() == 0 and trait in ("unreadable", "read-only")
         if plain:
             more |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-        if trait == "fsize":
 
-            def limit():
+        def prepare():
+            # A shell starts what runs in the background with SIGINT ignored, which children inherit.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if trait == "fsize":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-            more["preexec_fn"] = limit
         task = arguments[:1] if arguments[:1] == ["burn"] else []  # the options follow the name of a task
         return subprocess.Popen(
             [self.command, *task, *self.options, *arguments[len(task) :]],
             cwd=self.work, env=self.environment(mark), start_new_session=True,
+            preexec_fn=prepare,
             **({"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more),
         )  # fmt: skip
 

@@ -67,7 +67,8 @@ def check_text(kind, suffix, path):
 def check_mp4(kind, path, original, said):
     """An MP4 holds what it can, and the rest is told."""
     before = media.probe(original)
-    unfit = tuple({media.name_of(s) for s in before["streams"] if media.name_of(s) not in MP4} - media.TEXT)
+    chapters = {"bin_data"} if before["chapters"] else set()
+    unfit = tuple({media.name_of(s) for s in before["streams"]} - MP4 - media.TEXT - chapters)
     attached = [s for s in before["streams"] if s["codec_type"] == "attachment"]
     kind.lost = kind.lost + unfit + tuple(media.name_of(s) for s in attached)
     report = media.compare(original, path, kind, said)

@@ -134,8 +134,9 @@ def ass(path):
         path,
         "[Script Info]\nScriptType: v4.00+\nPlayResX: 320\nPlayResY: 180\n\n[V4+ Styles]\nFormat: Name, Fontname, "
         "Fontsize, PrimaryColour, Alignment\nStyle: Default,DejaVu Sans,18,&H00FFFF00,8\n\n[Events]\nFormat: Layer, "
-        "Start, End, Style, Text\nDialogue: 0,0:00:00.20,0:00:01.00,Default,{\\pos(160,20)\\i1}Slanted\n"
-        "Dialogue: 0,0:00:01.20,0:00:02.50,Default,Über, with a comma\n",
+        "Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text\n"
+        "Dialogue: 0,0:00:00.20,0:00:01.00,Default,,0,0,0,,{\\pos(160,20)\\i1}Slanted\n"
+        "Dialogue: 0,0:00:01.20,0:00:02.50,Default,,0,0,0,,Über, with a comma\n",
     )
 
 

@@ -264,6 +264,8 @@ def check_captions(left, after, begins, slack, report):
     """
     subtitles = [s for s in left if s["codec_type"] == "subtitle"]
     for stream in left:
+        if stream["codec_type"] == "data" and after["chapters"]:
+            continue  # an MP4's chapters
         if stream not in subtitles[-1:]:
             report.problems.append(
                 f"{stream['codec_type']} {name_of(stream)} (stream {stream['index']}) came from nowhere"
