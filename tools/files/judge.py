@@ -134,6 +134,9 @@ def copy(kind, bench, words, named, original):
     output = "out.mkv" if served else default_output(kind.file)
     extra = ["-o", output] if served else []
     outcome = bench.run([*extra, *words], kind.timeout, kind.trait, kind.stdin)
+    # What Matroska can't hold, a rotation, goes into an MP4.
+    if not extra and output.removesuffix(".mkv") + ".mp4" in outcome.added:
+        output = output.removesuffix(".mkv") + ".mp4"
     # A read-only folder, a full disk and an endless name concern the output: the error names that.
     problems = ended(kind, outcome, kind.copy_exit, [*named, os.path.basename(output)])
     added = [name for name in outcome.added if name != output]

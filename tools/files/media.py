@@ -18,7 +18,7 @@ OWN_TAGS = {
     "mimetype", "operational_pattern_ul", "material_package_umid", "file_package_umid", "reel_umid", "uid",
     "generation_uid", "company_name", "product_name", "product_version", "product_uid", "toolkit_version",
     "modification_date", "application_platform", "project_name", "file_package_name", "track_name", "data_type",
-    "language", "title", "alpha_mode", "rotate", "codecid", "id3v2_priv",
+    "language", "title", "alpha_mode", "rotate", "codecid", "id3v2_priv", "software",
 }  # fmt: skip
 SHOWN = ("width", "height", "sample_aspect_ratio", "pix_fmt", "color_range", "color_space", "color_transfer",
          "color_primaries", "sample_rate", "channels")  # fmt: skip
@@ -104,7 +104,8 @@ def same(one, other, decoded, share=1.0):
         return "packets" if one.get("extradata_hash") == other.get("extradata_hash") else None
     if name_of(one) in TEXT and name_of(other) in TEXT:
         return "texts" if texts(one) == texts(other) else None
-    if name_of(one) != name_of(other):
+    # An MP4 names both layers of MPEG audio alike.
+    if name_of(one) != name_of(other) and {name_of(one), name_of(other)} != {"mp2", "mp3"}:
         return None
     if packet_hashes(one) == packet_hashes(other):
         return "packets"

@@ -111,7 +111,7 @@ for title, name in NAMES.items():
 add("name-wrong-suffix", "matroska.mp4", CLIP + " -f matroska")
 add("name-video-as-jpg", "video.jpg", CLIP + " -f mp4")
 add(
-    "name-picture-as-mp4",
+    "still-named-mp4",
     "picture.mp4",
     "-f lavfi -i testsrc2=size=640x360:d=1 -frames:v 1 -c:v png -f image2pipe",
     captions=1,
