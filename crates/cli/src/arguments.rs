@@ -13,6 +13,7 @@ use crate::{
     model,
     output::Format,
     properties::{self, Properties},
+    serve,
 };
 
 /// Command lines, and what each does.
@@ -124,6 +125,8 @@ pub enum Command {
     /// Captions are drawn word by word, and printed when they are whole. Nothing waits for the model: each frame is
     /// shown at its time, with the newest caption there is. Ctrl-C or closing the window ends it.
     Live(Live),
+    /// Show a video with its transcript on a web page, or write that page into a folder
+    Serve(Serve),
     /// Download a model, check it, and measure it on this machine
     ///
     /// Describes test pictures that change and that stay, and prints how long each stage of a caption takes, and how
@@ -176,8 +179,42 @@ pub struct Live {
     /// first camera]
     #[arg(value_name = "SOURCE", value_hint = ValueHint::FilePath)]
     pub source: Option<OsString>,
+    /// Show it on a web page instead of a window; --serve=0.0.0.0:8080 lets everyone see who can reach this machine
+    /// [default: 127.0.0.1:8080]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = serve::DEFAULT_ADDRESS,
+        value_parser = serve::address,
+        conflicts_with_all = ["output", "format"]
+    )]
+    pub serve: Option<String>,
     #[command(flatten)]
     pub outputs: Outputs,
+}
+
+/// Shows a video with its transcript on a web page, which grows while the video is narrated.
+///
+/// Ctrl-C ends it. What browsers can't play is converted into a temporary file.
+#[derive(Args, Clone)]
+pub struct Serve {
+    /// Video: a file, a URL, or - for standard input
+    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
+    pub input: OsString,
+    /// Address to listen on; 0.0.0.0:8080 shows the video to everyone who can reach this machine
+    #[arg(long, value_name = "ADDRESS", default_value = serve::DEFAULT_ADDRESS, value_parser = serve::address)]
+    pub listen: String,
+    /// Write page, video and captions into this folder, and serve nothing
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath, conflicts_with = "listen")]
+    pub write: Option<OsString>,
+    /// Replace an existing folder that was written by this command
+    #[arg(short, long, requires = "write")]
+    pub force: bool,
+    /// Print neither captions nor progress
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// Measures a model.
@@ -236,6 +273,9 @@ pub fn command() -> clap::Command {
     command
         .mut_subcommand("burn", overlay_options)
         .mut_subcommand("live", |live| prints(overlay_options(live)))
+        .mut_subcommand("serve", |serve| {
+            properties::add_to(VlmNarrate::static_type(), serve)
+        })
         .mut_subcommand("launch", prints)
         .mut_subcommand("model", |command| {
             properties::add_to_without(VlmNarrate::static_type(), command, &model::FIXED)
@@ -265,7 +305,9 @@ pub fn parse() -> Asked {
         Some(("burn" | "live", matches)) => {
             Properties::from_matches(VlmNarrateOverlay::static_type(), matches)
         }
-        Some(("model", matches)) => Properties::from_matches(VlmNarrate::static_type(), matches),
+        Some(("model" | "serve", matches)) => {
+            Properties::from_matches(VlmNarrate::static_type(), matches)
+        }
         Some(_) => Properties::default(),
         None => Properties::from_matches(VlmNarrate::static_type(), &matches),
     };

@@ -18,6 +18,7 @@ mod processes;
 mod progress;
 mod properties;
 mod run;
+mod serve;
 mod units;
 mod writers;
 
@@ -46,6 +47,7 @@ fn start() -> Result<End> {
         None => narrate::narrate(&asked.cli.narrate, &asked.properties),
         Some(Command::Burn(burn)) => narrate::burn(burn, &asked.properties),
         Some(Command::Live(live)) => live::live(live, &asked.properties),
+        Some(Command::Serve(serve)) => serve::serve(serve, &asked.properties),
         Some(Command::Model(model)) => model::model(model, &asked.properties),
         Some(Command::Launch(launch)) => launch::launch(launch),
         Some(Command::Completions { shell }) => manual::completions(*shell),

@@ -68,7 +68,8 @@ pub fn exit(status: i32) -> ! {
         let _ = kill_process(child, Signal::KILL);
     }
     for file in &left.files {
-        let _ = std::fs::remove_file(file);
+        // It may be a folder.
+        let _ = std::fs::remove_file(file).or_else(|_| std::fs::remove_dir_all(file));
     }
     // The lock is held: nothing new can be left behind.
     std::process::exit(status)

@@ -13,6 +13,7 @@ use crate::{
     progress::Progress,
     properties::Properties,
     run::{End, Ending, Run},
+    serve::serve_live,
     units::clock,
     writers::{Ended, TextWriter, Writer},
 };
@@ -37,6 +38,11 @@ pub fn live(arguments: &Live, properties: &Properties) -> Result<End> {
     let output = outputs.output.clone().unwrap_or_else(|| "-".into());
     let target = Target::choose(&output, outputs.format, &[Format::Txt, Format::Jsonl])?;
     let source = Source::open(arguments.source.as_deref())?;
+    if let Some(address) = &arguments.serve {
+        let narrator = "vlmnarrate name=narrator mode=live partial-captions=true";
+        let build = |rest: &str| pipeline(&source, &format!("{narrator} ! {rest}"), properties);
+        return serve_live(&source.name, address, outputs.quiet, build);
+    }
     let (output, format) = match target {
         Target::Stdout(format) => (None, format),
         Target::File(path, format) => (Some(Output::create(&path, &[], outputs.force)?), format),
