@@ -341,7 +341,7 @@ fn prefixed(path: &Path) -> OsString {
 }
 
 /// A path by which this process and its children can open the file anew.
-fn own_descriptor(file: &File) -> PathBuf {
+pub fn own_descriptor(file: &File) -> PathBuf {
     format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fs::{File, Permissions},
     io,
-    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -14,6 +14,7 @@ use crate::processes::Unfinished;
 /// A file in a folder, to be named when it is whole.
 pub enum Part {
     /// Nothing is left of it, whatever ends the process.
+    #[cfg(target_os = "linux")]
     Unnamed(File),
     /// Where the file system or the operating system needs a name.
     Named(NamedTempFile, Unfinished),
@@ -43,6 +44,7 @@ impl Part {
     /// The file, for this process.
     pub fn file(&mut self) -> &mut File {
         match self {
+            #[cfg(target_os = "linux")]
             Self::Unnamed(file) => file,
             Self::Named(file, _) => file.as_file_mut(),
         }
@@ -51,9 +53,8 @@ impl Part {
     /// A path by which children can open the file.
     pub fn path(&self) -> PathBuf {
         match self {
-            Self::Unnamed(file) => {
-                format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
-            }
+            #[cfg(target_os = "linux")]
+            Self::Unnamed(file) => crate::input::own_descriptor(file),
             Self::Named(file, _) => file.path().to_owned(),
         }
     }
@@ -68,7 +69,7 @@ impl Part {
         match self {
             #[cfg(target_os = "linux")]
             Self::Unnamed(ref file) => {
-                let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+                let own = crate::input::own_descriptor(file);
                 if !replace {
                     return link(&own, path);
                 }
@@ -83,8 +84,6 @@ impl Part {
                 link(&own, &between)?;
                 std::fs::rename(&between, path)
             }
-            #[cfg(not(target_os = "linux"))]
-            Self::Unnamed(_) => Err(io::ErrorKind::Unsupported.into()),
             Self::Named(file, _unfinished) => match replace {
                 true => file.persist(path).map(drop).map_err(|error| error.error),
                 false => file
@@ -105,7 +104,7 @@ fn named(folder: &Path) -> io::Result<NamedTempFile> {
 }
 
 #[cfg(target_os = "linux")]
-fn link(file: &str, path: &Path) -> io::Result<()> {
+fn link(file: &Path, path: &Path) -> io::Result<()> {
     use rustix::fs::{AtFlags, CWD, linkat};
     Ok(linkat(CWD, file, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
 }
