@@ -144,7 +144,7 @@ fn rest(has_window: bool) -> String {
             "vlmnarrateoverlay {narrator} ! {QUEUE} ! videoconvert ! autovideosink ts-offset={}",
             DELAY.nseconds()
         ),
-        false => format!("vlmnarrate {narrator} ! fakesink sync=true"),
+        false => format!("vlmnarrate {narrator} ! fakesink"),
     }
 }
 
