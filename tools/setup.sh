@@ -18,7 +18,7 @@ packages=(
     python3-gi python3-gst-1.0 gir1.2-gstreamer-1.0 gir1.2-gst-plugins-base-1.0
 )
 if [ "${1-}" = --tests ]; then
-    packages+=(python3-jsonschema)
+    packages+=(python3-jsonschema gir1.2-gst-rtsp-server-1.0 mandoc xvfb)
 elif [ "${1-}" = --also ]; then
     packages+=("${@:2}")
 fi

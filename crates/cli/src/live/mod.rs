@@ -53,7 +53,7 @@ pub fn live(arguments: &Live, properties: &Properties) -> Result<End> {
         && !outputs.quiet
     {
         progress.say(&format!(
-            "There is no screen ({why}): captions are printed only"
+            "There is no screen ({why}): captions are printed only. A web page shows the picture too: --serve"
         ));
     }
     let pipeline = pipeline(&source, &rest(no_window.is_none()), properties)?;

@@ -23,7 +23,7 @@ fn help_lists_every_property() {
     ] {
         assert!(said.out.contains(word), "{word}: {}", said.out);
     }
-    for command in ["", "burn", "live", "model", "launch"] {
+    for command in ["", "burn", "live", "serve", "model", "launch"] {
         let arguments = [command, "--help"];
         let said = folder.run(arguments.iter().filter(|word| !word.is_empty()));
         let widest = said.out.lines().map(|line| line.chars().count()).max();
