@@ -82,7 +82,8 @@ def luma(path, seek, filters):
     """A frame's luma as it is shown, scaled to 64 by 36."""
     result = subprocess.run(
         ["ffmpeg", "-v", "error", "-nostdin", "-ss", str(seek), "-i", media.as_file(path), "-map", "0:v:0",
-         "-frames:v", "1", "-vf", filters + "scale=64:36:flags=area,format=gray", "-f", "rawvideo", "-"], capture_output=True,
+         "-frames:v", "1", "-vf", filters + "scale=64:36:flags=area,format=gray", "-f", "rawvideo", "-"],
+        capture_output=True,
     )  # fmt: skip
     return result.stdout
 

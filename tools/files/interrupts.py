@@ -236,7 +236,8 @@ def endless(bench, source, table):
     """A stream on standard input that never ends."""
     feed = subprocess.Popen(
         ["ffmpeg", "-v", "quiet", "-nostdin", "-re", "-f", "lavfi", "-i", "testsrc2=size=320x180:rate=25",
-         "-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-g", "25", "-f", "mpegts", "-"], stdout=subprocess.PIPE,
+         "-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-g", "25", "-f", "mpegts", "-"],
+        stdout=subprocess.PIPE,
     )  # fmt: skip
     try:
         case = Case(bench, source, ["-o", "out.vtt", "-"], stdin=feed.stdout)

@@ -275,7 +275,7 @@ def check_captions(left, after, begins, slack, report):
         report.problems.append("no caption track")
         return
     report.captions = track = subtitles[-1]
-    if not tags(track).get("title"):
+    if not tags(track).get("title") and tags(track).get("handler_name", "SubtitleHandler") == "SubtitleHandler":
         report.notes.append("caption track without a title")
     cues = [p for p in track["packets"] if int(p.get("size", 0)) > 2]
     videos = [s for s in after["streams"] if s["codec_type"] == "video" and not is_cover(s)]
