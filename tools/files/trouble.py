@@ -210,7 +210,17 @@ add(
 HLS = "{V} {A} {H264} {AAC} -f hls -hls_time 1 -hls_playlist_type vod"
 add("hls-local", "list.m3u8", HLS, times=False, copy_exit=(0, 1, 2))
 add("hls-http", "list.m3u8", HLS, arguments="{http}/range/list.m3u8", original="list.m3u8", times=False)
-add("hls-missing-segment", "list.m3u8", HLS, arguments="{http}/hole/list.m3u8", captions=3, exit=(0, 1), times=False)
+add(
+    "hls-missing-segment",
+    "list.m3u8",
+    HLS,
+    arguments="{http}/hole/list.m3u8",
+    captions=3,
+    exit=(0, 1),
+    share=0.5,
+    warns="missing|404|segment|cut|damag|incomplete",
+    times=False,
+)
 DASH = "{V} {A} {H264} {AAC} -f dash -seg_duration 1"
 add("dash-local", "manifest.mpd", DASH, exit=(0, 1), copy_exit=(0, 1, 2), times=False)
 add(
