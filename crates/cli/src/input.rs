@@ -266,7 +266,7 @@ impl Input {
         };
         let mut command = Command::new("ffmpeg");
         command
-            .args(["-v", "quiet", "-nostdin", "-fflags", probe.flags()])
+            .args(["-v", "quiet", "-nostdin", "-fflags", "+genpts"])
             .args(probe::network_options(location))
             .arg("-i")
             .arg(location)

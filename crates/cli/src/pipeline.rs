@@ -82,6 +82,9 @@ pub fn only_video(source: &gst::Element, decoded: &gst::Element) {
 fn count_from(pad: &gst::Pad, offset: ClockTime) {
     struct Timeline {
         segment: gst::FormattedSegment<ClockTime>,
+        /// Whether there is a segment downstream. It stays the only one: another would end the cue before, and describe
+        /// the first frame behind it.
+        begun: bool,
         /// Timestamp of the first frame, and its place in the file.
         first: Option<(ClockTime, ClockTime)>,
     }
@@ -101,17 +104,25 @@ fn count_from(pad: &gst::Pad, offset: ClockTime) {
     }
     let timeline = Mutex::new(Timeline {
         segment: gst::FormattedSegment::new(),
+        begun: false,
         first: None,
     });
     let mask = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
     pad.add_probe(mask, move |_, info| {
         let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut info.data {
+            // A decoder lets it overtake frames that come before it, and its time is not of this timeline.
+            Some(gst::PadProbeData::Event(event)) if event.type_() == gst::EventType::Gap => {
+                return gst::PadProbeReturn::Handled;
+            }
             Some(gst::PadProbeData::Event(event)) => {
                 if let gst::EventView::Segment(segment) = event.view()
                     && let Some(segment) = segment.segment().downcast_ref::<ClockTime>()
                 {
                     timeline.follow(segment);
+                    if std::mem::replace(&mut timeline.begun, true) {
+                        return gst::PadProbeReturn::Handled;
+                    }
                     let plain = gst::FormattedSegment::<ClockTime>::new();
                     *event = gst::event::Segment::builder(&plain)
                         .seqnum(event.seqnum())

@@ -215,14 +215,6 @@ impl Probe {
             || (self.is_still() && !plain)
     }
 
-    /// FFmpeg's `-fflags`. Packets of old files may have no times; damaged packets of a transport stream would end all.
-    pub fn flags(&self) -> &'static str {
-        match self.format.format_name.as_str() {
-            "mpegts" => "+genpts+discardcorrupt",
-            _ => "+genpts",
-        }
-    }
-
     /// Whether it does not tell when its frames are shown: AVI tells when they are decoded, and some are shown later.
     pub fn lacks_display_times(&self) -> bool {
         self.format.format_name == "avi" && self.video().is_some_and(|video| video.has_b_frames > 0)

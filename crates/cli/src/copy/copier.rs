@@ -62,10 +62,7 @@ impl Copier {
                 "-stats_period",
                 "0.1",
             ])
-            .args([
-                "-fflags",
-                input.probe.as_ref().map_or("+genpts", Probe::flags),
-            ])
+            .args(["-fflags", plan.flags])
             .args(probe::network_options(location))
             .arg("-i")
             .arg(location);

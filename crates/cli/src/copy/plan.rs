@@ -19,6 +19,8 @@ use crate::{
 
 /// What becomes of each stream.
 pub struct Plan {
+    /// FFmpeg's `-fflags` for the input.
+    pub(super) flags: &'static str,
     /// Options of FFmpeg between the inputs and the output.
     pub(super) options: Vec<OsString>,
     /// What the container can't hold, to be said before the start.
@@ -113,7 +115,17 @@ impl Plan {
             );
         }
         notices.extend(lost_tags(probe, format));
+        // Packets of old files may have no times.
+        let mut flags = "+genpts";
+        if probe.format.format_name == "mpegts"
+            && input.path.is_some()
+            && is_damaged(location, &kept)?
+        {
+            flags = "+genpts+discardcorrupt";
+            notices.push("the stream is damaged; its damaged packets are left out".to_owned());
+        }
         let mut plan = Self {
+            flags,
             options: Vec::new(),
             notices,
             _pictures: Vec::new(),
@@ -331,6 +343,32 @@ fn fate(stream: &Stream, format: Format, probe: &Probe) -> Fate {
         ("data", Format::Mp4) if stream.codec_tag_string == "tmcd" => Fate::Implied,
         _ => Fate::Leave,
     }
+}
+
+/// Whether there are damaged packets that would end the copy: a transport stream's AAC is unpacked on the way. Reads the
+/// file once, as fast as the disk is. Packets are not left out unasked, because one in front of a splice may look damaged.
+fn is_damaged(location: &OsStr, kept: &[(&Stream, Fate)]) -> Result<bool> {
+    let sound = kept.iter().filter(|(stream, _)| stream.codec_name == "aac");
+    let maps: Vec<_> = sound
+        .flat_map(|(stream, _)| ["-map".to_owned(), format!("0:{}", stream.index)])
+        .collect();
+    if maps.is_empty() {
+        return Ok(false);
+    }
+    let mut command = Command::new("ffmpeg");
+    command
+        .args(["-v", "quiet", "-nostdin", "-y", "-i"])
+        .arg(location)
+        .args(maps);
+    command
+        .args(["-c", "copy", "-f", "matroska", "/dev/null"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    Ok(!Bound::spawn(&mut command)
+        .map_err(not_installed)?
+        .wait()?
+        .success())
 }
 
 /// Tags of the file that MP4 has no place for.

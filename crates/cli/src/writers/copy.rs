@@ -154,21 +154,19 @@ impl Writer for CopyWriter {
 /// Scales everything to the size of the first picture: a file has one.
 fn hold_size(encode: &gst::Element, first: gst::Element) -> Result<()> {
     let pad = encode.static_pad("sink").context("no pad")?;
-    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-        if let Some(gst::PadProbeData::Event(event)) = &info.data
-            && let gst::EventView::Caps(caps) = event.view()
-            && let Ok(video) = gst_video::VideoInfo::from_caps(caps.caps())
-        {
-            let even = |side: u32| (side + 1) & !1;
+    // Caps that come before the first frame may be those of a picture that is not turned yet.
+    pad.add_probe(gst::PadProbeType::BUFFER, move |pad, _| {
+        let caps = pad.current_caps();
+        if let Some(video) = caps.and_then(|caps| gst_video::VideoInfo::from_caps(&caps).ok()) {
+            let even = |side: u32| ((side + 1) & !1).cast_signed();
             let caps = gst::Caps::builder("video/x-raw")
-                .field("width", even(video.width()).cast_signed())
-                .field("height", even(video.height()).cast_signed())
+                .field("width", even(video.width()))
+                .field("height", even(video.height()))
                 .field("pixel-aspect-ratio", video.par())
                 .build();
             first.set_property("caps", caps);
-            return gst::PadProbeReturn::Remove;
         }
-        gst::PadProbeReturn::Ok
+        gst::PadProbeReturn::Remove
     });
     Ok(())
 }

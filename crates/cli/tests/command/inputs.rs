@@ -272,3 +272,56 @@ fn one_version_of_a_playlist_is_taken() {
     );
     assert_eq!(streams, "h264,320\naac\nsubrip,N/A\n");
 }
+
+/// Reception broke off for a while. Captions stand where the copy has their frames, one behind the other.
+#[test]
+fn a_gap_in_a_stream_stays_a_gap() {
+    let folder = Folder::new();
+    let colour = "-f lavfi -i testsrc2=size=64x48:rate=10:duration=3 -c:v libx264";
+    folder.make("one.ts", &format!("{colour} -f mpegts"));
+    folder.make("two.ts", &format!("{colour} -output_ts_offset 8 -f mpegts"));
+    let both = [
+        fs::read(folder.path("one.ts")).unwrap(),
+        fs::read(folder.path("two.ts")).unwrap(),
+    ]
+    .concat();
+    fs::write(folder.path("both.ts"), both).unwrap();
+    let said = folder.run(["both.ts", "-o", "both.mkv"]);
+    assert_eq!(said.status, Some(0), "{said:?}");
+    assert!(!said.err.contains("cut short"), "{said:?}");
+    let times = |kind: &str, entries: &str| -> Vec<f64> {
+        let path = folder.path("both.mkv");
+        let entries = format!("packet={entries}");
+        let shown = [
+            "-v",
+            "error",
+            "-select_streams",
+            kind,
+            "-show_entries",
+            &entries,
+            "-of",
+            "csv=p=0",
+        ];
+        let shown = printed("ffprobe", shown.into_iter().chain([path.to_str().unwrap()]));
+        shown
+            .lines()
+            .map(|line| line.trim_end_matches(',').parse().unwrap())
+            .collect()
+    };
+    let frames = times("v", "pts_time");
+    assert!(frames.iter().any(|&frame| frame > 8.0), "{frames:?}");
+    let cues = times("s", "pts_time");
+    let lengths = times("s", "duration_time");
+    assert!(cues.iter().any(|&cue| cue >= 7.5), "{cues:?}");
+    for (number, &cue) in cues.iter().enumerate() {
+        assert!(
+            frames.iter().any(|frame| (frame - cue).abs() < 0.003),
+            "{cue}: {frames:?}"
+        );
+        let end = cue + lengths[number];
+        assert!(
+            cues.get(number + 1).is_none_or(|&next| end < next + 0.003),
+            "{cues:?} {lengths:?}"
+        );
+    }
+}
