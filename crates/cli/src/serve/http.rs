@@ -355,6 +355,27 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_takes_nothing_is_let_go() {
+        use tokio::io::AsyncWriteExt;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut listener = Listener {
+                listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+                patience: Some(Duration::from_millis(50)),
+            };
+            let address = listener.listener.local_addr().unwrap();
+            let _asleep = std::net::TcpStream::connect(address).unwrap();
+            let (mut client, _) = axum::serve::Listener::accept(&mut listener).await;
+            let endless = async { while client.write_all(&[0; 1 << 16]).await.is_ok() {} };
+            let ended = tokio::time::timeout(Duration::from_secs(10), endless).await;
+            assert!(ended.is_ok());
+        });
+    }
+
+    #[test]
     fn only_own_names_are_answered_to() {
         let own = "127.0.0.1".parse().unwrap();
         for (host, expected) in [

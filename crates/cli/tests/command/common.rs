@@ -23,7 +23,12 @@ impl Folder {
 
     /// The names in it.
     pub fn names(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.0.path()).unwrap();
+        Self::names_in(self.0.path())
+    }
+
+    /// The names in a folder.
+    pub fn names_in(path: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(path).unwrap();
         let mut names: Vec<_> = entries
             .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
             .collect();

@@ -10,4 +10,5 @@ mod model;
 mod outputs;
 mod report;
 mod schema;
+mod serving;
 mod usage;
