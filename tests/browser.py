@@ -318,7 +318,7 @@ class Served(Player, Server):
 
     def test_it_grows_while_it_is_narrated(self):
         # Long enough to look at it meanwhile.
-        server = self.serve(self.sample, "--interval", "200ms")
+        server = self.serve(self.sample, "--interval", "500ms")
         driver = self.open(server)
         self.wait(driver, "the video is there", lambda: self.video(driver, "video.readyState >= 2 && !video.error"))
         self.wait(driver, "a caption", lambda: driver.find_elements(By.CSS_SELECTOR, "#transcript li"))
@@ -327,7 +327,7 @@ class Served(Player, Server):
         self.assertRegex(driver.find_element(By.CSS_SELECTOR, "footer").text, r"The model demo \d")
         count = lambda: len(driver.find_elements(By.CSS_SELECTOR, "#transcript li"))
         before = count()
-        self.wait(driver, "more captions", lambda: count() > before, 60)
+        self.wait(driver, "more captions", lambda: count() > before, 120)
         # Nothing is claimed of what is not described yet.
         end = self.video(driver, "video.textTracks[0].cues[video.textTracks[0].cues.length - 1].endTime")
         self.assertLess(end, 17)
