@@ -143,14 +143,7 @@ fn on_a_port(
             .context("no temporary file for the video; set TMPDIR to a folder with room")?;
         making.conversion = Some(Conversion::start(input, way, &path_of(&file))?);
         making.file = Some(file);
-        eprintln!(
-            "note: browsers can't play {title} as it is; it is {} beside the narration and shown when ready",
-            if encodes {
-                "converted"
-            } else {
-                "copied into an MP4"
-            }
-        );
+        say_conversion(input, encodes);
     }
     let router = Router::new()
         .route("/", get(html))
@@ -205,6 +198,18 @@ fn on_a_port(
         state.tell(&making);
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Says that the video of the page is not the input.
+fn say_conversion(input: &Input, encodes: bool) {
+    let becomes = match encodes {
+        true => "converted",
+        false => "copied into an MP4",
+    };
+    eprintln!(
+        "note: browsers can't play {} as it is; beside the narration it is {becomes}",
+        input.name
+    );
 }
 
 impl Making {
@@ -338,7 +343,10 @@ fn into_a_folder(
             std::fs::copy(path, &file).with_context(|| folder.name())?;
             None
         }
-        Way::Convert { .. } => Some(Conversion::start(input, way, &file)?),
+        Way::Convert { encodes, .. } => {
+            say_conversion(input, encodes);
+            Some(Conversion::start(input, way, &file)?)
+        }
     };
     let mut transcript = Transcript::default();
     let mut failed = None;

@@ -71,11 +71,16 @@ impl Server {
     fn read_until(&self, path: &str, words: &[&str]) -> String {
         let stream = self.ask(path, "Host: localhost\r\n");
         let mut text = String::new();
+        // Signs of life come all the time.
+        let deadline = Instant::now() + Duration::from_secs(120);
         for line in BufReader::new(stream).lines() {
             text.push_str(&line.unwrap());
             text.push('\n');
             if words.iter().all(|word| text.contains(word)) {
                 return text;
+            }
+            if Instant::now() > deadline {
+                break;
             }
         }
         panic!("{words:?} did not come: {text}");
