@@ -26,6 +26,8 @@ COLOURS = {
     "brown": [0x8B4513, 0x703810],
     "olive": [0x808000],
 }
+# What it says of everything else.
+UNKNOWN = "This demo model only knows test pictures; choose a model."
 GRID_MARGIN = 0.01  # of the picture: this near to a line of the 3x3 grid, a position has no single name
 COLOUR_MARGIN = 1.6  # the second nearest name must be this much further than the nearest
 CONTRAST = 40  # Lab distance that two colours of one picture need

@@ -16,8 +16,12 @@ from captions import (
     pair_names, pinwheel_caption, sentence, solid_caption,
 )  # fmt: skip
 from scenes import Draw
+from unknown import Unknown
+from vocabulary import UNKNOWN_CAPTION
 
 SHARES = {"ball": 0.43, "bar": 0.07, "solid": 0.11, "gradient": 0.05, "pinwheel": 0.05, "other": 0.29}
+# Kinds of `other` that are taken for what is no test picture when they come as often as the rest.
+OFTENER = {"zone-plate": 4, "chroma-zone-plate": 2, "checkers-4": 2}
 NAMES = list(COLOURS)
 NOWHERE = (math.nan, math.nan)
 COLOUR_WORD = re.compile(r"\b(" + "|".join(NAMES) + r")\b")
@@ -77,7 +81,8 @@ class Examples:
         for i, row in enumerate(self.plain_rows):
             self.plain_index.setdefault(group(row), {}).setdefault(row["kind"], []).append(i)
         self.noise = self.numpy.standard_normal((16, 256, 256, 3), np.float32)
-        self.templates = sorted({template(r["caption"]) for r in self.plain_rows})
+        self.unknown = Unknown(folder, seed)
+        self.templates = sorted({template(r["caption"]) for r in self.plain_rows}) + [template(UNKNOWN_CAPTION)]
 
     def pair(self, plain):
         """Two colours as 0xRRGGBB and their names; white on black with probability `plain`."""
@@ -150,6 +155,10 @@ class Examples:
         picture, caption, centre = self.undisturbed()
         return self.disturbed([picture])[0], caption, centre
 
+    def unknown_example(self):
+        """The same of what is no test picture."""
+        return self.disturbed([self.unknown.picture()])[0], UNKNOWN_CAPTION, NOWHERE
+
     def undisturbed(self):
         r, centre = self.random, NOWHERE
         which = r.choices(list(SHARES), SHARES.values())[0]
@@ -161,7 +170,8 @@ class Examples:
         elif which in self.mask_index and r.random() < 0.6:
             picture, caption, centre = self.coloured(which)
         else:
-            index = r.choice(r.choice(list(self.plain_index[which].values())))
+            kinds = self.plain_index[which]
+            index = r.choice(kinds[r.choices(list(kinds), [OFTENER.get(k, 1) for k in kinds])[0]])
             row = self.plain_rows[index]
             picture, caption, centre = self.plain[index].astype(np.float32), row["caption"], row.get("centre", NOWHERE)
         return picture, caption, centre
@@ -213,8 +223,11 @@ class Examples:
             if " ball " not in caption or n == 1:
                 return [picture], [centre], caption
 
-    def clip_batch(self, n, count):
-        """Clips of `n` frames from about `count` pictures: pictures, centres, for each clip its pictures, captions."""
+    def clip_batch(self, n, count, unknown):
+        """Clips of `n` frames from about `count` pictures, and `unknown` of what is no test picture.
+
+        Pictures, centres, for each clip its pictures, captions.
+        """
         pictures, centres, clips, captions = [], [], [], []
         while len(pictures) + (n + 1) // 2 <= count:
             draw, at = self.random.random(), len(pictures)
@@ -230,6 +243,13 @@ class Examples:
                 captions += [sentence(moving_caption(names, t)) for t in (track, track[::-1])]
             pictures += self.disturbed(some)
             centres += track
+        end = len(pictures) + unknown
+        while len(pictures) + (n + 1) // 2 <= end:
+            some, at = self.disturbed(self.unknown.clip(n)), len(pictures)
+            pictures += some
+            centres += [NOWHERE] * len(some)
+            clips.append(list(range(at, at + n)) if len(some) == n else [at] * n)
+            captions.append(UNKNOWN_CAPTION)
         return pictures, centres, clips, captions
 
 

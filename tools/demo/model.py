@@ -8,7 +8,7 @@ from torch import nn
 
 CONFIG = {
     "architectures": ["SmolVLMForConditionalGeneration"],
-    "image_token_id": 638,
+    "image_token_id": 658,
     "model_type": "smolvlm",
     "pad_token_id": 2,
     "scale_factor": 4,
@@ -16,7 +16,7 @@ CONFIG = {
         "architectures": ["VLlama3ForCausalLM"],
         "attention_bias": False,
         "bos_token_id": 1,
-        "eos_token_id": 639,
+        "eos_token_id": 659,
         "head_dim": 32,
         "hidden_act": "silu",
         "hidden_size": 128,
@@ -32,7 +32,7 @@ CONFIG = {
         "rope_theta": 100000,
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
-        "vocab_size": 640,
+        "vocab_size": 660,
     },
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
@@ -49,7 +49,7 @@ CONFIG = {
         "patch_size": 16,
         "tie_word_embeddings": False,
     },
-    "vocab_size": 640,
+    "vocab_size": 660,
 }
 
 
@@ -75,6 +75,16 @@ def build(config=CONFIG):
         position = model.model.vision_model.embeddings.position_embedding.weight
         position.copy_(0.5 * sin_cos(int(position.shape[0] ** 0.5), position.shape[1]))
     return model
+
+
+def with_vocabulary(state, old, new):
+    """Weights for another tokenizer: rows of tokens that both know are kept, the others are means of those rows."""
+    state = dict(state)
+    for name in ("model.text_model.embed_tokens.weight", "lm_head.weight"):
+        rows = [old.get(token) for token, _ in sorted(new.items(), key=lambda item: item[1])]
+        mean = state[name].float().mean(0)
+        state[name] = torch.stack([mean if row is None else state[name][row].float() for row in rows])
+    return state
 
 
 def sin_cos(side, width):

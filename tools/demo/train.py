@@ -1,4 +1,4 @@
-"""Trains the demo model on the frames that render.py made.
+"""Trains the demo model on the frames that render.py made and the pictures that real.py collected.
 
     torchrun --nproc-per-node 2 train.py FRAMES CHECKPOINT --minutes 40 [--resume CHECKPOINT or FOLDER]
 
@@ -23,7 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 
 import model as shape
@@ -53,6 +55,8 @@ class Texts:
             ids = self.tokenizer.encode(text).ids + [self.end]
             place = self.place(text) or 99
             heavy = [3.0 if i >= place else 2.0 if i == 0 or t in self.heavy else 1.0 for i, t in enumerate(ids)]
+            if text == vocabulary.UNKNOWN_CAPTION:  # its first token decides, the others are always the same
+                heavy = [3.0] + [0.2] * (len(ids) - 1)
             self.cache[text] = ids, heavy
         return self.cache[text]
 
@@ -110,6 +114,14 @@ def held_out(folder, name):
     return np.load(folder / f"{name}.npy", mmap_mode="r"), rows
 
 
+def held_out_real(folder):
+    """Of what real.py wrote: no test pictures."""
+    paths = sorted(folder.rglob("*.jpg"))
+    pictures = [np.asarray(Image.open(p).convert("RGB").resize((256, 256), Image.BILINEAR)) for p in paths]
+    row = {"clip": 1, "caption": vocabulary.UNKNOWN_CAPTION}
+    return np.stack(pictures), [{**row, "kind": p.relative_to(folder).parts[0], "path": p} for p in paths]
+
+
 def summary(score):
     overall = sum(r for r, _ in score.values()) / sum(n for _, n in score.values())
     classes = sum(r / n for r, n in score.values()) / len(score)
@@ -118,8 +130,10 @@ def summary(score):
 
 
 def restored(model, heads, path):
-    if path.is_dir():  # an exported model: no heads
-        model.load_state_dict(load_file(path / "model.safetensors"))
+    if path.is_dir():  # an exported model: no heads, and its tokenizer may have been another
+        vocabularies = Tokenizer.from_file(str(path / "tokenizer.json")), vocabulary.build()
+        state = load_file(path / "model.safetensors")
+        model.load_state_dict(shape.with_vocabulary(state, *(v.get_vocab() for v in vocabularies)))
         return
     saved = torch.load(path)
     model.load_state_dict(saved["model"])
@@ -158,6 +172,8 @@ def main():
     p.add_argument("--minutes", type=float, default=40)
     p.add_argument("--resume", type=Path)
     p.add_argument("--batch", type=int, default=16, help="pictures per process")
+    p.add_argument("--unknown", type=int, default=4, help="so many more that are no test pictures")
+    p.add_argument("--held-out-real", type=Path, help="what real.py wrote, to be judged on, too")
     p.add_argument("--clips", type=float, default=0.45, help="this part of the steps is of clips")
     p.add_argument("--rate", type=float, default=2e-3)
     p.add_argument("--mark-places", action="store_true", help="see model.mark_places; once, before clips are trained")
@@ -206,10 +222,12 @@ def main():
         of_clips = turns.random() < a.clips
         frames = turns.choices(list(CLIP_LENGTHS), CLIP_LENGTHS.values())[0]
         if of_clips:
-            pictures, centres, parts, captions = examples.clip_batch(frames, a.batch)
+            pictures, centres, parts, captions = examples.clip_batch(frames, a.batch, a.unknown)
             prompt = vocabulary.some_clip_prompt(prompts, frames)
         else:
-            pictures, captions, centres = zip(*(examples.example() for _ in range(a.batch)))
+            some = [examples.example() for _ in range(a.batch)]
+            some += [examples.unknown_example() for _ in range(a.unknown)]
+            pictures, captions, centres = zip(*some)
             prompt = vocabulary.some_prompt(prompts)
         ids, targets, weights = texts.batch(prompt, captions)
         with torch.no_grad():
@@ -261,8 +279,11 @@ def main():
         if progress >= 1 or progress * a.minutes > 8 * (judged + 1):
             judged = int(progress * a.minutes / 8)
             judge.load_state_dict(average)
-            sets = ["held-out", "held-out-clips"]
-            scores = {n: evaluate(judge, texts, *held_out(a.frames, n))[0] for n in sets[rank::world]}
+            sets = {n: (held_out, a.frames, n) for n in ("held-out", "held-out-clips")}
+            if a.held_out_real:
+                sets["held-out-real"] = held_out_real, a.held_out_real
+            mine = list(sets)[rank::world]
+            scores = {n: evaluate(judge, texts, *sets[n][0](*sets[n][1:]))[0] for n in mine}
             all_scores = [None] * world
             dist.all_gather_object(all_scores, scores)
             if rank == 0:

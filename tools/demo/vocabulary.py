@@ -1,20 +1,26 @@
 """The prompts trained with, and the tokenizer: byte-level BPE with SmolVLM's pre-tokenizer and special tokens.
 
 The tokenizer is made from the captions and prompts of single pictures, so that each of these captions' words is one
-token. The words for motion came later: they are several tokens, and the tokenizer stays what it was.
+token. The words for motion came later: they are several tokens, and the tokenizer stays what it was. What the model
+says of a picture that it does not know came last: merges behind all others make each of that sentence's words one
+token, since it would not fit into a caption's 20 tokens otherwise.
 """
 
+import json
 import random
+import re
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from captions import COLOURS, FIXED, POSITIONS, sentence
+from captions import COLOURS, FIXED, POSITIONS, UNKNOWN, sentence
 
-SIZE = 640
+SIZE = 640  # without what the words of UNKNOWN add
 IMAGE_TOKENS = 16
 FIRST = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 ROWS_AND_COLUMNS = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
 LAST = ["<global-img>", *ROWS_AND_COLUMNS, "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
+
+UNKNOWN_CAPTION = sentence(UNKNOWN)
 
 DEFAULT_PROMPT = "Describe this frame in one sentence."
 PROMPTS = [
@@ -133,9 +139,27 @@ def build():
     )
     texts = caption_texts() * 5 + [DEFAULT_PROMPT, *PROMPTS, *SYSTEM_PROMPTS, "User:", "Assistant:", "System:"]
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = with_words(tokenizer, UNKNOWN_CAPTION)
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in FIRST + LAST])
-    assert tokenizer.get_vocab_size() == SIZE, tokenizer.get_vocab_size()
     return tokenizer
+
+
+def with_words(tokenizer, text):
+    """The same with merges, behind all others, that make each word of a text one token."""
+    tokens, offsets = (e := tokenizer.encode(text)).tokens, e.offsets
+    words = {}
+    for token, (start, _) in zip(tokens, offsets):
+        words.setdefault(len(re.findall(r" |;|\.$", text[: start + 1])), []).append(token)
+    state = json.loads(tokenizer.to_str())
+    vocabulary, merges = state["model"]["vocab"], state["model"]["merges"]
+    for word in words.values():
+        while len(word) > 1:  # from behind: what captions begin with is left alone
+            *word, left, right = word
+            if [left, right] not in merges:
+                merges.append([left, right])
+                vocabulary.setdefault(left + right, len(vocabulary))
+            word.append(left + right)
+    return Tokenizer.from_str(json.dumps(state))
 
 
 if __name__ == "__main__":
