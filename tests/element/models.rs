@@ -226,6 +226,48 @@ fn the_demo_model_says_the_same_of_a_twin_in_high_dynamic_range() {
     }
 }
 
+/// A picture of RGB, 320×240, each colour a function of the place: both from 0 to 1.
+fn drawn(colour: impl Fn(f64, f64) -> [f64; 3]) -> (gst_video::VideoInfo, gst::Buffer) {
+    let (width, height) = (320, 240);
+    let info = gst_video::VideoInfo::builder(gst_video::VideoFormat::Rgb, width, height)
+        .fps(gst::Fraction::new(1, 1))
+        .build()
+        .unwrap();
+    let places = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
+    let bytes: Vec<u8> = places
+        .flat_map(|(x, y)| colour(f64::from(x) / 320.0, f64::from(y) / 240.0))
+        .map(|value| (255.0 * value) as u8)
+        .collect();
+    (info, gst::Buffer::from_slice(bytes))
+}
+
+#[test]
+fn the_demo_model_says_what_it_does_not_know() {
+    crate::common::init();
+    let plasma = drawn(|x, y| {
+        let wave = |across: f64, down: f64| {
+            (across * x + down * y + (7.0 * x * y).sin()).sin() / 2.0 + 0.5
+        };
+        [wave(9.0, 5.0), wave(4.0, -11.0), wave(-6.0, 7.0)]
+    });
+    // Hills in front of an evening sky.
+    let hills = drawn(|x, y| {
+        let ridge = |at: f64, height: f64| at + height * ((9.0 * x).sin() + (23.0 * x).cos() / 2.0);
+        match y {
+            _ if y > ridge(0.8, 0.05) => [0.1, 0.2, 0.1],
+            _ if y > ridge(0.6, 0.08) => [0.2, 0.3, 0.4],
+            _ => [0.9 - y / 3.0, 0.5 + y / 4.0, 0.4],
+        }
+    });
+    for (what, (info, buffer)) in [("plasma", plasma), ("hills", hills)] {
+        assert_eq!(
+            said_of(&info, buffer),
+            "This demo model only knows test pictures; choose a model.",
+            "{what}"
+        );
+    }
+}
+
 #[test]
 fn weights_may_be_quantized() {
     for (quantization, dtype) in [

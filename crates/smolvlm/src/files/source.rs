@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Source {
-    /// The demo model embedded in this library, which only knows pictures of `videotestsrc`.
+    /// The demo model embedded in this library, which only knows pictures of `videotestsrc`, and says so of others.
     Demo,
     /// A folder with a safetensors checkpoint.
     Folder(PathBuf),
