@@ -19,8 +19,9 @@ use anyhow::{Context, Result, bail};
 use gst::glib;
 
 use crate::{
+    ffmpeg,
     probe::{self, Probe},
-    processes::{self, Bound},
+    processes::{self, Bound, own_descriptor},
 };
 
 /// A video, or what can be read as one.
@@ -78,13 +79,13 @@ impl Input {
             && probe.needs_decoding()
             && let Some(location) = &input.location
         {
-            match decode(location) {
-                Ok(frames) => {
+            match ffmpeg::decode(location) {
+                Ok(Some(frames)) => {
                     input.uri = glib::filename_to_uri(own_descriptor(&frames), None)?.into();
                     input._file = Some(frames);
                 }
                 // GStreamer may know more.
-                Err(_) => {
+                _ => {
                     let codec = probe
                         .video()
                         .map_or("unknown", |video| video.codec_name.as_str());
@@ -317,32 +318,10 @@ impl Input {
     }
 }
 
-/// The frames of a picture, decoded by FFmpeg. The file has no name, so nothing is left of it whatever happens.
-fn decode(location: &OsStr) -> Result<File> {
-    let file = tempfile::tempfile()?;
-    let mut command = Command::new("ffmpeg");
-    command
-        .args(["-v", "error", "-nostdin", "-y", "-i"])
-        .arg(location)
-        .args(["-map", "0:v:0", "-c:v", "ffv1", "-f", "matroska"])
-        .arg(own_descriptor(&file))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let status = Bound::spawn(&mut command)?.wait()?;
-    anyhow::ensure!(status.success(), "ffmpeg ended with {status}");
-    Ok(file)
-}
-
 fn prefixed(path: &Path) -> OsString {
     let mut location = OsString::from("file:");
     location.push(path);
     location
-}
-
-/// A path by which this process and its children can open the file anew.
-pub fn own_descriptor(file: &File) -> PathBuf {
-    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
 }
 
 /// A name in one line, however it is written.

@@ -3,6 +3,7 @@
 mod arguments;
 mod captions;
 mod copy;
+mod ffmpeg;
 mod input;
 mod launch;
 mod live;

@@ -13,7 +13,7 @@ use gst::ClockTime;
 use crate::{
     arguments::{Burn, Narrate, Outputs},
     captions::lines,
-    copy,
+    ffmpeg,
     input::{Input, said},
     output::{Format, Output, Target, default_path},
     pipeline,
@@ -207,7 +207,7 @@ fn default_target(input: &Input, format: Option<Format>) -> Target {
     }
     let format = format.unwrap_or(match input.probe.as_ref().is_some_and(Probe::is_turned) {
         // Older versions of FFmpeg can't write into Matroska that a phone lay on its side.
-        true if !copy::matroska_can_turn() => Format::Mp4,
+        true if !ffmpeg::matroska_can_turn() => Format::Mp4,
         _ => Format::Mkv,
     });
     let suffix = clap::ValueEnum::to_possible_value(&format)

@@ -54,7 +54,7 @@ impl Part {
     pub fn path(&self) -> PathBuf {
         match self {
             #[cfg(target_os = "linux")]
-            Self::Unnamed(file) => crate::input::own_descriptor(file),
+            Self::Unnamed(file) => crate::processes::own_descriptor(file),
             Self::Named(file, _) => file.path().to_owned(),
         }
     }
@@ -69,7 +69,7 @@ impl Part {
         match self {
             #[cfg(target_os = "linux")]
             Self::Unnamed(ref file) => {
-                let own = crate::input::own_descriptor(file);
+                let own = crate::processes::own_descriptor(file);
                 if !replace {
                     return link(&own, path);
                 }

@@ -1,8 +1,9 @@
 //! Signals, and what must not outlive this process: children and unfinished files.
 
 use std::{
+    fs::File,
     io,
-    os::unix::process::CommandExt,
+    os::{fd::AsRawFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command},
     sync::{
@@ -160,4 +161,9 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         left().files.retain(|file| *file != self.0);
     }
+}
+
+/// A path by which this process and its children can open the file anew.
+pub fn own_descriptor(file: &File) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
 }

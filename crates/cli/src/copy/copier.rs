@@ -18,8 +18,9 @@ use anyhow::{Context, Result, anyhow};
 use gst::ClockTime;
 use rustix::process::Signal;
 
-use super::{Added, Plan, muxer, not_installed};
+use super::{Added, Plan, muxer};
 use crate::{
+    ffmpeg::not_installed,
     input::Input,
     output::Format,
     probe::{self, Probe},

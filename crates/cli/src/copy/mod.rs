@@ -6,12 +6,7 @@
 mod copier;
 mod plan;
 
-use anyhow::anyhow;
-
-pub use self::{
-    copier::Copier,
-    plan::{Plan, matroska_can_turn},
-};
+pub use self::{copier::Copier, plan::Plan};
 use crate::output::Format;
 
 /// What the pipeline makes.
@@ -27,14 +22,5 @@ fn muxer(format: Format) -> &'static str {
     match format {
         Format::Mp4 => "mp4",
         _ => "matroska",
-    }
-}
-
-fn not_installed(error: std::io::Error) -> anyhow::Error {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => anyhow!(
-            "ffmpeg is not installed; install the package ffmpeg, or name an output such as -o out.vtt"
-        ),
-        _ => anyhow!("ffmpeg can't be started: {error}"),
     }
 }

@@ -4,17 +4,17 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     path::PathBuf,
-    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::{Added, muxer, not_installed};
+use super::{Added, muxer};
 use crate::{
+    ffmpeg,
     input::Input,
     output::Format,
-    probe::{self, Probe, Stream},
-    processes::{Bound, Unfinished},
+    probe::{Probe, Stream},
+    processes::Unfinished,
 };
 
 /// What becomes of each stream.
@@ -86,9 +86,9 @@ impl Plan {
             })
             .map(|(stream, _)| stream.index)
             .collect();
-        if !copied.is_empty() && !holds(location, format, &copied)? {
+        if !copied.is_empty() && !ffmpeg::holds(location, muxer(format), &copied)? {
             for index in copied {
-                if holds(location, format, &[index])? {
+                if ffmpeg::holds(location, muxer(format), &[index])? {
                     continue;
                 }
                 let place = kept.iter().position(|(stream, _)| stream.index == index);
@@ -101,14 +101,14 @@ impl Plan {
         }
         if added != Added::Video
             && !COMMON.contains(&video.codec_name.as_str())
-            && !can_be_read(location, format, video)?
+            && !ffmpeg::can_be_read(location, muxer(format), video.index)?
         {
             return Err(cannot_hold(video, format));
         }
         if format == Format::Mkv
             && probe.is_turned()
             && added != Added::Video
-            && !matroska_can_turn()
+            && !ffmpeg::matroska_can_turn()
         {
             notices.push(
                 "this version of FFmpeg can't write into Matroska that the video is turned; MP4 (-o out.mp4) can hold it".to_owned(),
@@ -117,12 +117,14 @@ impl Plan {
         notices.extend(lost_tags(probe, format));
         // Packets of old files may have no times.
         let mut flags = "+genpts";
-        if probe.format.format_name == "mpegts"
-            && input.path.is_some()
-            && is_damaged(location, &kept)?
-        {
-            flags = "+genpts+discardcorrupt";
-            notices.push("the stream is damaged; its damaged packets are left out".to_owned());
+        if probe.format.format_name == "mpegts" && input.path.is_some() {
+            let sound = kept.iter().filter(|(stream, _)| stream.codec_name == "aac");
+            let sound: Vec<_> = sound.map(|(stream, _)| stream.index).collect();
+            // Not unasked: a packet in front of a splice may look damaged.
+            if ffmpeg::is_damaged(location, &sound)? {
+                flags = "+genpts+discardcorrupt";
+                notices.push("the stream is damaged; its damaged packets are left out".to_owned());
+            }
         }
         let mut plan = Self {
             flags,
@@ -273,50 +275,6 @@ fn cannot_hold(video: &Stream, format: Format) -> anyhow::Error {
     )
 }
 
-/// Whether the video can be decoded out of such a file: a muxer may take what it does not keep all of.
-fn can_be_read(location: &OsStr, format: Format, video: &Stream) -> Result<bool> {
-    let file = tempfile::Builder::new()
-        .prefix("vlmnarrate-")
-        .suffix(".part")
-        .tempfile()?;
-    let _unfinished = Unfinished::new(file.path());
-    let mut copy = Command::new("ffmpeg");
-    copy.args(["-v", "quiet", "-nostdin", "-y"])
-        .args(probe::network_options(location))
-        .arg("-i")
-        .arg(location);
-    copy.args(["-map".to_owned(), format!("0:{}", video.index)])
-        .args([
-            "-c",
-            "copy",
-            "-frames:v",
-            "5",
-            "-strict",
-            "-2",
-            "-f",
-            muxer(format),
-        ])
-        .arg(file.path());
-    let mut read = Command::new("ffmpeg");
-    read.args(["-v", "quiet", "-nostdin", "-xerror", "-i"])
-        .arg(file.path())
-        .args(["-frames:v", "1", "-f", "null", "-"]);
-    for command in [&mut copy, &mut read] {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        if !Bound::spawn(command)
-            .map_err(not_installed)?
-            .wait()?
-            .success()
-        {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
 fn fate(stream: &Stream, format: Format, probe: &Probe) -> Fate {
     let codec = stream.codec_name.as_str();
     let text = matches!(
@@ -343,32 +301,6 @@ fn fate(stream: &Stream, format: Format, probe: &Probe) -> Fate {
         ("data", Format::Mp4) if stream.codec_tag_string == "tmcd" => Fate::Implied,
         _ => Fate::Leave,
     }
-}
-
-/// Whether there are damaged packets that would end the copy: a transport stream's AAC is unpacked on the way. Reads the
-/// file once, as fast as the disk is. Packets are not left out unasked, because one in front of a splice may look damaged.
-fn is_damaged(location: &OsStr, kept: &[(&Stream, Fate)]) -> Result<bool> {
-    let sound = kept.iter().filter(|(stream, _)| stream.codec_name == "aac");
-    let maps: Vec<_> = sound
-        .flat_map(|(stream, _)| ["-map".to_owned(), format!("0:{}", stream.index)])
-        .collect();
-    if maps.is_empty() {
-        return Ok(false);
-    }
-    let mut command = Command::new("ffmpeg");
-    command
-        .args(["-v", "quiet", "-nostdin", "-y", "-i"])
-        .arg(location)
-        .args(maps);
-    command
-        .args(["-c", "copy", "-f", "matroska", "/dev/null"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    Ok(!Bound::spawn(&mut command)
-        .map_err(not_installed)?
-        .wait()?
-        .success())
 }
 
 /// Tags of the file that MP4 has no place for.
@@ -433,81 +365,17 @@ fn left_out(stream: &Stream, format: Format) -> String {
     )
 }
 
-/// Whether a file of this format can hold these streams.
-fn holds(location: &OsString, format: Format, streams: &[u32]) -> Result<bool> {
-    let mut command = Command::new("ffmpeg");
-    command
-        .args(["-v", "quiet", "-nostdin", "-y"])
-        .args(probe::network_options(location))
-        .arg("-i")
-        .arg(location);
-    for stream in streams {
-        command.args(["-map".to_owned(), format!("0:{stream}")]);
-    }
-    command
-        .args([
-            "-c",
-            "copy",
-            "-t",
-            "0",
-            "-strict",
-            "-2",
-            "-f",
-            muxer(format),
-            "/dev/null",
-        ])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let mut child = Bound::spawn(&mut command).map_err(not_installed)?;
-    Ok(child.wait()?.success())
-}
-
 /// Writes a cover picture into a file of its own.
-fn extract(location: &OsString, stream: &Stream) -> Result<(PathBuf, Unfinished)> {
+fn extract(location: &OsStr, stream: &Stream) -> Result<(PathBuf, Unfinished)> {
     let file = tempfile::Builder::new()
         .prefix("vlmnarrate-")
         .suffix(".part")
         .tempfile()?;
     let (_, path) = file.keep()?;
     let unfinished = Unfinished::new(&path);
-    let mut command = Command::new("ffmpeg");
-    command
-        .args(["-v", "error", "-nostdin", "-y"])
-        .args(probe::network_options(location))
-        .arg("-i")
-        .arg(location);
-    command
-        .args(["-map".to_owned(), format!("0:{}", stream.index)])
-        .args(["-c", "copy", "-frames:v", "1", "-f", "image2pipe"])
-        .arg(&path)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let status = Bound::spawn(&mut command).map_err(not_installed)?.wait()?;
-    if !status.success() {
+    if !ffmpeg::extract(location, stream.index, &path)? {
         let _ = fs::remove_file(&path);
         bail!("the cover picture can't be read");
     }
     Ok((path, unfinished))
-}
-
-/// Whether FFmpeg writes into Matroska that a video is turned, as it does since 6.1.
-pub fn matroska_can_turn() -> bool {
-    let Ok(output) = Command::new("ffmpeg")
-        .arg("-version")
-        .stdin(Stdio::null())
-        .output()
-    else {
-        return true;
-    };
-    let text = String::from_utf8_lossy(&output.stdout);
-    let version = text.strip_prefix("ffmpeg version ").and_then(|rest| {
-        let mut numbers = rest
-            .split(['.', '-', ' '])
-            .map(|number| number.parse::<u32>().ok());
-        Some((numbers.next()??, numbers.next().flatten().unwrap_or(0)))
-    });
-    // One that is built from a branch has no number.
-    version.is_none_or(|version| version >= (6, 1))
 }
