@@ -97,15 +97,15 @@ fn narrate_one(
     let mut input = Input::open(name, copies && !(target.is_none() && name == "-"))?;
     let target = match target {
         Some(target) => target,
-        None => default_target(&input, outputs.format),
+        None => default_target(&input, outputs.format)?,
     };
     let (output, format) = match target {
         Target::Stdout(format) => (None, format),
         Target::File(path, format) => {
             if format.copies() && input.is_live() {
                 bail!(
-                    "{}: a live stream can't be copied while it is watched; name an output of text (-o out.vtt), \
-                     draw the captions (vlmnarrate burn), or watch it (vlmnarrate live)",
+                    "{}: a live stream can't be copied; name an output of text (-o out.vtt), or watch it \
+                     (vlmnarrate live)",
                     input.name
                 );
             }
@@ -149,6 +149,12 @@ pub fn burn(arguments: &Burn, properties: &Properties) -> Result<End> {
         None => None,
     };
     let mut input = Input::open(&arguments.input, true)?;
+    if input.is_live() {
+        bail!(
+            "{}: a live stream can't be copied; watch it with its captions (vlmnarrate live)",
+            input.name
+        );
+    }
     let (path, format) = match target {
         Some(Target::File(path, format)) => (path, format),
         Some(Target::Stdout(_)) => {
@@ -182,7 +188,7 @@ pub fn burn(arguments: &Burn, properties: &Properties) -> Result<End> {
 }
 
 /// Where a narration goes if nothing was said: beside a video, to standard output for what is no file or no video.
-fn default_target(input: &Input, format: Option<Format>) -> Target {
+fn default_target(input: &Input, format: Option<Format>) -> Result<Target> {
     let path = match &input.path {
         Some(path) => path.clone(),
         None => match input
@@ -199,11 +205,17 @@ fn default_target(input: &Input, format: Option<Format>) -> Target {
                     .unwrap_or("video")
                     .into()
             }
-            _ => return Target::Stdout(format.unwrap_or(Format::Txt)),
+            _ => {
+                let format = format.unwrap_or(Format::Txt);
+                if format.needs_name() {
+                    bail!("{}: name the output with -o", input.name);
+                }
+                return Ok(Target::Stdout(format));
+            }
         },
     };
     if format.is_none() && (input.is_still() || input.is_live()) {
-        return Target::Stdout(Format::Txt);
+        return Ok(Target::Stdout(Format::Txt));
     }
     let format = format.unwrap_or(match input.probe.as_ref().is_some_and(Probe::is_turned) {
         // Older versions of FFmpeg can't write into Matroska that a phone lay on its side.
@@ -212,7 +224,10 @@ fn default_target(input: &Input, format: Option<Format>) -> Target {
     });
     let suffix = clap::ValueEnum::to_possible_value(&format)
         .map_or_else(String::new, |value| value.get_name().to_owned());
-    Target::File(default_path(&path, &format!(".narrated.{suffix}")), format)
+    Ok(Target::File(
+        default_path(&path, &format!(".narrated.{suffix}")),
+        format,
+    ))
 }
 
 /// The model, before it has said its own name.

@@ -47,6 +47,11 @@ impl Format {
         matches!(self, Self::Mkv | Self::Mp4)
     }
 
+    /// Whether it can't be written to standard output.
+    pub fn needs_name(self) -> bool {
+        self.copies() || self == Self::Html
+    }
+
     /// The name that people know it by.
     pub fn name(self) -> &'static str {
         match self {
@@ -94,7 +99,7 @@ impl Target {
         };
         if output == "-" {
             let format = format.unwrap_or(Format::Txt);
-            if format.copies() || format == Format::Html || !possible.contains(&format) {
+            if format.needs_name() || !possible.contains(&format) {
                 bail!(
                     "-o -: {} can't be written to standard output; name a file",
                     format.name()

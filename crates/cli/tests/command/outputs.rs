@@ -67,6 +67,21 @@ fn outputs_that_cannot_be_are_refused() {
         .run(["a.mp4", "-o", "/dev/full", "--format", "vtt"])
         .fails_with(1, &["/dev/full", "no regular file"]);
     folder
+        .run(["rtsp://127.0.0.1:1/a", "-o", "a.mkv"])
+        .fails_with(1, &["live stream", "-o out.vtt"]);
+    folder
+        .run(["burn", "rtsp://127.0.0.1:1/a", "-o", "a.mkv"])
+        .fails_with(1, &["live stream", "vlmnarrate live"]);
+    let mut piped = folder.vlmnarrate(["-", "--format", "html"]);
+    let mut cat = std::process::Command::new("cat")
+        .arg(folder.path("a.mp4"))
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = crate::common::Said::from(piped.stdin(cat.stdout.take().unwrap()).output().unwrap());
+    cat.wait().unwrap();
+    said.fails_with(1, &["name the output with -o"]);
+    folder
         .run(["a.mp4", "-o", "-", "--format", "mkv"])
         .fails_with(1, &["standard output"]);
     assert_eq!(folder.names(), ["a.mp4", "dangling.mkv", "folder.mkv"]);
