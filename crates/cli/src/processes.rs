@@ -146,7 +146,7 @@ fn die_with_parent(command: &mut Command) {
 #[cfg(not(target_os = "linux"))]
 fn die_with_parent(_: &mut Command) {}
 
-/// Removes a file if the process ends before [`Unfinished::keep`].
+/// Removes a file if the process ends at once while this lives.
 pub struct Unfinished(PathBuf);
 
 impl Unfinished {
