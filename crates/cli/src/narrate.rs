@@ -249,7 +249,7 @@ fn run(
 ) -> Result<End> {
     let pipeline = pipeline::recorded(input, element, &writer.launch(), properties)?;
     writer.connect(&pipeline)?;
-    let length = input.probe.as_ref().and_then(Probe::video_length);
+    let length = input.probe.as_ref().and_then(Probe::video_end);
     let mut run = Run::new(pipeline, progress, length, Ending::AfterCaption);
     let shared = RefCell::new(&mut writer);
     let result = run.run(
@@ -344,7 +344,6 @@ fn broken_pipe(error: &anyhow::Error) -> bool {
 /// Says so if the video ends before the end that the file promises.
 fn cut_short(input: &Input, position: ClockTime, promised: ClockTime) -> Option<String> {
     let probe = input.probe.as_ref()?;
-    let promised = promised + probe.video_offset();
     // The last frame of a slow video begins long before its end.
     let frame = probe.video()?.frame_time().unwrap_or(ClockTime::SECOND);
     let late = promised.saturating_sub(position);

@@ -174,29 +174,32 @@ impl Probe {
         ClockTime::try_from_seconds_f64(offset.max(0.0)).unwrap_or(ClockTime::ZERO)
     }
 
-    /// Length of the video that the file promises.
-    pub fn video_length(&self) -> Option<ClockTime> {
+    /// Where the video ends by what the file says, as players count it.
+    pub fn video_end(&self) -> Option<ClockTime> {
         let video = self.video()?;
-        let length = seconds(video.duration.as_ref()).or_else(|| {
-            // Matroska has the length in a tag.
-            let written = video
+        let start = seconds(self.format.start_time.as_ref()).unwrap_or(0.0);
+        let by_length =
+            || Some(self.video_offset().seconds_f64() + seconds(video.duration.as_ref())?);
+        // Matroska has the end of the stream in a tag, under the name of its duration.
+        let by_tag = || {
+            let tag = video
                 .tags
                 .iter()
-                .find(|(key, _)| key.eq_ignore_ascii_case("duration"))?
-                .1;
-            let mut parts = written.split(':').map(|part| part.parse::<f64>().ok());
-            Some(parts.next()?? * 3600.0 + parts.next()?? * 60.0 + parts.next()??)
-        });
-        let only = || {
-            let one = self
+                .find(|(key, _)| key.eq_ignore_ascii_case("duration"))?;
+            let mut parts = tag.1.split(':').map(|part| part.parse::<f64>().ok());
+            let end = parts.next()?? * 3600.0 + parts.next()?? * 60.0 + parts.next()??;
+            Some(end - start)
+        };
+        // What the file says of all streams is true of the video if it is alone.
+        let by_file = || {
+            let alone = self
                 .streams
                 .iter()
-                .filter(|stream| stream.codec_type == "audio")
-                .count()
-                == 0;
-            seconds(self.format.duration.as_ref()).filter(|_| one)
+                .all(|stream| stream.codec_type != "audio");
+            seconds(self.format.duration.as_ref()).filter(|_| alone)
         };
-        ClockTime::try_from_seconds_f64(length.or_else(only)?).ok()
+        let end = by_length().or_else(by_tag).or_else(by_file)?;
+        ClockTime::try_from_seconds_f64(end).ok()
     }
 
     /// Whether FFmpeg must decode it: GStreamer shows a moving picture for ever, and one that does not move not at all,
@@ -354,5 +357,43 @@ pub fn network_options(location: &OsStr) -> Vec<OsString> {
         options.into_iter().map(OsString::from).collect()
     } else {
         Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn probe(json: &str) -> Probe {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn the_end_of_the_video_is_told_in_three_ways() {
+        let mp4 = r#"{"streams": [{"index": 0, "codec_type": "video", "start_time": "1.5", "duration": "3.0"}, {"index": 1, "codec_type": "audio"}], "format": {"start_time": "0.5", "duration": "9"}}"#;
+        assert_eq!(probe(mp4).video_end(), Some(ClockTime::from_seconds(4)));
+        let mkv = r#"{"streams": [{"index": 0, "codec_type": "video", "start_time": "1.5", "tags": {"DURATION": "00:00:04.500000000"}}, {"index": 1, "codec_type": "audio"}], "format": {"start_time": "0.5", "duration": "9"}}"#;
+        assert_eq!(probe(mkv).video_end(), Some(ClockTime::from_seconds(4)));
+        let alone =
+            r#"{"streams": [{"index": 0, "codec_type": "video"}], "format": {"duration": "9"}}"#;
+        assert_eq!(probe(alone).video_end(), Some(ClockTime::from_seconds(9)));
+        let nothing = r#"{"streams": [{"index": 0, "codec_type": "video"}, {"index": 1, "codec_type": "audio"}], "format": {"duration": "9"}}"#;
+        assert_eq!(probe(nothing).video_end(), None);
+    }
+
+    #[test]
+    fn reasons_come_with_remedies() {
+        let words = |errors: &str| last_words(errors, OsStr::new("file:/a")).unwrap();
+        assert_eq!(
+            words(
+                "[mov,mp4 @ 0x5] moov atom not found\nfile:/a: Invalid data found when processing input\n"
+            ),
+            "this is no video, or it is damaged or cut short (moov atom not found); try to play it, or copy it anew"
+        );
+        assert_eq!(
+            words("file:/a: Permission denied"),
+            "Permission denied; change the file's permissions"
+        );
+        assert!(words("file:/a: Server returned 404 Not Found").ends_with("; check the address"));
     }
 }

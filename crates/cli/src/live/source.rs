@@ -68,7 +68,7 @@ impl Source {
     /// How long the video is, where that is known.
     pub fn length(&self) -> Option<ClockTime> {
         match &self.kind {
-            Kind::Input(input) if !self.is_live => input.probe.as_ref()?.video_length(),
+            Kind::Input(input) if !self.is_live => input.probe.as_ref()?.video_end(),
             _ => None,
         }
     }

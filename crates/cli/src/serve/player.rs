@@ -243,7 +243,7 @@ struct Told<'a> {
 
 impl<'a> Told<'a> {
     fn new(page: &'a Page, input: &Input) -> Self {
-        let length = input.probe.as_ref().and_then(|probe| probe.video_length());
+        let length = input.probe.as_ref().and_then(|probe| probe.video_end());
         Self {
             page,
             length,
@@ -291,7 +291,7 @@ fn narrate(
         .and_then(|narrator| narrator.static_pad("src"))
         .context("the narrator has no source pad")?;
     let mut progress = Progress::new(quiet);
-    let length = input.probe.as_ref().and_then(|probe| probe.video_length());
+    let length = input.probe.as_ref().and_then(|probe| probe.video_end());
     let mut run = Run::new(pipeline, &mut progress, length, Ending::Now);
     let end = run
         .run(

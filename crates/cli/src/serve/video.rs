@@ -216,7 +216,7 @@ impl Conversion {
             child,
             written,
             errors: Some(probe::drain(errors)),
-            length: input.probe.as_ref().and_then(Probe::video_length),
+            length: input.probe.as_ref().and_then(Probe::video_end),
             is_stopped: false,
         })
     }

@@ -177,6 +177,7 @@ fn captions_stand_on_frames() {
     folder.make("late.mp4", "-i late.mkv -c copy");
     for name in ["late.mkv", "late.mp4"] {
         let said = folder.run([name, "-o", "-", "--format", "jsonl"]);
+        assert!(!said.err.contains("warning"), "{said:?}");
         assert_eq!(said.status, Some(0), "{said:?}");
         let path = folder.path(name);
         let entries = [
