@@ -172,8 +172,9 @@ fn a_full_disk_is_said_and_leaves_nothing() {
         "noise.mkv",
         "-f lavfi -i testsrc2=size=320x240:rate=10:duration=6 -c:v ffv1",
     );
-    let whole = std::fs::metadata(folder.path("noise.mkv")).unwrap().len() / 1024;
-    for kilobytes in [500, whole - 1] {
+    assert_eq!(folder.run(["noise.mkv", "-o", "out.mkv"]).status, Some(0));
+    let whole = std::fs::metadata(folder.path("out.mkv")).unwrap().len();
+    for kilobytes in [500, (whole - 1) / 1024] {
         std::fs::write(folder.path("out.mkv"), "precious").unwrap();
         let line = format!(
             "trap '' XFSZ; ulimit -f {kilobytes}; exec \"$0\" noise.mkv -o out.mkv --force"

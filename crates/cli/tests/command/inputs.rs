@@ -277,9 +277,13 @@ fn one_version_of_a_playlist_is_taken() {
 #[test]
 fn a_gap_in_a_stream_stays_a_gap() {
     let folder = Folder::new();
-    let colour = "-f lavfi -i testsrc2=size=64x48:rate=10:duration=3 -c:v libx264";
-    folder.make("one.ts", &format!("{colour} -f mpegts"));
-    folder.make("two.ts", &format!("{colour} -output_ts_offset 8 -f mpegts"));
+    let colour =
+        |name| format!("-f lavfi -i color={name}:size=64x48:rate=10:duration=3 -c:v libx264");
+    folder.make("one.ts", &format!("{} -f mpegts", colour("red")));
+    folder.make(
+        "two.ts",
+        &format!("{} -output_ts_offset 8 -f mpegts", colour("blue")),
+    );
     let both = [
         fs::read(folder.path("one.ts")).unwrap(),
         fs::read(folder.path("two.ts")).unwrap(),

@@ -311,7 +311,7 @@ fn a_page_is_written_into_a_folder() {
         "--write",
         "page",
         "--choices",
-        "a <b> & c|d",
+        "a <b> & c",
     ]);
     assert_eq!(said.status, Some(0), "{said:?}");
     assert_eq!(folder.names(), ["a.mp4", "page"]);
