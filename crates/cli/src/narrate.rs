@@ -17,7 +17,7 @@ use crate::{
     input::{Input, said},
     output::{Format, Output, Target, default_path},
     pipeline,
-    probe::Probe,
+    probe::{self, Probe},
     progress::Progress,
     properties::Properties,
     run::{End, Ending, Run},
@@ -273,7 +273,7 @@ fn run(
     } else {
         "Narrated"
     });
-    let captions = run.captions;
+    let (captions, input_failed) = (run.captions, run.input_failed);
     let mut copying = |position: ClockTime| {
         progress.show(|| format!("Copying the rest  {}", clock(position)));
     };
@@ -283,6 +283,10 @@ fn run(
         Err(error) => {
             let error = match &input.unreadable {
                 Some(reason) if captions == 0 => anyhow!("{reason}"),
+                _ if captions == 0 && input_failed => {
+                    let text = format!("{error:#}");
+                    anyhow!("{text}; {}", probe::remedy(&text))
+                }
                 _ => error,
             };
             let error = error.context(input.name.clone());

@@ -330,6 +330,8 @@ pub fn remedy(reason: &str) -> &'static str {
         "check that the server runs, and try again"
     } else if has(&["certificate", "tls"]) {
         "the server's certificate is not trusted: install its authority's, or download the file by other means"
+    } else if has(&["enough data"]) {
+        "nothing came: look at the program in front of the pipe"
     } else if has(&["permission denied"]) {
         "change the file's permissions"
     } else {

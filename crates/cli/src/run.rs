@@ -59,6 +59,8 @@ pub struct Run<'a> {
     has_ended: bool,
     /// Whether the stream comes in real time by itself, so that it can't be paused.
     is_live: bool,
+    /// Whether an element in front of the narrator failed, which reads or decodes the input.
+    pub input_failed: bool,
     /// Whether somebody closed the window, which ends the run.
     pub window_closed: bool,
 }
@@ -89,6 +91,7 @@ impl<'a> Run<'a> {
             began_at: ClockTime::ZERO,
             has_ended: false,
             is_live: false,
+            input_failed: false,
             window_closed: false,
         }
     }
@@ -193,6 +196,17 @@ impl<'a> Run<'a> {
                 return Ok(true);
             }
             MessageView::Error(error) => {
+                // Decoding is done by a bin's elements; what follows it stands in the pipeline itself.
+                self.input_failed = message.src().is_some_and(|source| {
+                    let mut parent = source.parent();
+                    while let Some(bin) = parent {
+                        if bin.name().starts_with("in") && bin.is::<gst::Bin>() {
+                            return true;
+                        }
+                        parent = bin.parent();
+                    }
+                    source.name() == "in"
+                });
                 let text = said(&error.error(), error.debug().as_deref());
                 return Err(anyhow!("{}{text}", self.who(message)));
             }

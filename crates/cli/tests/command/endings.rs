@@ -174,7 +174,7 @@ fn a_full_disk_is_said_and_leaves_nothing() {
     );
     assert_eq!(folder.run(["noise.mkv", "-o", "out.mkv"]).status, Some(0));
     let whole = std::fs::metadata(folder.path("out.mkv")).unwrap().len();
-    for kilobytes in [500, (whole - 1) / 1024] {
+    for kilobytes in [whole / 2048, (whole - 1) / 1024] {
         std::fs::write(folder.path("out.mkv"), "precious").unwrap();
         let line = format!(
             "trap '' XFSZ; ulimit -f {kilobytes}; exec \"$0\" noise.mkv -o out.mkv --force"

@@ -116,6 +116,26 @@ fn a_pipe_is_read_once() {
         );
     }
     assert_eq!(folder.names(), ["a.mp4", "out.mkv"]);
+    // Nothing, and no video.
+    for (text, words) in [
+        ("", "nothing came"),
+        ("This is no video.\n", "try to play it"),
+    ] {
+        let mut command = folder.vlmnarrate(["-"]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(text.repeat(50).as_bytes())
+            .unwrap();
+        Said::from(child.wait_with_output().unwrap()).fails_with(1, &["standard input", words]);
+    }
     // A file by redirection is a file.
     let mut command = folder.vlmnarrate(["-", "-o", "again.mkv"]);
     let said = Said::from(

@@ -57,7 +57,7 @@ fn a_file_is_watched_in_real_time() {
     // Of 360 frames.
     assert!(said.out.lines().count() < 300, "{said:?}");
     assert!(said.err.contains("There is no screen"), "{said:?}");
-    assert!(said.err.contains("Watched 0:06"), "{said:?}");
+    assert!(said.err.contains("Watched 0:05"), "{said:?}");
 }
 
 #[test]
