@@ -318,7 +318,7 @@ class Served(Player, Server):
 
     def test_it_grows_while_it_is_narrated(self):
         # Long enough to look at it meanwhile.
-        server = self.serve(self.sample, "--interval", "500ms")
+        server = self.serve(self.sample, "--interval", "0", "--image-splitting")
         driver = self.open(server)
         self.wait(driver, "the video is there", lambda: self.video(driver, "video.readyState >= 2 && !video.error"))
         self.wait(driver, "a caption", lambda: driver.find_elements(By.CSS_SELECTOR, "#transcript li"))
