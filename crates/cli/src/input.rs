@@ -3,7 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{
@@ -310,6 +310,32 @@ impl Input {
         ["rtsp", "rtsps", "rtmp", "rtp", "udp", "srt"]
             .iter()
             .any(|scheme| self.uri.split("://").next() == Some(scheme))
+    }
+
+    /// Whether the file is shorter than its own header says: an AVI, or a JPEG without its end mark. Of other files the
+    /// times of their frames tell it.
+    pub fn lacks_its_end(&self) -> bool {
+        let look = |path: &PathBuf| -> io::Result<bool> {
+            let mut file = File::open(path)?;
+            let length = file.metadata()?.len();
+            let mut head = [0; 12];
+            file.read_exact(&mut head)?;
+            if head.starts_with(b"RIFF") && head.ends_with(b"AVI ") {
+                let said = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+                return Ok(u64::from(said) + 8 > length);
+            }
+            if head.starts_with(&[0xff, 0xd8, 0xff]) {
+                // Cameras put more behind the picture; a mark near the end will do.
+                let mut tail = Vec::new();
+                file.seek(SeekFrom::Start(length.saturating_sub(1 << 16)))?;
+                file.read_to_end(&mut tail)?;
+                return Ok(!tail.windows(2).any(|pair| pair == [0xff, 0xd9]));
+            }
+            Ok(false)
+        };
+        self.path
+            .as_ref()
+            .is_some_and(|path| look(path).unwrap_or(false))
     }
 
     /// Whether it is one picture that does not move.

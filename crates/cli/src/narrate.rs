@@ -314,8 +314,7 @@ fn run(
         eprintln!("{summary}");
     }
     if !ended.early
-        && let Some(promised) = length
-        && let Some(warning) = cut_short(input, ended.position, promised)
+        && let Some(warning) = cut_short(input, ended.position, length)
     {
         eprintln!("warning: {warning}");
     }
@@ -345,13 +344,17 @@ fn broken_pipe(error: &anyhow::Error) -> bool {
     format!("{error:#}").to_lowercase().contains("broken pipe")
 }
 
-/// Says so if the video ends before the end that the file promises.
-fn cut_short(input: &Input, position: ClockTime, promised: ClockTime) -> Option<String> {
-    let probe = input.probe.as_ref()?;
+/// Says so if the file is shorter than it says, or the video ends before the end that the file promises.
+fn cut_short(input: &Input, position: ClockTime, promised: Option<ClockTime>) -> Option<String> {
+    if input.lacks_its_end() {
+        return Some(format!("{}: the file is cut short", input.name));
+    }
+    let promised = promised?;
     // The last frame of a slow video begins long before its end.
-    let frame = probe.video()?.frame_time().unwrap_or(ClockTime::SECOND);
+    let frame_time = input.probe.as_ref()?.video()?.frame_time();
     let late = promised.saturating_sub(position);
-    (late > 500 * ClockTime::MSECOND + 2 * frame).then(|| {
+    let slack = 500 * ClockTime::MSECOND + 2 * frame_time.unwrap_or(ClockTime::SECOND);
+    (late > slack).then(|| {
         format!(
             "{}: the video ends at {} although the file says {}: it is cut short or damaged",
             input.name,

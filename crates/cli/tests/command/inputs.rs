@@ -170,6 +170,30 @@ fn a_video_that_is_cut_short_is_told_of() {
     assert!(!whole.err.contains("warning"), "{whole:?}");
 }
 
+/// Of these the times of frames do not tell it.
+#[test]
+fn a_file_without_its_end_is_told_of() {
+    let folder = Folder::new();
+    folder.make(
+        "a.avi",
+        "-f lavfi -i testsrc2=size=64x48:rate=10:duration=3 -c:v mpeg4",
+    );
+    folder.make("a.jpg", "-f lavfi -i testsrc2=size=640x480 -frames:v 1");
+    for name in ["a.avi", "a.jpg"] {
+        let whole = folder.run([name, "-o", "-"]);
+        assert!(!whole.err.contains("cut short"), "{whole:?}");
+        let bytes = fs::read(folder.path(name)).unwrap();
+        fs::write(folder.path(name), &bytes[..bytes.len() * 7 / 10]).unwrap();
+        let said = folder.run([name, "-o", "-"]);
+        assert_eq!(said.status, Some(0), "{said:?}");
+        assert!(
+            said.err
+                .contains(&format!("warning: {name}: the file is cut short")),
+            "{said:?}"
+        );
+    }
+}
+
 /// The size changes, and nothing hangs.
 #[test]
 fn a_picture_may_change_its_size() {
