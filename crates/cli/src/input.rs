@@ -3,7 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::{self, File},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{
@@ -13,6 +13,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::{Context, Result, bail};
@@ -44,6 +48,8 @@ pub struct Input {
     _file: Option<File>,
     /// FFmpeg, if it reads the file for GStreamer.
     _reader: Option<Bound>,
+    /// Whether FFmpeg missed parts of a playlist.
+    is_incomplete: Arc<AtomicBool>,
 }
 
 impl Input {
@@ -128,6 +134,7 @@ impl Input {
                 identity: None,
                 _file: None,
                 _reader: None,
+                is_incomplete: Arc::default(),
             });
         }
         Self::file(Path::new(name), whole)
@@ -176,6 +183,7 @@ impl Input {
             identity: Some((metadata.dev(), metadata.ino())),
             _file: None,
             _reader: None,
+            is_incomplete: Arc::default(),
         })
     }
 
@@ -194,6 +202,7 @@ impl Input {
                 identity: Some((metadata.dev(), metadata.ino())),
                 _file: Some(file),
                 _reader: None,
+                is_incomplete: Arc::default(),
             });
         }
         if io::IsTerminal::is_terminal(&file) {
@@ -215,6 +224,7 @@ impl Input {
                 identity: None,
                 _file: Some(file),
                 _reader: None,
+                is_incomplete: Arc::default(),
             });
         }
         // It has no name, so nothing is left of it whatever happens.
@@ -249,6 +259,7 @@ impl Input {
             identity: None,
             _file: Some(copy),
             _reader: None,
+            is_incomplete: Arc::default(),
         })
     }
 
@@ -267,7 +278,7 @@ impl Input {
         };
         let mut command = Command::new("ffmpeg");
         command
-            .args(["-v", "quiet", "-nostdin", "-fflags", "+genpts"])
+            .args(["-v", "warning", "-nostdin", "-fflags", "+genpts"])
             .args(probe::network_options(location))
             .arg("-i")
             .arg(location)
@@ -275,11 +286,21 @@ impl Input {
             .args(["-c", "copy", "-f", "matroska", "pipe:1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+            .stderr(Stdio::piped());
         let mut reader = Bound::spawn(&mut command)?;
         let pipe = File::from(OwnedFd::from(
             reader.stdout.take().context("ffmpeg has no stdout")?,
         ));
+        if let Some(errors) = reader.stderr.take() {
+            let is_incomplete = self.is_incomplete.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(errors).split(b'\n').map_while(Result::ok) {
+                    if String::from_utf8_lossy(&line).contains("Failed to open segment") {
+                        is_incomplete.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
         self.uri = format!("fd://{}", pipe.as_raw_fd());
         self._file = Some(pipe);
         self._reader = Some(reader);
@@ -310,6 +331,11 @@ impl Input {
         ["rtsp", "rtsps", "rtmp", "rtp", "udp", "srt"]
             .iter()
             .any(|scheme| self.uri.split("://").next() == Some(scheme))
+    }
+
+    /// Whether segments of a playlist could not be read.
+    pub fn lacks_segments(&self) -> bool {
+        self.is_incomplete.load(Ordering::Relaxed)
     }
 
     /// Whether the file is shorter than its own header says: an AVI, or a JPEG without its end mark. Of other files the

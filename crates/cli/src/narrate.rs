@@ -349,6 +349,12 @@ fn cut_short(input: &Input, position: ClockTime, promised: Option<ClockTime>) ->
     if input.lacks_its_end() {
         return Some(format!("{}: the file is cut short", input.name));
     }
+    if input.lacks_segments() {
+        return Some(format!(
+            "{}: segments of the playlist are missing",
+            input.name
+        ));
+    }
     let promised = promised?;
     // The last frame of a slow video begins long before its end.
     let frame_time = input.probe.as_ref()?.video()?.frame_time();

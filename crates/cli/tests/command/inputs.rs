@@ -281,7 +281,7 @@ fn one_version_of_a_playlist_is_taken() {
         .args(["-v", "error", "-nostdin"])
         .args(format!("{colour}=64x48 {colour}=320x240 {tone}").split_whitespace())
         .args(
-            "-map 0 -map 2 -map 1 -map 2 -c:v libx264 -c:a aac -b:v:0 100k -b:v:1 900k"
+            "-map 0 -map 2 -map 1 -map 2 -c:v libx264 -g 20 -c:a aac -b:v:0 100k -b:v:1 900k"
                 .split_whitespace(),
         )
         .args([
@@ -315,6 +315,14 @@ fn one_version_of_a_playlist_is_taken() {
         entries.into_iter().chain([path.to_str().unwrap()]),
     );
     assert_eq!(streams, "h264,320\naac\nsubrip,N/A\n");
+    assert!(!said.err.contains("warning"), "{said:?}");
+
+    // The second of its parts is gone.
+    fs::remove_file(folder.path("v11.ts")).unwrap();
+    let said = folder.run(["all.m3u8", "-o", "-"]);
+    assert_eq!(said.status, Some(0), "{said:?}");
+    let warning = "warning: all.m3u8: segments of the playlist are missing";
+    assert!(said.err.contains(warning), "{said:?}");
 }
 
 /// Reception broke off for a while. Captions stand where the copy has their frames, one behind the other.
