@@ -1,18 +1,33 @@
-//! Short runs of FFmpeg, which answer a question.
+//! FFmpeg: short runs that answer a question, and long ones that write a file.
 
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
+    io::{BufRead, BufReader},
     path::Path,
-    process::{Command, Stdio},
+    process::{ChildStdin, Command, ExitStatus, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
+use gst::ClockTime;
+use rustix::process::Signal;
 
 use crate::{
     probe,
     processes::{Bound, own_descriptor},
 };
+
+/// A file as FFmpeg takes it, whatever is in its name.
+pub fn file(path: &Path) -> OsString {
+    let mut location = OsString::from("file:");
+    location.push(path);
+    location
+}
 
 /// Runs FFmpeg on an input with these options, and tells whether it ended well. It is silent.
 fn succeeds(
@@ -88,6 +103,87 @@ pub fn decode(location: &OsStr) -> Result<Option<File>> {
         own_descriptor(&file).display()
     );
     Ok(succeeds(location, words(&rest))?.then_some(file))
+}
+
+/// FFmpeg as it writes a file, started with `-progress pipe:1`.
+pub struct Writing {
+    child: Bound,
+    /// Microseconds written.
+    written: Arc<AtomicU64>,
+    errors: Option<JoinHandle<String>>,
+    is_stopped: bool,
+}
+
+impl Writing {
+    /// Starts FFmpeg.
+    ///
+    /// # Errors
+    ///
+    /// What the system says of a program that can't be started.
+    pub fn start(command: &mut Command) -> Result<Self, std::io::Error> {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = Bound::spawn(command)?;
+        let written = Arc::new(AtomicU64::new(0));
+        if let Some(progress) = child.stdout.take() {
+            let seen = written.clone();
+            thread::spawn(move || {
+                for line in BufReader::new(progress).lines().map_while(Result::ok) {
+                    let time = line.strip_prefix("out_time_us=");
+                    if let Some(time) = time.and_then(|time| time.parse().ok()) {
+                        seen.store(time, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        let errors = child.stderr.take().map(probe::drain);
+        Ok(Self {
+            child,
+            written,
+            errors,
+            is_stopped: false,
+        })
+    }
+
+    /// The pipe that FFmpeg reads, once.
+    ///
+    /// # Errors
+    ///
+    /// FFmpeg was started without one.
+    pub fn stdin(&mut self) -> Result<ChildStdin> {
+        self.child.stdin.take().context("ffmpeg has no stdin")
+    }
+
+    /// Time up to which the file is written.
+    pub fn written(&self) -> ClockTime {
+        ClockTime::from_useconds(self.written.load(Ordering::Relaxed))
+    }
+
+    /// Lets FFmpeg finish the file with what is there.
+    pub fn stop(&mut self) {
+        self.is_stopped = true;
+        self.child.signal(Signal::INT);
+    }
+
+    /// How FFmpeg ended; `None` while it works.
+    ///
+    /// # Errors
+    ///
+    /// The system has no such child.
+    pub fn status(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Whether FFmpeg finished the file, by its status: after SIGINT it does and ends with 255.
+    pub fn is_finished(&self, status: ExitStatus) -> bool {
+        status.success() || (self.is_stopped && status.code() == Some(255))
+    }
+
+    /// What FFmpeg said until its end, once.
+    pub fn errors(&mut self) -> String {
+        (self.errors.take())
+            .and_then(|errors| errors.join().ok())
+            .unwrap_or_default()
+    }
 }
 
 /// The error of a program of FFmpeg that can't be started.

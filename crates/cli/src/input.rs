@@ -105,6 +105,22 @@ impl Input {
         Ok(input)
     }
 
+    /// An input of which nothing else is known yet.
+    fn new(name: String, uri: String) -> Self {
+        Self {
+            name,
+            uri,
+            location: None,
+            path: None,
+            probe: None,
+            unreadable: None,
+            identity: None,
+            _file: None,
+            _reader: None,
+            is_incomplete: Arc::default(),
+        }
+    }
+
     fn find(name: &OsStr, shown: &str, whole: bool) -> Result<Self> {
         if name == "-" {
             return Self::standard_input(whole);
@@ -125,16 +141,8 @@ impl Input {
                 bail!("there is nothing behind ://");
             }
             return Ok(Self {
-                name: shown.to_owned(),
-                uri: text.to_owned(),
                 location: (scheme != "rtsp" && scheme != "rtsps").then(|| name.to_owned()),
-                path: None,
-                probe: None,
-                unreadable: None,
-                identity: None,
-                _file: None,
-                _reader: None,
-                is_incomplete: Arc::default(),
+                ..Self::new(shown.to_owned(), text.to_owned())
             });
         }
         Self::file(Path::new(name), whole)
@@ -161,29 +169,23 @@ impl Input {
         if !kind.is_file() {
             bail!("this is no file, no pipe and no URL");
         }
-        let file = File::open(path).map_err(|error| {
+        File::open(path).map_err(|error| {
             anyhow::anyhow!("{}; {}", said(&error), probe::remedy(&error.to_string()))
         })?;
         if metadata.len() == 0 {
             bail!("the file is empty; copy or download it anew");
         }
-        drop(file);
         let absolute = std::path::absolute(path)?;
-        let mut location = OsString::from("file:");
-        location.push(&absolute);
         Ok(Self {
-            name: shown(path.as_os_str()),
-            uri: glib::filename_to_uri(&absolute, None)
-                .context("the name can't be made a URL")?
-                .into(),
-            location: Some(location),
+            location: Some(ffmpeg::file(&absolute)),
             path: Some(path.to_owned()),
-            probe: None,
-            unreadable: None,
             identity: Some((metadata.dev(), metadata.ino())),
-            _file: None,
-            _reader: None,
-            is_incomplete: Arc::default(),
+            ..Self::new(
+                shown(path.as_os_str()),
+                glib::filename_to_uri(&absolute, None)
+                    .context("the name can't be made a URL")?
+                    .into(),
+            )
         })
     }
 
@@ -193,16 +195,13 @@ impl Input {
         if metadata.is_file() {
             let location = own_descriptor(&file);
             return Ok(Self {
-                name: "standard input".into(),
-                uri: glib::filename_to_uri(&location, None)?.into(),
-                location: Some(prefixed(&location)),
-                path: None,
-                probe: None,
-                unreadable: None,
+                location: Some(ffmpeg::file(&location)),
                 identity: Some((metadata.dev(), metadata.ino())),
                 _file: Some(file),
-                _reader: None,
-                is_incomplete: Arc::default(),
+                ..Self::new(
+                    "standard input".into(),
+                    glib::filename_to_uri(&location, None)?.into(),
+                )
             });
         }
         if io::IsTerminal::is_terminal(&file) {
@@ -214,17 +213,10 @@ impl Input {
     fn pipe(mut file: File, name: &OsStr, whole: bool) -> Result<Self> {
         let name = shown(name);
         if !whole {
+            let uri = format!("fd://{}", file.as_raw_fd());
             return Ok(Self {
-                name,
-                uri: format!("fd://{}", file.as_raw_fd()),
-                location: None,
-                path: None,
-                probe: None,
-                unreadable: None,
-                identity: None,
                 _file: Some(file),
-                _reader: None,
-                is_incomplete: Arc::default(),
+                ..Self::new(name, uri)
             });
         }
         // It has no name, so nothing is left of it whatever happens.
@@ -250,16 +242,9 @@ impl Input {
         }
         let location = own_descriptor(&copy);
         Ok(Self {
-            name,
-            uri: glib::filename_to_uri(&location, None)?.into(),
-            location: Some(prefixed(&location)),
-            path: None,
-            probe: None,
-            unreadable: None,
-            identity: None,
+            location: Some(ffmpeg::file(&location)),
             _file: Some(copy),
-            _reader: None,
-            is_incomplete: Arc::default(),
+            ..Self::new(name, glib::filename_to_uri(&location, None)?.into())
         })
     }
 
@@ -368,12 +353,6 @@ impl Input {
     pub fn is_still(&self) -> bool {
         self.probe.as_ref().is_some_and(Probe::is_still)
     }
-}
-
-fn prefixed(path: &Path) -> OsString {
-    let mut location = OsString::from("file:");
-    location.push(path);
-    location
 }
 
 /// A name in one line, however it is written.

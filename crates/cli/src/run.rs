@@ -196,16 +196,9 @@ impl<'a> Run<'a> {
                 return Ok(true);
             }
             MessageView::Error(error) => {
-                // Decoding is done by a bin's elements; what follows it stands in the pipeline itself.
-                self.input_failed = message.src().is_some_and(|source| {
-                    let mut parent = source.parent();
-                    while let Some(bin) = parent {
-                        if bin.name().starts_with("in") && bin.is::<gst::Bin>() {
-                            return true;
-                        }
-                        parent = bin.parent();
-                    }
-                    source.name() == "in"
+                let reader = self.pipeline.by_name("in");
+                self.input_failed = message.src().zip(reader).is_some_and(|(source, reader)| {
+                    source == &reader || source.has_as_ancestor(&reader)
                 });
                 let text = said(&error.error(), error.debug().as_deref());
                 return Err(anyhow!("{}{text}", self.who(message)));

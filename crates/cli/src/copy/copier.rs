@@ -1,26 +1,20 @@
 //! FFmpeg, which writes the file.
 
 use std::{
-    ffi::OsString,
-    io::{BufRead, BufReader, Read},
+    io::Read,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
 use gst::ClockTime;
-use rustix::process::Signal;
 
 use super::{Added, Plan, muxer};
 use crate::{
-    ffmpeg::not_installed,
+    ffmpeg::{self, Writing, not_installed},
     input::Input,
     output::Format,
     probe::{self, Probe},
@@ -29,10 +23,7 @@ use crate::{
 
 /// FFmpeg at work.
 pub struct Copier {
-    child: Bound,
-    /// Microseconds written.
-    written: Arc<AtomicU64>,
-    errors: Option<JoinHandle<String>>,
+    writing: Writing,
     output: PathBuf,
     _plan: Plan,
 }
@@ -102,56 +93,29 @@ impl Copier {
                 "-f",
                 muxer(format),
             ]);
-        let mut part = OsString::from("file:");
-        part.push(output);
-        command
-            .arg(part)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = Bound::spawn(&mut command).map_err(not_installed)?;
-        let pipe = child.stdin.take().context("ffmpeg has no stdin")?;
-        let progress = child.stdout.take().context("ffmpeg has no stdout")?;
-        let errors = child.stderr.take().context("ffmpeg has no stderr")?;
-        let written = Arc::new(AtomicU64::new(0));
-        let seen = written.clone();
-        thread::spawn(move || {
-            for line in BufReader::new(progress).lines().map_while(Result::ok) {
-                if let Some(time) = line
-                    .strip_prefix("out_time_us=")
-                    .and_then(|time| time.parse().ok())
-                {
-                    seen.store(time, Ordering::Relaxed);
-                }
-            }
-        });
+        command.arg(ffmpeg::file(output)).stdin(Stdio::piped());
+        let mut writing = Writing::start(&mut command).map_err(not_installed)?;
+        let pipe = writing.stdin()?;
         let copier = Self {
-            child,
-            written,
-            errors: Some(probe::drain(errors)),
+            writing,
             output: output.to_owned(),
             _plan: plan,
         };
         Ok((copier, pipe.into()))
     }
 
-    /// Time up to which the file is written.
-    pub fn written(&self) -> ClockTime {
-        ClockTime::from_useconds(self.written.load(Ordering::Relaxed))
-    }
-
     /// Whether FFmpeg has ended, which it must not before the pipe has.
     pub fn has_ended(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
+        !matches!(self.writing.status(), Ok(None))
     }
 
     /// Ends the file soon behind `position`; the pipe must be closed.
     pub fn stop_at(&mut self, position: ClockTime) {
         let patience = Instant::now() + Duration::from_millis(700);
-        while !self.has_ended() && self.written() < position && Instant::now() < patience {
+        while !self.has_ended() && self.writing.written() < position && Instant::now() < patience {
             thread::sleep(Duration::from_millis(10));
         }
-        self.child.signal(Signal::INT);
+        self.writing.stop();
     }
 
     /// Waits until the file is written. Returns what FFmpeg said if it could not be.
@@ -159,24 +123,18 @@ impl Copier {
     /// # Errors
     ///
     /// FFmpeg failed; the text has its last words.
-    pub fn finish(mut self, stopped: bool, mut wait: impl FnMut(ClockTime)) -> Result<()> {
+    pub fn finish(mut self, mut wait: impl FnMut(ClockTime)) -> Result<()> {
         let status = loop {
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.writing.status()? {
                 break status;
             }
-            wait(self.written());
+            wait(self.writing.written());
             thread::sleep(Duration::from_millis(20));
         };
-        let errors = self
-            .errors
-            .take()
-            .and_then(|errors| errors.join().ok())
-            .unwrap_or_default();
-        // After SIGINT FFmpeg finishes the file and ends with 255.
-        let ended_well = status.success() || (stopped && status.code() == Some(255));
+        let errors = self.writing.errors();
         // FFmpeg may end well although the disk was full or the input broke off.
         let failed = FAILURES.iter().any(|text| errors.contains(text));
-        if ended_well && !failed {
+        if self.writing.is_finished(status) && !failed {
             return has_video(&self.output);
         }
         Err(anyhow!(
@@ -199,8 +157,6 @@ const FAILURES: [&str; 7] = [
 
 /// Whether there is a packet of video in a file.
 fn has_video(file: &Path) -> Result<()> {
-    let mut location = OsString::from("file:");
-    location.push(file);
     let mut command = Command::new("ffprobe");
     command
         .args([
@@ -212,7 +168,7 @@ fn has_video(file: &Path) -> Result<()> {
             "%+#1",
         ])
         .args(["-show_entries", "packet=size", "-of", "csv=p=0"])
-        .arg(location)
+        .arg(ffmpeg::file(file))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null());

@@ -1,12 +1,9 @@
 //! What becomes of each stream of the input.
 
-use std::{
-    ffi::{OsStr, OsString},
-    fs,
-    path::PathBuf,
-};
+use std::ffi::{OsStr, OsString};
 
 use anyhow::{Context, Result, anyhow, bail};
+use tempfile::TempPath;
 
 use super::{Added, muxer};
 use crate::{
@@ -26,8 +23,7 @@ pub struct Plan {
     /// What the container can't hold, to be said before the start.
     pub notices: Vec<String>,
     /// Cover pictures, which Matroska has as attachments.
-    _pictures: Vec<Unfinished>,
-    files: Vec<PathBuf>,
+    _pictures: Vec<(TempPath, Unfinished)>,
 }
 
 /// What happens to one stream.
@@ -131,7 +127,6 @@ impl Plan {
             options: Vec::new(),
             notices,
             _pictures: Vec::new(),
-            files: Vec::new(),
         };
         plan.map(location, &kept, added, video)?;
         if let Added::Captions(model) = added {
@@ -187,7 +182,7 @@ impl Plan {
             .filter(|(stream, _)| stream.codec_type == "attachment")
             .count();
         for (number, stream) in pictures.into_iter().enumerate() {
-            let (path, unfinished) = extract(location, stream)?;
+            let picture = extract(location, stream)?;
             let (suffix, kind) = match stream.codec_name.as_str() {
                 "png" => ("png", "image/png"),
                 "bmp" => ("bmp", "image/bmp"),
@@ -202,12 +197,11 @@ impl Plan {
                     0 => format!("cover.{suffix}"),
                     _ => format!("cover_{number}.{suffix}"),
                 });
-            self.option([OsString::from("-attach"), path.clone().into()]);
+            self.option([OsString::from("-attach"), picture.0.as_os_str().to_owned()]);
             let place = attached + number;
             self.option([format!("-metadata:s:t:{place}"), format!("mimetype={kind}")]);
             self.option([format!("-metadata:s:t:{place}"), format!("filename={name}")]);
-            self.files.push(path);
-            self._pictures.push(unfinished);
+            self._pictures.push(picture);
         }
         Ok(())
     }
@@ -234,14 +228,6 @@ impl Plan {
         // One that is shown by itself stays the only one.
         let disposition = if shown { "0" } else { "default" };
         self.option([format!("-disposition:s:{others}"), disposition.into()]);
-    }
-}
-
-impl Drop for Plan {
-    fn drop(&mut self) {
-        for file in &self.files {
-            let _ = fs::remove_file(file);
-        }
     }
 }
 
@@ -366,15 +352,14 @@ fn left_out(stream: &Stream, format: Format) -> String {
 }
 
 /// Writes a cover picture into a file of its own.
-fn extract(location: &OsStr, stream: &Stream) -> Result<(PathBuf, Unfinished)> {
+fn extract(location: &OsStr, stream: &Stream) -> Result<(TempPath, Unfinished)> {
     let file = tempfile::Builder::new()
         .prefix("vlmnarrate-")
         .suffix(".part")
         .tempfile()?;
-    let (_, path) = file.keep()?;
+    let path = file.into_temp_path();
     let unfinished = Unfinished::new(&path);
     if !ffmpeg::extract(location, stream.index, &path)? {
-        let _ = fs::remove_file(&path);
         bail!("the cover picture can't be read");
     }
     Ok((path, unfinished))

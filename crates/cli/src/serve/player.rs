@@ -27,7 +27,7 @@ use super::{
     folder::Folder,
     http::Port,
     transcript::Transcript,
-    video::{Container, Conversion, Way, path_of},
+    video::{Container, Conversion, Way},
 };
 use crate::{
     arguments::Serve,
@@ -36,6 +36,7 @@ use crate::{
     narrate::suggest,
     pages::{escape, fill},
     pipeline, processes,
+    processes::own_descriptor,
     progress::Progress,
     properties::Properties,
     run::{End, Ending, Run},
@@ -141,7 +142,7 @@ fn on_a_port(
     if let Way::Convert { encodes, .. } = way {
         let file = tempfile::tempfile()
             .context("no temporary file for the video; set TMPDIR to a folder with room")?;
-        making.conversion = Some(Conversion::start(input, way, &path_of(&file))?);
+        making.conversion = Some(Conversion::start(input, way, &own_descriptor(&file))?);
         making.file = Some(file);
         say_conversion(input, encodes);
     }
@@ -221,7 +222,7 @@ impl Making {
         match conversion.poll() {
             Ok(false) => return,
             Ok(true) => {
-                *page.video() = self.file.as_ref().map(path_of);
+                *page.video() = self.file.as_ref().map(own_descriptor);
                 eprintln!("The video is ready");
             }
             Err(error) => {

@@ -1,28 +1,21 @@
 //! The video as browsers play it: the input itself, or an MP4 that FFmpeg makes of it.
 
 use std::{
-    ffi::{OsStr, OsString},
     fs::File,
-    io::{BufRead, BufReader, Read},
-    os::fd::AsRawFd,
-    path::{Path, PathBuf},
+    io::Read,
+    path::Path,
     process::{Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread::{self, JoinHandle},
+    thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
 use gst::ClockTime;
-use rustix::process::Signal;
 
 use crate::{
+    ffmpeg::{self, Writing},
     input::Input,
     probe::{self, Probe, Stream},
-    processes::Bound,
 };
 
 /// A kind of file that browsers play.
@@ -156,19 +149,10 @@ fn is_webm(path: &Path) -> bool {
     read.is_ok() && head.windows(7).any(|bytes| bytes == b"\x42\x82\x84webm")
 }
 
-/// The path of a file that has no name, for this process and its children.
-pub fn path_of(file: &File) -> PathBuf {
-    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
-}
-
 /// FFmpeg as it makes the MP4.
 pub struct Conversion {
-    child: Bound,
-    /// Microseconds written.
-    written: Arc<AtomicU64>,
-    errors: Option<JoinHandle<String>>,
+    writing: Writing,
     length: Option<ClockTime>,
-    is_stopped: bool,
 }
 
 impl Conversion {
@@ -190,41 +174,24 @@ impl Conversion {
             .arg("-i")
             .arg(location)
             .args(options(way))
-            .arg(target(output))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = Bound::spawn(&mut command).map_err(|error| match error.kind() {
+            .arg(ffmpeg::file(output))
+            .stdin(Stdio::null());
+        let writing = Writing::start(&mut command).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => {
                 anyhow!("ffmpeg is not installed; install the package ffmpeg")
             }
             _ => anyhow!("ffmpeg can't be started: {error}"),
         })?;
-        let progress = child.stdout.take().context("ffmpeg has no stdout")?;
-        let errors = child.stderr.take().context("ffmpeg has no stderr")?;
-        let written = Arc::new(AtomicU64::new(0));
-        let seen = written.clone();
-        thread::spawn(move || {
-            for line in BufReader::new(progress).lines().map_while(Result::ok) {
-                let time = line.strip_prefix("out_time_us=");
-                if let Some(time) = time.and_then(|time| time.parse().ok()) {
-                    seen.store(time, Ordering::Relaxed);
-                }
-            }
-        });
         Ok(Self {
-            child,
-            written,
-            errors: Some(probe::drain(errors)),
+            writing,
             length: input.probe.as_ref().and_then(Probe::video_end),
-            is_stopped: false,
         })
     }
 
     /// How much is done, of 100.
     pub fn percent(&self) -> Option<u64> {
         let length = self.length?.useconds().max(1);
-        Some((100 * self.written.load(Ordering::Relaxed) / length).min(99))
+        Some((100 * self.writing.written().useconds() / length).min(99))
     }
 
     /// Whether the file is whole.
@@ -233,16 +200,13 @@ impl Conversion {
     ///
     /// FFmpeg failed; the text has its last words.
     pub fn poll(&mut self) -> Result<bool> {
-        let Some(status) = self.child.try_wait()? else {
+        let Some(status) = self.writing.status()? else {
             return Ok(false);
         };
-        // After SIGINT FFmpeg finishes the file and ends with 255.
-        if status.success() || (self.is_stopped && status.code() == Some(255)) {
+        if self.writing.is_finished(status) {
             return Ok(true);
         }
-        let errors = (self.errors.take())
-            .and_then(|errors| errors.join().ok())
-            .unwrap_or_default();
+        let errors = self.writing.errors();
         let last = errors.lines().map(str::trim).rfind(|line| !line.is_empty());
         bail!(
             "{}",
@@ -256,8 +220,7 @@ impl Conversion {
     ///
     /// As for [`Self::poll`].
     pub fn stop(&mut self) -> Result<()> {
-        self.is_stopped = true;
-        self.child.signal(Signal::INT);
+        self.writing.stop();
         while !self.poll()? {
             thread::sleep(Duration::from_millis(20));
         }
@@ -295,12 +258,6 @@ fn options(way: Way) -> Vec<String> {
     // The index is in front, for servers that know no ranges.
     options.push_str("-max_muxing_queue_size 10000 -movflags +faststart -f mp4");
     options.split_whitespace().map(str::to_owned).collect()
-}
-
-fn target(path: &Path) -> OsString {
-    let mut target = OsString::from("file:");
-    target.push::<&OsStr>(path.as_os_str());
-    target
 }
 
 #[cfg(test)]

@@ -141,7 +141,7 @@ impl Writer for CopyWriter {
         }
         let began = Instant::now();
         self.copier
-            .finish(ended.early, |position| {
+            .finish(|position| {
                 if began.elapsed().as_secs_f64() > 0.3 {
                     wait(position);
                 }
