@@ -118,8 +118,8 @@ impl Checkpoint for Busy {
         "busy"
     }
 
-    fn image_size(&self) -> Option<u32> {
-        Some(512)
+    fn image_size(&self) -> gstvlmnarrate::engine::ImageSize {
+        gstvlmnarrate::engine::ImageSize::Square(512)
     }
 
     fn check_image_size(&self, _: u32) -> std::result::Result<(), gstvlmnarrate::engine::Error> {

@@ -24,7 +24,9 @@ mod remedies;
 mod worker;
 
 pub use caption::Caption;
-pub use element::{DType, Device, Mode, Quantization, VlmNarrate};
+pub use element::{DType, Device, ImageFormat, Mode, Quantization, VlmNarrate};
+#[cfg(feature = "openai")]
+pub use engines::OpenAiLoader;
 #[cfg(feature = "smolvlm")]
 pub use engines::SmolVlmLoader;
 #[doc(hidden)]

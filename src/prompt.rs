@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use vlmnarrate_engine::{Checkpoint, Clip, Engine, Error, ErrorKind, Picture, Request, Sampling};
+use vlmnarrate_engine::{
+    Checkpoint, Clip, Engine, Error, ErrorKind, ImageSize, Picture, Request, Sampling,
+};
 
 /// All of a request but its pictures.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,22 +40,12 @@ impl RequestSettings {
     }
 }
 
-/// Size of the pictures for a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PictureSize {
-    /// Squares of this side, in pixels.
-    Square(u32),
-    /// Whole frames, not scaled.
-    Whole,
-}
-
-impl PictureSize {
-    /// The size that the property `image-size` gives, 0 for the size that the model prefers.
-    pub(crate) fn new(image_size: u32, checkpoint: &dyn Checkpoint) -> Self {
-        match image_size {
-            0 => checkpoint.image_size().map_or(Self::Whole, Self::Square),
-            side => Self::Square(side),
-        }
+/// The size that the property `image-size` gives, 0 for the size that the model prefers.
+pub(crate) fn picture_size(image_size: u32, checkpoint: &dyn Checkpoint) -> ImageSize {
+    let preferred = checkpoint.image_size();
+    match image_size {
+        0 => preferred,
+        pixels => preferred.with_pixels(pixels),
     }
 }
 
@@ -75,11 +67,11 @@ impl IntervalRequest {
         engine: &dyn Engine,
         checkpoint: &dyn Checkpoint,
     ) -> Result<(), Error> {
-        let size = PictureSize::new(self.image_size, checkpoint);
+        let size = picture_size(self.image_size, checkpoint);
         let blank = Picture::blank(match size {
-            PictureSize::Square(side) => side,
+            ImageSize::Square(side) => side,
             // Any size will do.
-            PictureSize::Whole => 64,
+            ImageSize::LongestEdge(_) | ImageSize::Whole => 64,
         });
         let clip = (self.frames > 1).then(|| Clip {
             times: vec![Duration::ZERO; self.frames],
@@ -87,7 +79,7 @@ impl IntervalRequest {
         });
         let pictures = vec![&blank; self.frames];
         let mut request = self.settings.request(&pictures, clip.as_ref());
-        request.whole_frames |= size == PictureSize::Whole;
+        request.whole_frames |= size == ImageSize::Whole;
         engine.check(&request).map_err(|error| match error.kind {
             ErrorKind::Failed => {
                 let mut error = error;

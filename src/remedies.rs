@@ -1,6 +1,6 @@
 //! What to do about an engine's error, in the words of properties.
 
-use vlmnarrate_engine::{Error, Remedy};
+use vlmnarrate_engine::{Error, Remedy, Setting};
 
 /// The error with its remedy in words, where it has one.
 pub(crate) fn worded(error: Error) -> Error {
@@ -23,6 +23,34 @@ fn words(remedy: Remedy) -> Option<&'static str> {
         }
         _ => return None,
     })
+}
+
+/// What an engine ignores, in the words of properties.
+pub(crate) fn ignored(setting: Setting) -> String {
+    let property = match setting {
+        Setting::Temperature => "temperature",
+        Setting::TopP => "top-p",
+        Setting::TopK => "top-k",
+        Setting::MinP => "min-p",
+        Setting::RepetitionPenalty => "repetition-penalty",
+        Setting::Seed => "seed",
+        Setting::Device => "device",
+        Setting::DType => "dtype",
+        Setting::Quantization => "quantization",
+        Setting::Threads => "threads",
+        Setting::Revision => "revision",
+        Setting::Mmproj => "mmproj",
+        Setting::Choices => {
+            return "choices: the endpoint does not hold its model to them. Captions that are none of them are left out"
+                .into();
+        }
+        Setting::NoImageSplitting => {
+            return "image-splitting: the endpoint splits pictures into tiles although it is off, which takes longer"
+                .into();
+        }
+        _ => "a property",
+    };
+    format!("{property}: the endpoint ignores it")
 }
 
 #[cfg(test)]

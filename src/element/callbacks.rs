@@ -1,5 +1,7 @@
 //! The worker's callbacks: progress messages, captions and errors.
 
+use std::time::Duration;
+
 use gst::{glib, prelude::*, subclass::prelude::*};
 
 use crate::{
@@ -7,11 +9,12 @@ use crate::{
     element::model::{CheckedRequest, check_image_size},
     log::CAT,
     prompt::IntervalRequest,
+    remedies::ignored,
     worker::{
         CaptionUpdate, DownloadProgress, LoadProgress, WorkerCallbacks, WorkerFailure, percent,
     },
 };
-use vlmnarrate_engine::{Checkpoint, Error};
+use vlmnarrate_engine::{Checkpoint, Error, Setting};
 use vlmnarrate_mailbox::Epoch;
 
 /// Codes of the PROGRESS messages.
@@ -150,6 +153,57 @@ impl WorkerCallbacks for ElementCallbacks {
     fn frame_failed(&self, epoch: Epoch, stamp: &FrameStamp, error: &Error) {
         if let Some(element) = self.element.upgrade() {
             element.imp().on_frame_failed(epoch, stamp, error);
+        }
+    }
+
+    fn frame_unanswered(&self, epoch: Epoch, stamp: &FrameStamp, error: &Error) {
+        if let Some(element) = self.element.upgrade() {
+            element.imp().on_frame_unanswered(epoch, stamp, error);
+        }
+    }
+
+    fn server_away(&self, error: &Error) {
+        if let Some(element) = self.element.upgrade() {
+            gst::element_warning!(
+                element,
+                gst::ResourceError::Busy,
+                ("{error}. It is asked again from time to time")
+            );
+        }
+    }
+
+    fn server_back(&self, outage: Duration) {
+        if let Some(element) = self.element.upgrade() {
+            let text = format!(
+                "The endpoint answers again, after {:.1} s",
+                outage.as_secs_f64()
+            );
+            // Also as debug text, the only one that gst-launch-1.0 shows.
+            gst::element_info!(element, gst::ResourceError::Busy, ("{text}"), ["{text}"]);
+        }
+    }
+
+    fn captions_late(&self, deadline: Duration) {
+        if let Some(element) = self.element.upgrade() {
+            gst::element_warning!(
+                element,
+                gst::ResourceError::Busy,
+                (
+                    "Captions take longer than {} s (deadline), and are left out. Set a longer deadline, a smaller model, \
+                     image-size or max-tokens",
+                    deadline.as_secs_f64()
+                )
+            );
+        }
+    }
+
+    fn setting_ignored(&self, setting: Setting) {
+        if let Some(element) = self.element.upgrade() {
+            gst::element_warning!(
+                element,
+                gst::LibraryError::Settings,
+                ("{}", ignored(setting))
+            );
         }
     }
 

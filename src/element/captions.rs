@@ -68,6 +68,20 @@ impl VlmNarrate {
         }
     }
 
+    /// Counts a live frame that the server did not answer. Only requests are told of one by one.
+    pub(crate) fn on_frame_unanswered(&self, epoch: Epoch, stamp: &FrameStamp, error: &Error) {
+        if !self.captions.lock().unwrap().fail(epoch) {
+            return;
+        }
+        match stamp.request_id {
+            0 => {
+                self.stats.unanswered.increment();
+                self.stream.forget_scene();
+            }
+            _ => self.warn_frame_failed(stamp, error),
+        }
+    }
+
     /// Posts the WARNING of a frame without a caption; the stream goes on.
     pub(crate) fn warn_frame_failed(&self, stamp: &FrameStamp, error: &dyn std::fmt::Display) {
         self.stats.errors.increment();

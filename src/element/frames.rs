@@ -17,13 +17,15 @@ use crate::{
         settings::{Mode, Settings},
         stream::{FrameInfo, has_picture},
     },
-    input::{clip::ClipFrame, sampler::DueFrame},
+    input::{
+        clip::ClipFrame,
+        sampler::{DueFrame, SamplerSettings},
+    },
     log::CAT,
     output::{encoding, text_pad::CurrentCaption},
-    prompt::PictureSize,
     worker::{Job, Worker},
 };
-use vlmnarrate_engine::Picture;
+use vlmnarrate_engine::{ImageSize, Picture};
 use vlmnarrate_mailbox::{Refused, Wait};
 
 /// A frame scaled to one size, for all requests about it.
@@ -135,7 +137,17 @@ impl VlmNarrate {
 
     /// Advances the stream to a frame, and decides whether it is due.
     fn advance(&self, buffer: &gst::BufferRef, model: &LoadedModel, live: bool) -> FrameInfo {
-        let settings = self.settings.lock().unwrap().sampler;
+        let settings = {
+            let settings = self.settings.lock().unwrap();
+            let phase = match live && settings.is_remote() {
+                true => self.phase.0,
+                false => 0.0,
+            };
+            SamplerSettings {
+                phase,
+                ..settings.sampler
+            }
+        };
         let is_idle = !live || model.worker.is_idle();
         let number = self.stats.frames.increment();
         self.stream
@@ -173,6 +185,7 @@ impl VlmNarrate {
             .collect::<Vec<_>>();
 
         let elapsed = frame.time.map(|time| time.elapsed);
+        let urgency = settings.urgency(live);
         let sampled_at = Instant::now();
         let mut scaled: [Option<ScaledPicture>; 2] = [None, None];
         for request in requests {
@@ -188,12 +201,12 @@ impl VlmNarrate {
                     (stamp, settings.request_settings(&prompt))
                 }
             };
-            request_settings.whole_frames |= size == PictureSize::Whole;
+            request_settings.whole_frames |= size == ImageSize::Whole;
             let size = match request_settings.whole_frames {
-                true => PictureSize::Whole,
+                true => ImageSize::Whole,
                 false => size,
             };
-            let scaled = scaled[usize::from(size == PictureSize::Whole)].get_or_insert_with(|| {
+            let scaled = scaled[usize::from(size == ImageSize::Whole)].get_or_insert_with(|| {
                 let start = Instant::now();
                 let memory = worker.take_spare_memory();
                 ScaledPicture {
@@ -216,6 +229,7 @@ impl VlmNarrate {
                 settings: request_settings,
                 sampled_at,
                 scaling,
+                urgency,
             };
             match request {
                 FrameRequest::Interval(due) => {
@@ -303,6 +317,7 @@ impl VlmNarrate {
                 settings: settings.interval_request_settings(),
                 sampled_at: Instant::now(),
                 scaling: Duration::ZERO,
+                urgency: settings.urgency(false),
             };
             // Refused while flushing or after an error that was posted.
             let _ = self.submit_if_changed(job, None, &settings, &model.worker);

@@ -9,6 +9,7 @@ use crate::{
     element::{
         caption_state::CaptionState,
         model::{LoadedModel, Loader},
+        phase::Phase,
         requests::RequestQueue,
         settings::{PROPERTIES, Settings, specs},
         stats::Stats,
@@ -18,7 +19,7 @@ use crate::{
     output::text_pad::{self, TextPad},
     properties::{NotUtf8, Property, utf8},
 };
-use vlmnarrate_engine::threads::TimedJoinHandle;
+use vlmnarrate_engine::{ImageSize, threads::TimedJoinHandle};
 
 /// Name of the signal and of the custom event.
 const DESCRIBE_NOW: &str = "describe-now";
@@ -42,6 +43,7 @@ pub struct VlmNarrate {
     pub(crate) text: TextPad,
     /// The bin that the element is a part of.
     pub(crate) bin: Mutex<glib::WeakRef<gst::Object>>,
+    pub(crate) phase: Phase,
 }
 
 #[glib::object_subclass]
@@ -84,13 +86,9 @@ impl ObjectImpl for VlmNarrate {
                 let engine = model.as_ref().and_then(|model| model.worker.info());
                 let engine = engine.cloned().unwrap_or_default();
                 let chosen = self.settings.lock().unwrap().image_size;
-                let checkpoint = model.as_ref().and_then(|model| model.worker.checkpoint());
-                let image_size = match chosen {
-                    0 => checkpoint.and_then(|checkpoint| checkpoint.image_size()),
-                    side => Some(side),
-                };
-                let image_size = image_size.unwrap_or_default();
-                self.stats.structure(&engine, image_size).to_value()
+                let size = model.as_ref().and_then(|model| model.picture_size(chosen));
+                let pixels = size.map_or(chosen, ImageSize::pixels);
+                self.stats.structure(&engine, pixels).to_value()
             }
             None => self
                 .current_caption()

@@ -12,6 +12,7 @@ mod imp;
 mod model;
 mod model_control;
 mod panics;
+mod phase;
 mod requests;
 mod settings;
 mod stats;
@@ -24,7 +25,7 @@ pub(crate) use self::{
     imp::{describe_now_signal, pad_templates},
     settings::specs,
 };
-pub use settings::{DType, Device, Mode, Quantization};
+pub use settings::{DType, Device, ImageFormat, Mode, Quantization};
 
 glib::wrapper! {
     /// SECTION:element-vlmnarrate
@@ -208,6 +209,7 @@ pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
         Mode::static_type(),
         Device::static_type(),
         DType::static_type(),
+        ImageFormat::static_type(),
         Quantization::static_type(),
     ] {
         enum_.mark_as_plugin_api(gst::PluginAPIFlags::empty());

@@ -7,18 +7,18 @@ use std::sync::{
 
 use crate::{
     engines,
-    prompt::{IntervalRequest, PictureSize},
+    prompt::{IntervalRequest, picture_size},
     remedies::worded,
     worker::Worker,
 };
-use vlmnarrate_engine::{Checkpoint, EngineLoader, Error, ModelSettings};
+use vlmnarrate_engine::{Checkpoint, EngineLoader, Error, ImageSize, ModelSettings};
 
 /// The engine loader of an element.
 pub(crate) struct Loader(pub(crate) Arc<dyn EngineLoader>);
 
 impl Default for Loader {
     fn default() -> Self {
-        Self(Arc::new(engines::default_loader()))
+        Self(Arc::new(engines::DefaultLoader))
     }
 }
 
@@ -67,10 +67,12 @@ impl LoadedModel {
 
     /// Size of the pictures for this model with this `image-size`. `None` if the size is the model's to choose and the
     /// model is still being downloaded.
-    pub(crate) fn picture_size(&self, image_size: u32) -> Option<PictureSize> {
-        match image_size {
-            0 => Some(PictureSize::new(0, self.worker.checkpoint()?)),
-            side => Some(PictureSize::Square(side)),
+    pub(crate) fn picture_size(&self, image_size: u32) -> Option<ImageSize> {
+        match (self.worker.checkpoint(), image_size) {
+            (Some(checkpoint), _) => Some(picture_size(image_size, checkpoint)),
+            (None, 0) => None,
+            // Models that are downloaded take squares.
+            (None, side) => Some(ImageSize::Square(side)),
         }
     }
 }

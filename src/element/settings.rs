@@ -1,6 +1,6 @@
 //! The element's settings and the table of their properties.
 
-use std::{ffi::OsString, sync::LazyLock};
+use std::{ffi::OsString, path::PathBuf, sync::LazyLock, time::Duration};
 
 use gst::{glib, prelude::*};
 
@@ -13,8 +13,9 @@ use crate::{
         Mutable::{Playing, Ready},
         Property, row,
     },
+    worker::Urgency,
 };
-use vlmnarrate_engine::{ModelSettings, Sampling};
+use vlmnarrate_engine::{EndpointSettings, ModelSettings, Sampling};
 
 /// Whether frames wait for their captions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
@@ -104,6 +105,23 @@ pub enum Quantization {
     Q4_0,
 }
 
+/// Format of the pictures that an endpoint gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVlmNarrateImageFormat")]
+pub enum ImageFormat {
+    /// JPEG, with the quality of `image-quality`.
+    #[default]
+    #[enum_value(name = "JPEG: small, with the quality of image-quality", nick = "jpeg")]
+    Jpeg,
+    /// PNG, which keeps every pixel.
+    #[enum_value(
+        name = "PNG: every pixel as it is, several times as large",
+        nick = "png"
+    )]
+    Png,
+}
+
+impl Choice for ImageFormat {}
 impl Choice for Mode {}
 impl Choice for Quantization {}
 impl Choice for Device {}
@@ -162,6 +180,44 @@ pub(crate) struct PromptSettings {
     pub(crate) image_splitting: bool,
 }
 
+/// A server that describes the frames.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Endpoint {
+    /// `None` or empty for a model in this process.
+    pub(crate) url: Option<String>,
+    pub(crate) api_key_file: Option<OsString>,
+    pub(crate) ca_file: Option<OsString>,
+    pub(crate) request_options: Option<String>,
+    pub(crate) image_format: ImageFormat,
+    pub(crate) image_quality: u32,
+    pub(crate) max_requests: u32,
+    pub(crate) timeout: gst::ClockTime,
+    pub(crate) fallback_model: Option<OsString>,
+}
+
+impl Endpoint {
+    /// The settings of an engine; `None` if there is no server.
+    fn settings(&self) -> Option<EndpointSettings> {
+        let url = self.url.as_deref().filter(|url| !url.trim().is_empty())?;
+        let path = |path: &Option<OsString>| path.as_ref().map(PathBuf::from);
+        let mut settings = EndpointSettings::new(url);
+        settings.api_key_file = path(&self.api_key_file);
+        settings.ca_file = path(&self.ca_file);
+        settings.request_options = self.request_options.clone();
+        settings.image_format = match self.image_format {
+            ImageFormat::Jpeg => vlmnarrate_engine::ImageFormat::Jpeg {
+                quality: self.image_quality as u8,
+            },
+            ImageFormat::Png => vlmnarrate_engine::ImageFormat::Png,
+        };
+        settings.max_requests = self.max_requests as usize;
+        settings.timeout = self.timeout.into();
+        let fallback = self.fallback_model.clone();
+        settings.fallback_model = fallback.filter(|model| !model.is_empty());
+        Some(settings)
+    }
+}
+
 /// The values of all properties that can be set.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
@@ -174,6 +230,7 @@ pub(crate) struct Settings {
     pub(crate) quantization: Quantization,
     pub(crate) threads: u32,
     pub(crate) nice: u32,
+    pub(crate) endpoint: Endpoint,
     pub(crate) interval_prompt: PromptSettings,
     pub(crate) detail: PromptSettings,
     pub(crate) system_prompt: Option<String>,
@@ -190,6 +247,7 @@ pub(crate) struct Settings {
     pub(crate) expire: gst::ClockTime,
     pub(crate) merge_captions: bool,
     pub(crate) drain_timeout: gst::ClockTime,
+    pub(crate) deadline: gst::ClockTime,
     pub(crate) post_messages: bool,
     pub(crate) post_repeated: bool,
     pub(crate) attach_meta: bool,
@@ -208,6 +266,17 @@ impl Default for Settings {
             quantization: Quantization::Auto,
             threads: 0,
             nice: 5,
+            endpoint: Endpoint {
+                url: None,
+                api_key_file: None,
+                ca_file: None,
+                request_options: None,
+                image_format: ImageFormat::Jpeg,
+                image_quality: 85,
+                max_requests: 0,
+                timeout: 120 * gst::ClockTime::SECOND,
+                fallback_model: None,
+            },
             interval_prompt: PromptSettings {
                 prompt: Some(PROMPT.into()),
                 max_tokens: 20,
@@ -235,10 +304,12 @@ impl Default for Settings {
                 frames: 1,
                 every_nth: 1,
                 scene_threshold: 0.0,
+                phase: 0.0,
             },
             expire: gst::ClockTime::ZERO,
             merge_captions: false,
             drain_timeout: 10 * gst::ClockTime::SECOND,
+            deadline: gst::ClockTime::ZERO,
             post_messages: true,
             post_repeated: true,
             attach_meta: true,
@@ -259,7 +330,29 @@ impl Settings {
         settings.quantization = self.quantization.into();
         settings.threads = self.threads as usize;
         settings.nice = self.nice as u8;
+        settings.endpoint = self.endpoint.settings();
         settings
+    }
+
+    /// Whether a server describes the frames.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.endpoint.settings().is_some()
+    }
+
+    /// How long a frame of a live or recorded stream may wait for its caption.
+    pub(crate) fn urgency(&self, live: bool) -> Urgency {
+        /// An older caption would have expired.
+        const REMOTE_DEADLINE: Duration = Duration::from_secs(30);
+        if !live {
+            let patience = self.endpoint.timeout.into();
+            return Urgency::Recorded { patience };
+        }
+        Urgency::Live {
+            deadline: match self.deadline {
+                gst::ClockTime::ZERO => self.is_remote().then_some(REMOTE_DEADLINE),
+                deadline => Some(deadline.into()),
+            },
+        }
     }
 
     /// Whether to post a message for a caption.
@@ -359,14 +452,45 @@ pub(crate) fn properties() -> Vec<Property<Settings>> {
         row(Ready, ("nice", "Nice value"), 0..=19, |s| &mut s.nice,
             "Nice value of the model's threads, so that decoders beside them keep their frame rate \
              (0 = normal priority; only used on Linux)"),
+        row(Ready, ("endpoint", "Endpoint"), (), |s| &mut s.endpoint.url,
+            "Base URL of an OpenAI-compatible server that describes the frames, for example \
+             http://gpu:8000/v1 for vLLM or llama-server. model is then the name of one of its models \
+             (null = the only one that it has). An API key is taken from the environment variable \
+             VLMNARRATE_API_KEY or OPENAI_API_KEY (null = the model runs in this process)"),
+        row(Ready, ("api-key-file", "API key file"), (), |s| &mut s.endpoint.api_key_file,
+            "File with the API key of the endpoint, in one line (null = the environment variables)"),
+        row(Ready, ("ca-file", "CA file"), (), |s| &mut s.endpoint.ca_file,
+            "PEM file of the certificate authorities to trust for the endpoint, instead of the public ones \
+             (null = the public ones)"),
+        row(Ready, ("request-options", "Request options"), (), |s| &mut s.endpoint.request_options,
+            "JSON object whose fields are added to the body of each request to the endpoint, and win over the \
+             element's own, for example {\"mm_processor_kwargs\": {\"do_image_splitting\": false}} \
+             (null = none)"),
+        row(Ready, ("image-format", "Image format"), (), |s| &mut s.endpoint.image_format,
+            "Format of the pictures that the endpoint gets"),
+        row(Ready, ("image-quality", "Image quality"), 1..=100, |s| &mut s.endpoint.image_quality,
+            "Quality of JPEG pictures that the endpoint gets"),
+        row(Ready, ("max-requests", "Maximum requests"), 0..=4096, |s| &mut s.endpoint.max_requests,
+            "Maximum number of requests that all elements of this process have in flight at the endpoint. \
+             Others wait, and take their newest frame when it is their turn (0 = a little more than \
+             llama-server has slots, 32 at other servers)"),
+        row(Ready, ("endpoint-timeout", "Endpoint timeout"), (), |s| &mut s.endpoint.timeout,
+            "Nanoseconds without a sign of life after which a request to the endpoint has failed, and for \
+             which a recorded frame waits for an endpoint that is away, before an ERROR"),
+        row(Ready, ("fallback-model", "Fallback model"), (), |s| &mut s.endpoint.fallback_model,
+            "Model that describes frames in this process while the endpoint is away, named as model is \
+             without an endpoint. device, dtype, quantization, threads, revision and mmproj are those of this \
+             model then (null = none)"),
         row(Playing, ("prompt", "Prompt"), (), |s| &mut s.interval_prompt.prompt,
             "Prompt for each frame (null or empty = the picture alone). The default prompt for clips asks \
              for a description of the video"),
         row(Playing, ("system-prompt", "System prompt"), (), |s| &mut s.system_prompt,
             "Instruction in front of every prompt (null or empty = none)"),
         row(Playing, ("image-size", "Image size"), 0..=4096, |s| &mut s.image_size,
-            "Side in pixels of the square to which frames are scaled for the vision encoder. Smaller is \
-             faster and shows less detail (0 = the size that the model was trained with)"),
+            "Side in pixels of the square to which frames are scaled for the vision encoder, or with an \
+             endpoint and a model that is no SmolVLM the longest edge, with the aspect ratio kept. Smaller is \
+             faster and shows less detail (0 = the size that the model was trained with, 512 with an \
+             endpoint)"),
         row(Playing, ("image-splitting", "Image splitting"), (),
             |s| &mut s.interval_prompt.image_splitting,
             "Describe the whole frame, split into up to 17 tiles of the size that the model was trained \
@@ -397,6 +521,9 @@ pub(crate) fn properties() -> Vec<Property<Settings>> {
              choice in its fields. Not used for describe-now (null = any caption)"),
         row(Ready, ("mode", "Mode"), (), |s| &mut s.mode,
             "Whether frames wait for their captions (recorded), or captions come when they are ready (live)"),
+        row(Playing, ("deadline", "Deadline"), (), |s| &mut s.deadline,
+            "Nanoseconds after which the caption of a live frame is worth nothing and is not waited for any \
+             longer. Not used in recorded mode (0 = 30 s with an endpoint, none otherwise)"),
         row(Playing, ("interval", "Interval"), (), |s| &mut s.sampler.interval,
             "Stream time in nanoseconds between described frames \
              (0 = every frame in recorded mode, whenever the model is idle in live mode)"),
@@ -453,8 +580,8 @@ pub(crate) fn specs() -> Vec<glib::ParamSpec> {
     let stats = glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
         .nick("Statistics")
         .blurb(
-            "Statistics since the element started: the counters frames, sampled, unchanged, dropped, captions \
-             and errors; the 50th and 95th percentile in nanoseconds of each stage of the last 256 captions, \
+            "Statistics since the element started: the counters frames, sampled, unchanged, dropped, \
+             unanswered, captions and errors; the 50th and 95th percentile in nanoseconds of each stage of the last 256 captions, \
              for example queue-p50, for queue, preprocess, vision, prefill, decode and total; \
              tokens-per-second while decoding. Also the device that the model runs on, its device-name and \
              its device-memory in bytes, the dtype, the quantization (file = that of the GGUF file), the \

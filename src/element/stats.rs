@@ -43,6 +43,8 @@ pub(crate) struct Stats {
     pub(crate) unchanged: Counter,
     /// Submitted to the worker and replaced by a newer one.
     pub(crate) dropped: Counter,
+    /// Submitted to the worker, and not answered because the server was away or the deadline passed.
+    pub(crate) unanswered: Counter,
     captions: Counter,
     pub(crate) errors: Counter,
     window: Mutex<VecDeque<Sample>>,
@@ -72,11 +74,15 @@ impl Stats {
             sampled,
             unchanged,
             dropped,
+            unanswered,
             captions,
             errors,
             window,
         } = self;
-        for counter in [frames, sampled, unchanged, dropped, captions, errors] {
+        let counters = [
+            frames, sampled, unchanged, dropped, unanswered, captions, errors,
+        ];
+        for counter in counters {
             counter.reset();
         }
         window.lock().unwrap().clear();
@@ -120,6 +126,7 @@ impl Stats {
             .field("sampled", self.sampled.get())
             .field("unchanged", self.unchanged.get())
             .field("dropped", self.dropped.get())
+            .field("unanswered", self.unanswered.get())
             .field("captions", self.captions.get())
             .field("errors", self.errors.get());
         for (stage, name) in STAGES.into_iter().enumerate() {

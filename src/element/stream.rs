@@ -11,7 +11,7 @@ use crate::{
     caption::{FrameStamp, Trigger},
     input::{
         clip::{ClipBuilder, ClipFrame, SampledClip},
-        downscale::Downscaler,
+        downscale::{Downscaler, Target},
         sampler::{DueFrame, Sampler, SamplerSettings},
         scene::SceneDetector,
     },
@@ -20,9 +20,9 @@ use crate::{
         text_pad::FrameTiming,
         timeline::{CueLength, frame_end},
     },
-    prompt::{PictureSize, RequestSettings},
+    prompt::RequestSettings,
 };
-use vlmnarrate_engine::Picture;
+use vlmnarrate_engine::{ImageSize, Picture};
 
 /// Timestamps that jump by less are out of order.
 const MIN_JUMP: ClockTime = ClockTime::from_nseconds(1);
@@ -285,7 +285,7 @@ impl Stream {
     pub(crate) fn picture(
         &self,
         buffer: &gst::BufferRef,
-        size: PictureSize,
+        size: ImageSize,
         memory: Vec<u8>,
     ) -> Result<Picture, glib::BoolError> {
         let mut state = self.lock();
@@ -293,14 +293,15 @@ impl Stream {
             info, downscalers, ..
         } = &mut *state;
         let info = info.as_ref().ok_or_else(|| glib::bool_error!("no caps"))?;
-        let slot = &mut downscalers[usize::from(size == PictureSize::Whole)];
-        let size = match size {
-            PictureSize::Square(side) => (side, side),
-            PictureSize::Whole => (info.width(), info.height()),
+        let slot = &mut downscalers[usize::from(size == ImageSize::Whole)];
+        let target = match size {
+            ImageSize::Square(side) => Target::Exact(side, side),
+            ImageSize::LongestEdge(pixels) => Target::LongestEdge(pixels),
+            ImageSize::Whole => Target::Exact(info.width(), info.height()),
         };
-        let downscaler = match slot.take_if(|downscaler| downscaler.size() == size) {
+        let downscaler = match slot.take_if(|downscaler| downscaler.target() == target) {
             Some(downscaler) => downscaler,
-            None => Downscaler::new(info, size)?,
+            None => Downscaler::new(info, target)?,
         };
         slot.insert(downscaler).picture(buffer, memory)
     }

@@ -17,6 +17,43 @@ use crate::input::{
 };
 use vlmnarrate_engine::Picture;
 
+/// Size of the pictures that frames are scaled to, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// Width and height, whatever the frame's aspect ratio.
+    Exact(u32, u32),
+    /// The longest edge at most, with the aspect ratio that the frame is shown with.
+    LongestEdge(u32),
+}
+
+impl From<(u32, u32)> for Target {
+    fn from((width, height): (u32, u32)) -> Self {
+        Self::Exact(width, height)
+    }
+}
+
+impl Target {
+    /// Width and height of the picture of a window.
+    fn size(self, info: &VideoInfo, window: &Window) -> (u32, u32) {
+        let longest = match self {
+            Self::Exact(width, height) => return (width, height),
+            Self::LongestEdge(longest) => f64::from(longest),
+        };
+        let (_, _, width, height) = window.crop;
+        let (mut width, mut height) = (f64::from(width), f64::from(height));
+        // Pixels that are not square: the shorter edge grows, so that none is lost.
+        let aspect = f64::from(info.par().numer()) / f64::from(info.par().denom());
+        match aspect {
+            1.0.. => width *= aspect,
+            _ if aspect > 0.0 => height /= aspect,
+            _ => (),
+        }
+        let scale = (longest / width.max(height)).min(1.0);
+        let scaled = |edge: f64| ((edge * scale).round() as u32).max(1);
+        (scaled(width), scaled(height))
+    }
+}
+
 /// Scales frames of one format to RGB pictures of one size. Squares don't keep the aspect ratio, as in the training of
 /// the models.
 ///
@@ -26,6 +63,7 @@ use vlmnarrate_engine::Picture;
 pub(crate) struct Downscaler {
     /// The format of the caps.
     info: VideoInfo,
+    target: Target,
     window: Window,
     /// The format in which incoming buffers are mapped.
     packed: VideoInfo,
@@ -92,15 +130,19 @@ fn one_thread() -> gst_video::VideoConverterConfig {
 }
 
 impl Downscaler {
-    pub(crate) fn new(info: &VideoInfo, size: (u32, u32)) -> Result<Self, glib::BoolError> {
-        Self::with_window(info, Window::whole(info), size)
+    pub(crate) fn new(
+        info: &VideoInfo,
+        target: impl Into<Target>,
+    ) -> Result<Self, glib::BoolError> {
+        Self::with_window(info, Window::whole(info), target.into())
     }
 
     fn with_window(
         info: &VideoInfo,
         window: Window,
-        size: (u32, u32),
+        target: Target,
     ) -> Result<Self, glib::BoolError> {
+        let size = target.size(info, &window);
         // Both fields of an interlaced frame are scaled as one picture. The converter would keep them apart, and the
         // picture is too small to show combing.
         let packed = VideoInfo::builder(info.format(), window.size.0, window.size.1)
@@ -154,6 +196,7 @@ impl Downscaler {
         Ok(Self {
             converter: gst_video::VideoConverter::new(converted, &output, Some(config))?,
             info: info.clone(),
+            target,
             window,
             row_copy: None,
             scaler,
@@ -168,7 +211,11 @@ impl Downscaler {
         })
     }
 
-    pub(crate) fn size(&self) -> (u32, u32) {
+    pub(crate) fn target(&self) -> Target {
+        self.target
+    }
+
+    fn size(&self) -> (u32, u32) {
         (self.output.width(), self.output.height())
     }
 
@@ -180,7 +227,7 @@ impl Downscaler {
     ) -> Result<Picture, glib::BoolError> {
         let layout = BufferLayout::of(buffer, &self.info)?;
         if layout.window != self.window {
-            *self = Self::with_window(&self.info, layout.window, self.size())?;
+            *self = Self::with_window(&self.info, layout.window, self.target)?;
         }
         if !layout.is_irregular() {
             return self.picture_of_packed(buffer, rgb);
@@ -447,6 +494,30 @@ pub(crate) mod tests {
             }
         }
         assert_eq!(by_planes, 3 * 59);
+    }
+
+    #[test]
+    fn the_longest_edge_is_limited_and_the_aspect_kept() {
+        gst::init().unwrap();
+        let size = |(width, height), par: (i32, i32), longest| {
+            let info = VideoInfo::builder(VideoFormat::I420, width, height)
+                .par(gst::Fraction::new(par.0, par.1))
+                .build()
+                .unwrap();
+            let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
+            gst_video::VideoCropMeta::add(buffer.get_mut().unwrap(), (0, 0, width, height / 2));
+            let mut downscaler = Downscaler::new(&info, Target::LongestEdge(longest)).unwrap();
+            let whole = downscaler.size();
+            let picture = downscaler.picture(&buffer, vec![]).unwrap();
+            (whole, (picture.width, picture.height))
+        };
+        assert_eq!(size((1920, 1080), (1, 1), 512), ((512, 288), (512, 144)));
+        assert_eq!(size((1080, 1920), (1, 1), 512), ((288, 512), (512, 455)));
+        // No frame grows.
+        assert_eq!(size((320, 240), (1, 1), 512), ((320, 240), (320, 120)));
+        assert_eq!(size((720, 576), (64, 45), 512), ((512, 288), (512, 144)));
+        assert_eq!(size((720, 480), (8, 9), 4096), ((720, 540), (720, 270)));
+        assert_eq!(size((2000, 2), (1, 1), 100), ((100, 1), (100, 1)));
     }
 
     /// In the corner of a larger buffer that is black elsewhere.

@@ -1,6 +1,6 @@
 //! Chooses the frames to describe.
 
-use gst::ClockTime;
+use gst::{ClockTime, prelude::*};
 
 /// Which frames are due.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -10,12 +10,21 @@ pub(crate) struct SamplerSettings {
     pub(crate) frames: u32,
     pub(crate) every_nth: u32,
     pub(crate) scene_threshold: f64,
+    /// Part of a step, 0 to 1, by which the grid starts before the first frame.
+    pub(crate) phase: f64,
 }
 
 impl SamplerSettings {
     /// Time from one frame of a clip to the next.
     pub(crate) fn step(&self) -> ClockTime {
         (self.interval / u64::from(self.frames)).max(ClockTime::from_nseconds(1))
+    }
+
+    /// Time from the start of the grid to the first frame.
+    fn lead(&self) -> ClockTime {
+        self.step()
+            .mul_div_floor((self.phase * 1e6) as u64, 1_000_000)
+            .unwrap_or_default()
     }
 
     /// Due frames from the start of one clip to the start of the next, those that `every_nth` skips included.
@@ -29,14 +38,22 @@ impl SamplerSettings {
 /// behind a gap is due at once.
 #[derive(Debug, Default)]
 pub(crate) struct Sampler {
-    /// Where the grid starts, and the length of its cells.
-    grid: Option<(ClockTime, ClockTime)>,
+    grid: Option<Grid>,
     /// The cell of the last due frame.
     cell: u64,
     /// Due frames since the clip period began, up to [`SamplerSettings::period`].
     passed: u64,
     /// Number of frames taken of the clip in progress, if there is one.
     clip: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Grid {
+    first_frame: ClockTime,
+    /// How long before the first frame the first cell starts.
+    lead: ClockTime,
+    /// Length of the cells.
+    step: ClockTime,
 }
 
 impl Sampler {
@@ -49,7 +66,7 @@ impl Sampler {
         idle: bool,
     ) -> Option<DueFrame> {
         let on_grid = elapsed.filter(|_| !settings.interval.is_zero());
-        let is_due = on_grid.is_none_or(|elapsed| self.enters_cell(elapsed, settings.step()));
+        let is_due = on_grid.is_none_or(|elapsed| self.enters_cell(elapsed, settings));
         if is_due {
             self.passed += 1;
             // every_nth counts from the first clip: 1, n + 1, 2n + 1, …
@@ -97,21 +114,32 @@ impl Sampler {
 
     /// Start of the cell that is so many cells behind the current one.
     fn cell_start(&self, cells: u64) -> Option<ClockTime> {
-        let (start, step) = self.grid?;
-        let from_start = step.saturating_mul(self.cell.saturating_add(cells));
-        Some(start.saturating_add(from_start))
+        let grid = self.grid?;
+        let from_start = grid.step.saturating_mul(self.cell.saturating_add(cells));
+        // Where the first cell starts there was no frame.
+        let from_first = from_start.saturating_sub(grid.lead);
+        Some(grid.first_frame.saturating_add(from_first))
     }
 
-    fn enters_cell(&mut self, elapsed: ClockTime, step: ClockTime) -> bool {
+    fn enters_cell(&mut self, elapsed: ClockTime, settings: &SamplerSettings) -> bool {
+        let (step, lead) = (settings.step(), settings.lead());
         match self.grid {
-            Some((start, same)) if same == step => {
-                let cell = elapsed.saturating_sub(start).nseconds() / step.nseconds();
+            Some(grid) if (grid.step, grid.lead) == (step, lead) => {
+                let elapsed = elapsed
+                    .saturating_sub(grid.first_frame)
+                    .saturating_add(lead);
+                let cell = elapsed.nseconds() / step.nseconds();
                 std::mem::replace(&mut self.cell, cell) != cell
             }
             // The first frame, or the settings have changed: a new grid starts here.
             _ => {
+                let grid = Grid {
+                    first_frame: elapsed,
+                    lead,
+                    step,
+                };
                 *self = Self {
-                    grid: Some((elapsed, step)),
+                    grid: Some(grid),
                     ..Self::default()
                 };
                 true
@@ -141,6 +169,7 @@ mod tests {
             frames: 1,
             every_nth,
             scene_threshold: 0.0,
+            phase: 0.0,
         }
     }
 
@@ -171,6 +200,21 @@ mod tests {
             due([500, 900, 1400, 1499, 1500, 2501], settings(1000, 1)),
             [0, 4, 5]
         );
+    }
+
+    #[test]
+    fn a_phase_makes_the_first_interval_shorter() {
+        let shifted = SamplerSettings {
+            phase: 0.75,
+            ..settings(1000, 1)
+        };
+        assert_eq!(due([500, 749, 750, 1749, 1750], shifted), [0, 2, 4]);
+        assert_eq!(due([0, 900, 2000, 2100], shifted), [0, 1, 2]);
+        let mut sampler = Sampler::default();
+        let second = ClockTime::SECOND;
+        assert!(sampler.sample(Some(second), &shifted, true).is_some());
+        let next = sampler.next_clip_end(second, second + PERIOD, &shifted);
+        assert_eq!(next, ClockTime::from_mseconds(1250));
     }
 
     #[test]

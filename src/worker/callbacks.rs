@@ -4,7 +4,7 @@ use crate::{
     caption::{Caption, FrameStamp},
     prompt::IntervalRequest,
 };
-use vlmnarrate_engine::{Checkpoint, Error, Transfer};
+use vlmnarrate_engine::{Checkpoint, Error, Setting, Transfer};
 use vlmnarrate_mailbox::Epoch;
 
 /// A finished or partial caption.
@@ -68,6 +68,22 @@ pub(crate) trait WorkerCallbacks: Send + Sync {
 
     /// Takes the error of one frame; the next frame may succeed.
     fn frame_failed(&self, epoch: Epoch, stamp: &FrameStamp, error: &Error);
+
+    /// Takes the reason why a live frame has no caption, which says nothing about the frame: the server is away, or the
+    /// answer would have come too late.
+    fn frame_unanswered(&self, epoch: Epoch, stamp: &FrameStamp, error: &Error);
+
+    /// Takes the error with which the server goes away; once, until it is back.
+    fn server_away(&self, error: &Error);
+
+    /// The server answers again after this time.
+    fn server_back(&self, outage: std::time::Duration);
+
+    /// Captions are later than the deadline; once, until one is in time.
+    fn captions_late(&self, deadline: std::time::Duration);
+
+    /// The engine ignores a setting.
+    fn setting_ignored(&self, setting: Setting);
 
     /// Takes the reason why there are no more captions.
     fn worker_failed(&self, failure: WorkerFailure);

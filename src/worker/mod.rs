@@ -10,6 +10,7 @@
 //! Of GStreamer, the worker uses clock times only.
 
 mod callbacks;
+mod describe;
 mod progress;
 mod thread;
 
@@ -17,4 +18,4 @@ pub(crate) use callbacks::{
     CaptionUpdate, DownloadProgress, LoadProgress, WorkerCallbacks, WorkerFailure,
 };
 pub(crate) use progress::percent;
-pub(crate) use thread::{Job, Worker};
+pub(crate) use thread::{Job, Urgency, Worker};

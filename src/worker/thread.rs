@@ -13,19 +13,17 @@ use std::{
 };
 
 use crate::{
-    caption::{Caption, Cost, FrameStamp},
+    caption::FrameStamp,
     prompt::RequestSettings,
     remedies::worded,
     worker::{
-        callbacks::{
-            CaptionUpdate, DownloadProgress, LoadProgress, WorkerCallbacks, WorkerFailure,
-        },
+        callbacks::{DownloadProgress, LoadProgress, WorkerCallbacks, WorkerFailure},
+        describe::DescribeLoop,
         progress::{DownloadThrottle, LoadThrottle},
     },
 };
 use vlmnarrate_engine::{
-    Answer, Checkpoint, Clip, Download, Engine, EngineInfo, Error, ErrorKind, Event, Found,
-    Picture,
+    Checkpoint, Clip, Download, Engine, EngineInfo, Error, ErrorKind, Found, Picture,
     threads::{self, TimedJoinHandle},
 };
 use vlmnarrate_mailbox::{Epoch, Mailbox, Refused, Wait};
@@ -34,6 +32,18 @@ use vlmnarrate_mailbox::{Epoch, Mailbox, Refused, Wait};
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a load waits for the thread of a predecessor that had not ended when it was closed.
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a frame may wait for its caption.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Urgency {
+    /// A newer frame is worth more than a late caption.
+    Live {
+        /// Time from the sampling after which the caption is worth nothing.
+        deadline: Option<Duration>,
+    },
+    /// No frame may be lost: the frame waits so long for a server that is away, then there are no more captions.
+    Recorded { patience: Duration },
+}
 
 /// One frame to describe, or a clip of several.
 #[derive(Clone, Debug)]
@@ -48,6 +58,7 @@ pub(crate) struct Job {
     pub(crate) sampled_at: Instant,
     /// Time that the scaling took.
     pub(crate) scaling: Duration,
+    pub(crate) urgency: Urgency,
 }
 
 /// Handle of a worker.
@@ -56,8 +67,8 @@ pub(crate) struct Job {
 /// download), has freed the model and has ended; at most [`TIMEOUT`], and not from a callback of the worker.
 pub(crate) struct Worker(Arc<Shared>);
 
-struct Shared {
-    mailbox: Mailbox<Job>,
+pub(super) struct Shared {
+    pub(super) mailbox: Mailbox<Job>,
     callbacks: Box<dyn WorkerCallbacks>,
     /// Unset while the model is being downloaded.
     checkpoint: OnceLock<Arc<dyn Checkpoint>>,
@@ -259,10 +270,7 @@ impl Shared {
                 let _ = predecessor.join(PREDECESSOR_TIMEOUT);
             }
             let (mut engine, info) = self.load(checkpoint?)?;
-            while let Some((epoch, job)) = self.mailbox.take() {
-                self.describe(engine.as_mut(), info, epoch, job)?;
-            }
-            Ok(())
+            DescribeLoop::new(self, info).run(engine.as_mut())
         }));
         let failure = match result {
             Ok(Ok(())) => None,
@@ -286,13 +294,16 @@ impl Shared {
     }
 
     /// Runs a callback, unless the worker is closed.
-    fn call_back<T>(&self, callback: impl FnOnce(&dyn WorkerCallbacks) -> T) -> Option<T> {
+    pub(super) fn call_back<T>(
+        &self,
+        callback: impl FnOnce(&dyn WorkerCallbacks) -> T,
+    ) -> Option<T> {
         let _guard = self.mailbox.begin_callback()?;
         Some(threads::run_callback(|| callback(self.callbacks.as_ref())))
     }
 
     /// Runs a callback about a job, unless its epoch is over.
-    fn call_back_in(&self, epoch: Epoch, callback: impl FnOnce(&dyn WorkerCallbacks)) {
+    pub(super) fn call_back_in(&self, epoch: Epoch, callback: impl FnOnce(&dyn WorkerCallbacks)) {
         if let Some(_guard) = self.mailbox.begin_callback_in(epoch) {
             threads::run_callback(|| callback(self.callbacks.as_ref()));
         }
@@ -388,103 +399,14 @@ impl Shared {
         }
     }
 
-    /// Describes one job. Fails if no later job can succeed either.
-    fn describe(
-        &self,
-        engine: &mut dyn Engine,
-        info: &EngineInfo,
-        epoch: Epoch,
-        job: Job,
-    ) -> Result<(), Error> {
-        let queue = job.sampled_at.elapsed().saturating_sub(job.scaling);
-        let pictures: Vec<&Picture> = job.pictures.iter().map(AsRef::as_ref).collect();
-        let request = job.settings.request(&pictures, job.clip.as_ref());
-        let result = engine.describe(&request, &mut |event| {
-            if self.mailbox.epoch() != epoch {
-                return ControlFlow::Break(());
-            }
-            if let Event::Text { text, tokens } = event
-                && job.settings.partial
-            {
-                let mut answer = Answer::new(text);
-                answer.tokens = tokens;
-                // Which of the choices it will be is not known yet.
-                answer.probability = Some(1.0);
-                self.call_back_in(epoch, |callbacks| {
-                    callbacks.caption(CaptionUpdate {
-                        caption: caption(&job, info, answer, true),
-                        epoch,
-                        queue,
-                    })
-                });
-            }
-            ControlFlow::Continue(())
-        });
-        let result = result.map_err(worded);
-        // Reported when the worker exits.
-        if let Err(error) = &result
-            && error.kind == ErrorKind::Device
-        {
-            return Err(error.clone());
-        }
-        // The outcome of a cancelled job is not reported.
-        self.call_back_in(epoch, |callbacks| match result {
-            Ok(answer) => callbacks.caption(CaptionUpdate {
-                caption: caption(&job, info, answer, false),
-                epoch,
-                queue,
-            }),
-            Err(error) => callbacks.frame_failed(epoch, &job.stamp, &error),
-        });
-        self.recycle(job);
-        Ok(())
-    }
-
     /// Keeps the memory of a job's pictures for the next job.
-    fn recycle(&self, job: Job) {
+    pub(super) fn recycle(&self, job: Job) {
         let count = job.pictures.len();
         let pictures = job.pictures.into_iter();
         let memory = pictures.filter_map(|picture| Some(Arc::into_inner(picture)?.rgb));
         let mut spare = self.spare_memory.lock().unwrap();
         spare.extend(memory);
         spare.truncate(count);
-    }
-}
-
-fn caption(job: &Job, info: &EngineInfo, answer: Answer, partial: bool) -> Caption {
-    Caption {
-        stamp: job.stamp,
-        arrival_time: None,
-        text: printable(answer.text),
-        element: String::new(),
-        prompt: job.settings.prompt.clone(),
-        model: info.model.clone(),
-        revision: info.revision.clone(),
-        device: info.device.clone(),
-        device_name: info.device_name.clone(),
-        device_memory: info.device_memory,
-        sequence: 0,
-        tokens: answer.tokens.try_into().unwrap_or(u32::MAX),
-        probability: answer.probability,
-        truncated: answer.truncated,
-        repeated: false,
-        partial,
-        cost: Cost {
-            latency: job.sampled_at.elapsed(),
-            preprocess: job.scaling + answer.timings.preprocess,
-            vision: answer.timings.vision,
-            prefill: answer.timings.prefill,
-            decode: answer.timings.decode,
-        },
-    }
-}
-
-/// The text without control characters: GLib's strings end at a NUL, and terminals obey the others.
-fn printable(text: String) -> String {
-    let is_bad = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
-    match text.contains(is_bad) {
-        true => text.replace(is_bad, "\u{fffd}"),
-        false => text,
     }
 }
 

@@ -188,7 +188,7 @@ impl Checkpoint for InsideCheckpoint {
         self.0.name()
     }
 
-    fn image_size(&self) -> Option<u32> {
+    fn image_size(&self) -> gstvlmnarrate::engine::ImageSize {
         self.0.image_size()
     }
 

@@ -114,7 +114,7 @@ fn any_framerate_interlacing_and_aspect() {
 #[test]
 fn an_engine_without_a_side_gets_whole_frames() {
     let fake = Fake::new();
-    fake.plan().image_size = None;
+    fake.plan().image_size = gstvlmnarrate::engine::ImageSize::Whole;
     fake.plan().probability = None;
     let caps = "video/x-raw,format=GRAY8,width=40,height=24,framerate=1/1";
     let (mut harness, narrator, log) = harness(&fake, caps);

@@ -52,7 +52,7 @@ impl<F: Fn() + Send + Sync> Checkpoint for Between<F> {
         self.checkpoint.name()
     }
 
-    fn image_size(&self) -> Option<u32> {
+    fn image_size(&self) -> gstvlmnarrate::engine::ImageSize {
         self.checkpoint.image_size()
     }
 

@@ -185,8 +185,8 @@ fn a_panic_while_loading_is_an_error_too() {
         fn name(&self) -> &str {
             "panics"
         }
-        fn image_size(&self) -> Option<u32> {
-            Some(32)
+        fn image_size(&self) -> gstvlmnarrate::engine::ImageSize {
+            gstvlmnarrate::engine::ImageSize::Square(32)
         }
         fn check_image_size(&self, _: u32) -> Result<(), Error> {
             Ok(())

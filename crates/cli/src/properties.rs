@@ -106,12 +106,16 @@ pub fn add_to_without(class: glib::Type, command: Command, without: &[&str]) -> 
 }
 
 /// Options that a short help shows too, in fewer words.
-const COMMON: [(&str, &str); 7] = [
+const COMMON: [(&str, &str); 8] = [
     (
         "model",
         "Folder, GGUF file or model on the Hugging Face hub",
     ),
     ("device", "Where the model runs"),
+    (
+        "endpoint",
+        "URL of a server that runs the model: vLLM, llama-server, …",
+    ),
     ("prompt", "Prompt for each frame"),
     (
         "image-size",
@@ -126,9 +130,10 @@ const COMMON: [(&str, &str); 7] = [
 pub const DRAWING: &str = "Drawing";
 
 /// Headings of the help, with the first property of each: a class lists related properties together.
-const GROUPS: [(&str, &str); 5] = [
+const GROUPS: [(&str, &str); 6] = [
     ("font-desc", DRAWING),
     ("model", "Model"),
+    ("endpoint", "Endpoint"),
     ("prompt", "Captions"),
     ("mode", "Frames"),
     ("detail-prompt", "Messages and requests"),
@@ -152,7 +157,7 @@ fn words(spec: &glib::ParamSpec) -> String {
     // Times have units here.
     let blurb = blurb
         .replace(" in nanoseconds", "")
-        .replace("Nanoseconds that", "Time that");
+        .replace("Nanoseconds", "Time");
     // Nobody can write null, and what has a default is not null by itself.
     let has_default = matches!(spec.default_value().get::<Option<String>>(), Ok(Some(_)));
     let null = if has_default { "empty =" } else { "not set =" };
@@ -175,7 +180,9 @@ fn option(heading: &'static str, spec: &glib::ParamSpec) -> Arg {
         return with_default(arg, default)
             .value_name("TEXT")
             .value_hint(match spec.name() {
-                "model" | "mmproj" => ValueHint::AnyPath,
+                "model" | "mmproj" | "fallback-model" | "api-key-file" | "ca-file" => {
+                    ValueHint::AnyPath
+                }
                 _ => ValueHint::Other,
             })
             .value_parser(OsStringValueParser::new().map(Value::Text));

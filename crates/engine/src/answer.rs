@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::{EngineInfo, Error, Setting};
+
 /// What an observer is told while an answer is made.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
@@ -15,6 +17,12 @@ pub enum Event<'a> {
         /// Number of tokens so far; more than one may have come since the last event.
         tokens: usize,
     },
+    /// The answer is made by another engine than [`Engine::info`](crate::Engine::info) names, or by another model.
+    AnsweredBy(&'a EngineInfo),
+    /// The engine ignores a setting of the request, because its server has nothing like it. Once for each setting.
+    Ignored(Setting),
+    /// The server is away. `Continue` waits until it is back, as long as it takes.
+    Unavailable(&'a Error),
 }
 
 /// A finished answer.

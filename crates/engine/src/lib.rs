@@ -22,8 +22,8 @@
 //!         "counter"
 //!     }
 //!
-//!     fn image_size(&self) -> Option<u32> {
-//!         Some(64)
+//!     fn image_size(&self) -> ImageSize {
+//!         ImageSize::Square(64)
 //!     }
 //!
 //!     fn load(&self, _: &mut LoadObserver<'_>) -> Result<Box<dyn Engine>, Error> {
@@ -47,6 +47,7 @@
 //! ```
 
 mod answer;
+mod clip;
 mod error;
 mod picture;
 mod request;
@@ -56,15 +57,17 @@ pub mod threads;
 use std::{ops::ControlFlow, sync::Arc};
 
 pub use answer::{Answer, Event, Timings};
+pub use clip::Clip;
 pub use error::{Error, ErrorKind, Remedy, Result};
-pub use picture::Picture;
-pub use request::{Clip, Request, Sampling};
-pub use settings::{DType, DeviceKind, ModelSettings, Quantization, Secret};
+pub use picture::{ImageSize, Picture};
+pub use request::{Request, Sampling, Setting};
+pub use settings::{DType, DeviceKind, EndpointSettings, ImageFormat, ModelSettings, Quantization};
 
 /// Called with the bytes loaded so far and in all; `Break` ends the load with [`ErrorKind::Cancelled`].
 pub type LoadObserver<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + Send + 'a;
 
-/// Called at each layer and each token; `Break` ends the answer with [`ErrorKind::Cancelled`].
+/// Called at each layer and each token, or every few milliseconds; `Break` ends the answer with
+/// [`ErrorKind::Cancelled`].
 pub type Observer<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + Send + 'a;
 
 /// Called for each piece that arrives; `Break` ends the download with [`ErrorKind::Cancelled`].
@@ -122,10 +125,10 @@ pub trait Checkpoint: Send + Sync {
     /// Name of the model, for people.
     fn name(&self) -> &str;
 
-    /// Side in pixels of the squares that the model prefers; `None` for one that takes whole frames as they are.
-    fn image_size(&self) -> Option<u32>;
+    /// Shape and size of the pictures that the model prefers.
+    fn image_size(&self) -> ImageSize;
 
-    /// Checks that the model takes squares of this side, in pixels.
+    /// Checks that the model takes pictures of its shape and of this side, in pixels.
     ///
     /// # Errors
     ///
@@ -190,6 +193,21 @@ pub trait Engine {
     fn check(&self, _request: &Request<'_>) -> Result<()> {
         Ok(())
     }
+
+    /// Waits until [`describe`](Self::describe) would begin at once. The default does not wait.
+    ///
+    /// Whoever has the pictures calls it before taking the newest one, so that no picture grows old in a queue. The
+    /// turn is used up by the next `describe`, or given back by [`give_up_turn`](Self::give_up_turn).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Cancelled`] after a `Break`.
+    fn wait_turn(&mut self, _observer: &mut Observer<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Gives back a turn that no request needs any more.
+    fn give_up_turn(&mut self) {}
 
     /// Answers one request.
     ///

@@ -50,6 +50,35 @@ impl Picture {
     }
 }
 
+/// Shape and size of the pictures that a model prefers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ImageSize {
+    /// Squares of this side in pixels; the aspect ratio is not kept.
+    Square(u32),
+    /// The aspect ratio is kept, and the longest edge has at most so many pixels.
+    LongestEdge(u32),
+    /// Whole frames as they are: the engine scales them.
+    Whole,
+}
+
+impl ImageSize {
+    /// The same shape with so many pixels at its side or longest edge.
+    pub fn with_pixels(self, pixels: u32) -> Self {
+        match self {
+            Self::LongestEdge(_) => Self::LongestEdge(pixels),
+            Self::Square(_) | Self::Whole => Self::Square(pixels),
+        }
+    }
+
+    /// Side of the square, or longest edge, in pixels; 0 for whole frames.
+    pub fn pixels(self) -> u32 {
+        match self {
+            Self::Square(pixels) | Self::LongestEdge(pixels) => pixels,
+            Self::Whole => 0,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

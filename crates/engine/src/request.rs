@@ -1,15 +1,16 @@
 //! What an engine is asked.
 
-use std::time::Duration;
+use std::time::Instant;
 
 /// What to describe, and how.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Request<'a> {
-    /// Pictures in the order of the prompt: squares of the side that the model is to look at, or whole frames.
+    /// Pictures in the order of the prompt, of the shape that
+    /// [`Checkpoint::image_size`](crate::Checkpoint::image_size) tells, or whole frames.
     pub pictures: &'a [&'a crate::Picture],
     /// The pictures are frames of a video, oldest first.
-    pub clip: Option<&'a Clip>,
+    pub clip: Option<&'a crate::Clip>,
     /// The pictures are whole frames, of any size and aspect: the engine scales them, or cuts them into tiles.
     pub whole_frames: bool,
     /// What the model is told before the prompt.
@@ -24,6 +25,8 @@ pub struct Request<'a> {
     pub stop_strings: &'a [String],
     /// The answer is one of these; empty for any answer. With choices `max_tokens` doesn't count.
     pub choices: &'a [String],
+    /// After this time the answer is worth nothing. The caller's observer ends the answer then.
+    pub deadline: Option<Instant>,
 }
 
 impl<'a> Request<'a> {
@@ -39,17 +42,43 @@ impl<'a> Request<'a> {
             sampling: Sampling::default(),
             stop_strings: &[],
             choices: &[],
+            deadline: None,
         }
     }
 }
 
-/// When the frames of a video were taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Clip {
-    /// One for each picture, from the start of the clip.
-    pub times: Vec<Duration>,
-    /// From the start of the clip to its end.
-    pub duration: Duration,
+/// A setting that an engine may ignore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Setting {
+    /// [`Sampling::temperature`].
+    Temperature,
+    /// [`Sampling::top_p`].
+    TopP,
+    /// [`Sampling::top_k`].
+    TopK,
+    /// [`Sampling::min_p`].
+    MinP,
+    /// [`Sampling::repetition_penalty`].
+    RepetitionPenalty,
+    /// [`Sampling::seed`].
+    Seed,
+    /// [`Request::choices`]: the answer is checked, but the model does not know that it must be one of them.
+    Choices,
+    /// [`Request::whole_frames`] that is false: the server cuts pictures into tiles all the same.
+    NoImageSplitting,
+    /// [`ModelSettings::device`](crate::ModelSettings::device).
+    Device,
+    /// [`ModelSettings::dtype`](crate::ModelSettings::dtype).
+    DType,
+    /// [`ModelSettings::quantization`](crate::ModelSettings::quantization).
+    Quantization,
+    /// [`ModelSettings::threads`](crate::ModelSettings::threads).
+    Threads,
+    /// [`ModelSettings::revision`](crate::ModelSettings::revision).
+    Revision,
+    /// [`ModelSettings::mmproj`](crate::ModelSettings::mmproj).
+    Mmproj,
 }
 
 /// How the next token is chosen; the default is greedy.

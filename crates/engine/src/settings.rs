@@ -1,6 +1,6 @@
 //! Which model, and how to hold it.
 
-use std::{ffi::OsString, fmt, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 /// Which model, and how to hold it or reach it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,12 +13,8 @@ pub struct ModelSettings {
     pub mmproj: Option<OsString>,
     /// Branch, tag or commit on the hub; `None` is `main`.
     pub revision: Option<String>,
-    /// URL of a server that holds the model; `None` for an engine in this process.
-    pub endpoint: Option<String>,
-    /// What the server knows us by.
-    pub api_key: Option<Secret>,
-    /// Certificates of those who may vouch for the server, beside the usual ones.
-    pub ca_file: Option<PathBuf>,
+    /// How to reach a server that holds the model; `None` for an engine in this process.
+    pub endpoint: Option<EndpointSettings>,
     /// Where to run the model.
     pub device: DeviceKind,
     /// What weights are held and products computed in.
@@ -31,25 +27,60 @@ pub struct ModelSettings {
     pub nice: u8,
 }
 
-/// Text that is shown to nobody: not in logs, not in errors.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+/// A server that holds the model, and how to ask it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EndpointSettings {
+    /// Base URL, for example `http://gpu:8000/v1`.
+    pub url: String,
+    /// File with the API key; `None` or empty to look in the environment.
+    pub api_key_file: Option<PathBuf>,
+    /// PEM file of the certificate authorities to trust instead of the built-in ones.
+    pub ca_file: Option<PathBuf>,
+    /// JSON object whose fields are added to the body of every request, and win over ours.
+    pub request_options: Option<String>,
+    /// How pictures are sent.
+    pub image_format: ImageFormat,
+    /// Requests that this process has in flight at the server at most; 0 for as many as the server tells, or 32.
+    pub max_requests: usize,
+    /// How long the server may stay silent before a request counts as failed.
+    pub timeout: Duration,
+    /// Model in this process that answers while the server is away, named as
+    /// [`ModelSettings::model`] without an endpoint.
+    pub fallback_model: Option<OsString>,
+}
 
-impl Secret {
-    /// Hides this text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself, for the one who must send it.
-    pub fn reveal(&self) -> &str {
-        &self.0
+impl EndpointSettings {
+    /// The server at this base URL, with everything else at its default.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            api_key_file: None,
+            ca_file: None,
+            request_options: None,
+            image_format: ImageFormat::default(),
+            max_requests: 0,
+            timeout: Duration::from_secs(120),
+            fallback_model: None,
+        }
     }
 }
 
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
+/// How pictures are sent to a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ImageFormat {
+    /// Small, and a little different from the original.
+    Jpeg {
+        /// 1 to 100.
+        quality: u8,
+    },
+    /// Several times as large as JPEG, and exact.
+    Png,
+}
+
+impl Default for ImageFormat {
+    fn default() -> Self {
+        Self::Jpeg { quality: 85 }
     }
 }
 
@@ -96,19 +127,4 @@ pub enum Quantization {
     /// 4 bits a weight in the decoder's layers, which take time by their size; encoder and head as in `Q8_0`: the encoder
     /// takes time by its arithmetic, and the head chooses the words.
     Q4_0,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_secret_is_in_no_debug_output() {
-        let settings = ModelSettings {
-            api_key: Some(Secret::new("sk-123")),
-            ..ModelSettings::default()
-        };
-        assert!(!format!("{settings:?}").contains("123"));
-        assert_eq!(settings.api_key.unwrap().reveal(), "sk-123");
-    }
 }

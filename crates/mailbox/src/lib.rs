@@ -324,19 +324,44 @@ impl<J> Mailbox<J> {
     ///
     /// Called by the worker.
     pub fn take(&self) -> Option<(Epoch, J)> {
+        loop {
+            self.wait_for_job(|_| ())?;
+            if let Some(taken) = self.try_take() {
+                return Some(taken);
+            }
+        }
+    }
+
+    /// Marks the worker's last job as done and waits for the next one, which stays in its slot and may still be replaced.
+    /// Returns the epoch and what `look` sees in the job; `None` once closed.
+    ///
+    /// Called by the worker.
+    pub fn wait_for_job<T>(&self, look: impl FnOnce(&J) -> T) -> Option<(Epoch, T)> {
         let mut slots = self.lock();
         slots.worker = WorkerState::Idle;
         loop {
             if slots.closed {
                 return None;
             }
-            if let Some(job) = slots.requested.take().or_else(|| slots.newest.take()) {
-                slots.worker = WorkerState::Busy;
-                return Some((slots.epoch, job));
+            if let Some(job) = slots.requested.as_ref().or(slots.newest.as_ref()) {
+                return Some((slots.epoch, look(job)));
             }
             self.changed.notify_all();
             slots = self.changed.wait(slots).unwrap();
         }
+    }
+
+    /// Takes a job, a requested one first. `None` if there is none, or once closed.
+    ///
+    /// Called by the worker.
+    pub fn try_take(&self) -> Option<(Epoch, J)> {
+        let mut slots = self.lock();
+        if slots.closed {
+            return None;
+        }
+        let job = slots.requested.take().or_else(|| slots.newest.take())?;
+        slots.worker = WorkerState::Busy;
+        Some((slots.epoch, job))
     }
 
     /// Marks the worker as exited: it takes no job and runs no callback any more.
@@ -383,6 +408,21 @@ mod tests {
         assert_eq!(mailbox.take().map(|(_, job)| job), Some(10));
         assert!(mailbox.has_room_for_request());
         assert_eq!(mailbox.take().map(|(_, job)| job), Some(2));
+    }
+
+    #[test]
+    fn a_job_that_is_looked_at_can_still_be_replaced_or_flushed() {
+        let mailbox = started();
+        assert_eq!(mailbox.put_newest(1), Ok(None));
+        let (epoch, seen) = mailbox.wait_for_job(|job| *job).unwrap();
+        assert_eq!((epoch, seen), (mailbox.epoch(), 1));
+        assert!(!mailbox.is_idle());
+        assert_eq!(mailbox.put_newest(2), Ok(Some(1)));
+        assert_eq!(mailbox.try_take(), Some((epoch, 2)));
+        assert_eq!(mailbox.try_take(), None);
+        assert_eq!(mailbox.put_newest(3), Ok(None));
+        mailbox.cancel();
+        assert_eq!(mailbox.try_take(), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use vlmnarrate_engine::{
-    Answer, Checkpoint, Engine, EngineInfo, EngineLoader, Error, Found, LoadObserver,
+    Answer, Checkpoint, Engine, EngineInfo, EngineLoader, Error, Found, ImageSize, LoadObserver,
     ModelSettings, Observer, Request,
 };
 #[cfg(feature = "hub")]
@@ -89,8 +89,8 @@ impl Checkpoint for SmolVlmCheckpoint {
         self.checkpoint.name()
     }
 
-    fn image_size(&self) -> Option<u32> {
-        Some(self.checkpoint.image_size())
+    fn image_size(&self) -> ImageSize {
+        ImageSize::Square(self.checkpoint.image_size())
     }
 
     fn check_image_size(&self, side: u32) -> Result<(), Error> {

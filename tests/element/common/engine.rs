@@ -12,7 +12,8 @@ use std::{
 
 use gstvlmnarrate::engine::{
     Answer, Checkpoint, Clip, Download, DownloadObserver, Engine, EngineInfo, EngineLoader, Error,
-    ErrorKind, Event, Found, LoadObserver, ModelSettings, Observer, Request, Sampling, Timings,
+    ErrorKind, Event, Found, ImageSize, LoadObserver, ModelSettings, Observer, Request, Sampling,
+    Timings,
 };
 
 /// Behaviour of the engine; can be changed while it runs.
@@ -44,7 +45,7 @@ pub struct Plan {
     /// Text of captions; by default the mean colour of the picture.
     pub text: Option<String>,
     /// Side of the pictures that the model prefers.
-    pub image_size: Option<u32>,
+    pub image_size: ImageSize,
     /// Probability of captions.
     pub probability: Option<f64>,
 }
@@ -100,7 +101,7 @@ impl Fake {
                 panics_at: None,
                 drop_time: Duration::ZERO,
                 text: None,
-                image_size: Some(SIDE),
+                image_size: ImageSize::Square(SIDE),
                 probability: Some(1.0),
             }),
             requests: Mutex::default(),
@@ -189,7 +190,7 @@ impl Checkpoint for Fake {
         "fake"
     }
 
-    fn image_size(&self) -> Option<u32> {
+    fn image_size(&self) -> ImageSize {
         self.plan().image_size
     }
 

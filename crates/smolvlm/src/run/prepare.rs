@@ -1,7 +1,5 @@
 //! A request as the model takes it, and what of a request is certain to fail whatever its pictures show.
 
-use std::time::Duration;
-
 use candle_core::Tensor;
 use vlmnarrate_engine::{Picture, Request};
 
@@ -46,10 +44,7 @@ pub(crate) struct Squares {
 /// What a chat template makes a prompt of.
 fn messages(request: &Request<'_>) -> Vec<Message> {
     let places = match request.clip {
-        Some(clip) => {
-            let seconds: Vec<_> = clip.times.iter().map(Duration::as_secs).collect();
-            video(&seconds, clip.duration.as_secs())
-        }
+        Some(clip) => video(clip),
         None => vec![Content::Image; request.pictures.len()],
     };
     question(request.system, places, request.prompt)

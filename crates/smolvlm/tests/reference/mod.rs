@@ -28,9 +28,7 @@ impl Video {
     }
 
     fn content(&self) -> Vec<Content> {
-        let Clip { times, duration } = self.clip();
-        let seconds = times.iter().map(Duration::as_secs).collect::<Vec<_>>();
-        video(&seconds, duration.as_secs())
+        video(&self.clip())
     }
 }
 

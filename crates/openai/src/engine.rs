@@ -1,0 +1,620 @@
+//! From a request to an answer.
+
+use std::{
+    collections::BTreeSet,
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use vlmnarrate_engine::{
+    Answer, Engine, EngineInfo, Error, ErrorKind, Event, Observer, Request, Result, Setting,
+    Timings,
+};
+
+use crate::{
+    answer::{Finish, StreamedAnswer},
+    dialect::{Body, BodyParts, Server, chosen, refused_fields},
+    endpoint::{Endpoint, Models, POLL},
+    failure::{Failure, MAX_ERROR_BODY, is_stale, one_line},
+    gate::Permit,
+    http::{Call, Head, Piece},
+    loader::AskSettings,
+    picture::data_url,
+    stream::EventParser,
+};
+
+/// Bytes of an answer at most, events and all.
+const MAX_ANSWER: usize = 64 << 20;
+/// Bytes of an answer that is not streamed.
+const MAX_WHOLE_ANSWER: usize = 4 << 20;
+/// An answer may take so many times as long as the server may stay silent.
+const LONGEST_ANSWER: u32 = 10;
+/// How long the end of an answer is waited for, so that its connection can be used again.
+const END_TIMEOUT: Duration = Duration::from_millis(100);
+/// Requests made for one answer: each teaches which fields the server refuses.
+const MAX_ATTEMPTS: usize = 6;
+
+/// A model behind an endpoint.
+pub(crate) struct OpenAi {
+    endpoint: Arc<Endpoint>,
+    /// As it was set.
+    model: Option<String>,
+    ask: AskSettings,
+    info: EngineInfo,
+    /// The turn to ask, until a request uses it.
+    permit: Option<Permit>,
+    /// Settings to tell of at the next request.
+    to_tell: BTreeSet<Setting>,
+    /// Settings that were told of.
+    told: BTreeSet<Setting>,
+}
+
+impl OpenAi {
+    pub(crate) fn new(
+        endpoint: Arc<Endpoint>,
+        model: Option<String>,
+        ask: AskSettings,
+        ignored: &[Setting],
+    ) -> Self {
+        let mut info = EngineInfo::default();
+        info.model = model.clone().unwrap_or_default();
+        info.device = "remote".into();
+        info.device_name = endpoint.address.host.clone();
+        Self {
+            endpoint,
+            model,
+            ask,
+            info,
+            permit: None,
+            to_tell: ignored.iter().copied().collect(),
+            told: BTreeSet::new(),
+        }
+    }
+
+    /// Asks the server for its models. A server that is away is no error: the first request asks again.
+    pub(crate) fn connect(&mut self, go_on: &mut dyn FnMut() -> ControlFlow<()>) -> Result<()> {
+        // The gate is not waited for: while it is closed, another element has found the server away.
+        let closed = |_: Option<&Error>| ControlFlow::Break(());
+        let Ok(permit) = self.endpoint.gate.acquire(usize::MAX, closed) else {
+            return Ok(());
+        };
+        match self.identify(go_on) {
+            Ok(_) => {
+                permit.answered();
+                Ok(())
+            }
+            Err(Failure::Cancelled) => Err(Error::cancelled()),
+            // A name that was never known is a mistake, or a network that is not there yet.
+            Err(Failure::Away(error, _)) if error.kind == ErrorKind::NotFound => Err(error),
+            Err(Failure::Away(error, retry_after) | Failure::Overloaded(error, retry_after)) => {
+                permit.away(error, retry_after);
+                Ok(())
+            }
+            Err(failure) => Err(self.error_of(failure)),
+        }
+    }
+
+    /// The model's name, and the server that has it.
+    fn identify(
+        &mut self,
+        go_on: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> std::result::Result<(String, Arc<Models>), Failure> {
+        let models = match self.endpoint.known_models() {
+            Some(models) => models,
+            None => self.endpoint.models(go_on)?,
+        };
+        let no_model = |said: &str| {
+            let model = self.model.as_deref();
+            Failure::Error(self.endpoint.no_model(model, &models, said))
+        };
+        let model = match (&self.model, &models.ids[..]) {
+            (None, [only]) => only.clone(),
+            (None, _) => return Err(no_model("")),
+            // These answer for no other name; gateways and llama-server may.
+            (Some(model), [_, ..])
+                if matches!(models.server, Server::Vllm | Server::Sglang)
+                    && !models.ids.contains(model) =>
+            {
+                return Err(no_model("it is not listed"));
+            }
+            (Some(model), _) => model.clone(),
+        };
+        self.info.model.clone_from(&model);
+        Ok((model, models))
+    }
+
+    fn limit(&self) -> usize {
+        match self.ask.max_requests {
+            0 => {
+                let models = self.endpoint.known_models();
+                // Until the server is known, one finds out.
+                models.map_or(1, |models| models.limit())
+            }
+            limit => limit,
+        }
+    }
+
+    /// Tells of settings that are ignored, each once.
+    fn tell(&mut self, ignored: &[Setting], observer: &mut Observer<'_>) {
+        let mut news = std::mem::take(&mut self.to_tell);
+        news.extend(ignored);
+        for setting in news {
+            if self.told.insert(setting) {
+                // A `Break` comes again with the next event.
+                let _ = observer(Event::Ignored(setting));
+            }
+        }
+    }
+
+    fn ask(
+        &mut self,
+        request: &Request<'_>,
+        observer: &mut Observer<'_>,
+    ) -> std::result::Result<Answer, Failure> {
+        let start = Instant::now();
+        let (model, models) = self.identify(&mut || observer(Event::Layer))?;
+        let pictures = request.pictures.iter();
+        let pictures = pictures.map(|picture| data_url(picture, self.ask.image_format));
+        let pictures = pictures.collect::<Result<Vec<_>>>()?;
+        let mut may_be_stale = true;
+        for _ in 0..MAX_ATTEMPTS {
+            let Body { fields, ignored } = BodyParts {
+                server: models.server,
+                model: &model,
+                request,
+                pictures: &pictures,
+                refused: &self.endpoint.refused(&model),
+                options: &self.ask.options,
+            }
+            .build();
+            self.tell(&ignored, observer);
+            let body = serde_json::to_vec(&fields).map_err(|error| {
+                let message = format!("the request can't be written: {error}");
+                Error::new(ErrorKind::Failed, message)
+            })?;
+            let preprocess = start.elapsed();
+            let exchange = Exchange {
+                endpoint: &self.endpoint,
+                request,
+                timeout: self.ask.timeout,
+                info: &self.info,
+                call: self.endpoint.post(body)?,
+                may_be_stale,
+            };
+            match exchange.answer(observer) {
+                Ok(answer) => return self.finished(answer, request, preprocess, observer),
+                Err(Interrupted::Stale) => may_be_stale = false,
+                Err(Interrupted::Failure(Failure::Refused {
+                    parameter,
+                    message,
+                    error,
+                })) => {
+                    let refused =
+                        refused_fields(&fields, &self.ask.options, parameter.as_deref(), &message);
+                    if refused.is_empty() {
+                        return Err(error.into());
+                    }
+                    self.endpoint.refuse(&model, refused);
+                }
+                Err(Interrupted::Failure(Failure::NotFound(said))) => {
+                    let error = self.endpoint.no_model(Some(&model), &models, &said);
+                    return Err(error.into());
+                }
+                Err(Interrupted::Failure(failure)) => return Err(failure),
+            }
+        }
+        let message = "it refuses the request in ever new ways";
+        Err(self
+            .endpoint
+            .server()
+            .error(ErrorKind::Failed, message)
+            .into())
+    }
+
+    /// The answer in the contract's words.
+    fn finished(
+        &mut self,
+        streamed: StreamedAnswer,
+        request: &Request<'_>,
+        preprocess: Duration,
+        observer: &mut Observer<'_>,
+    ) -> std::result::Result<Answer, Failure> {
+        let server = self.endpoint.server();
+        let failed = |message: &dyn std::fmt::Display| {
+            Failure::Error(server.error(ErrorKind::Failed, message))
+        };
+        if streamed.finish == Some(Finish::Filtered) {
+            return Err(failed(&"its content filter ended the answer"));
+        }
+        if streamed.is_only_reasoning() {
+            return Err(failed(
+                &"the model has thought for max-tokens and said nothing. Raise max-tokens, or turn its thinking off, for \
+                  example by request-options='{\"chat_template_kwargs\": {\"enable_thinking\": false}}'",
+            ));
+        }
+        let choice = chosen(request.choices, streamed.text());
+        if choice.is_none() && !request.choices.is_empty() {
+            let text = one_line(streamed.text());
+            let error = failed(&format_args!("the answer {text:?} is none of the choices"));
+            self.tell(&[Setting::Choices], observer);
+            return Err(error);
+        }
+        let (prefill, decode) = streamed.prefill_and_decode();
+        let mut answer = Answer::new(choice.map_or(streamed.text(), String::as_str));
+        answer.tokens = streamed.tokens();
+        answer.truncated = streamed.finish == Some(Finish::Length) && choice.is_none();
+        answer.probability = request.choices.is_empty().then_some(1.0);
+        answer.timings = Timings {
+            preprocess,
+            prefill,
+            decode,
+            ..Timings::default()
+        };
+        Ok(answer)
+    }
+
+    fn error_of(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Cancelled => Error::cancelled(),
+            Failure::Error(error)
+            | Failure::Away(error, _)
+            | Failure::Overloaded(error, _)
+            | Failure::Refused { error, .. } => error,
+            Failure::NotFound(said) => self.endpoint.server().error(ErrorKind::NotFound, said),
+        }
+    }
+}
+
+impl Engine for OpenAi {
+    fn info(&self) -> EngineInfo {
+        self.info.clone()
+    }
+
+    fn wait_turn(&mut self, observer: &mut Observer<'_>) -> Result<()> {
+        if self.permit.is_some() {
+            return Ok(());
+        }
+        let permit = self.endpoint.gate.acquire(self.limit(), |error| {
+            observer(error.map_or(Event::Layer, Event::Unavailable))
+        });
+        self.permit = Some(permit.map_err(|_| Error::cancelled())?);
+        Ok(())
+    }
+
+    fn give_up_turn(&mut self) {
+        self.permit = None;
+    }
+
+    fn describe(&mut self, request: &Request<'_>, observer: &mut Observer<'_>) -> Result<Answer> {
+        self.wait_turn(observer)?;
+        let permit = self.permit.take();
+        let result = self.ask(request, observer);
+        let Some(permit) = permit else {
+            return Err(Error::cancelled());
+        };
+        match result {
+            Ok(answer) => {
+                permit.answered();
+                Ok(answer)
+            }
+            Err(failure) => {
+                let is_away = matches!(failure, Failure::Away(..) | Failure::Overloaded(..));
+                match &failure {
+                    Failure::Away(error, retry_after) => permit.away(error.clone(), *retry_after),
+                    Failure::Overloaded(error, retry_after) => {
+                        permit.overloaded(error.clone(), *retry_after);
+                    }
+                    // Nothing came of it, and nothing is known.
+                    Failure::Cancelled => (),
+                    _ => permit.answered(),
+                }
+                let closed = permit.closed_by();
+                drop(permit);
+                if let Some(error) = closed.filter(|_| is_away) {
+                    let _ = observer(Event::Unavailable(&error));
+                }
+                let mut error = self.error_of(failure);
+                if is_away {
+                    error.kind = ErrorKind::Unavailable;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Why an exchange has no answer.
+enum Interrupted {
+    /// The server had closed the idle connection that was taken up again.
+    Stale,
+    Failure(Failure),
+}
+
+impl<F: Into<Failure>> From<F> for Interrupted {
+    fn from(failure: F) -> Self {
+        Self::Failure(failure.into())
+    }
+}
+
+/// A request that was sent, and the answer that comes.
+struct Exchange<'a> {
+    endpoint: &'a Endpoint,
+    request: &'a Request<'a>,
+    timeout: Duration,
+    info: &'a EngineInfo,
+    call: Call,
+    may_be_stale: bool,
+}
+
+impl Exchange<'_> {
+    fn answer(
+        mut self,
+        observer: &mut Observer<'_>,
+    ) -> std::result::Result<StreamedAnswer, Interrupted> {
+        let server = self.endpoint.server();
+        let start = Instant::now();
+        let mut last_progress = start;
+        let mut reader = AnswerReader::new(self.request.max_tokens);
+        let mut has_text = false;
+        loop {
+            match self.call.next(POLL) {
+                Some(Piece::Head(head)) => {
+                    last_progress = Instant::now();
+                    reader.head = Some(head);
+                }
+                Some(Piece::Body(bytes)) => {
+                    let progress = reader.push(&bytes).map_err(|error| {
+                        server.error(error.kind, server.scrubbed(&error.message))
+                    })?;
+                    if progress.is_complete {
+                        return self.rest(reader);
+                    }
+                    if progress.has_event {
+                        last_progress = Instant::now();
+                    }
+                    if progress.has_grown {
+                        if !has_text {
+                            has_text = true;
+                            self.tell_model(&reader.stream.answer, observer);
+                        }
+                        let answer = &mut reader.stream.answer;
+                        if answer.stop_at(self.request.stop_strings) {
+                            // Closing the connection ends the work of the server.
+                            return Ok(reader.stream.into_answer());
+                        }
+                        // JSON is on its way to a choice, no caption.
+                        if self.request.choices.is_empty() {
+                            let (text, tokens) = (answer.text(), answer.tokens());
+                            if observer(Event::Text { text, tokens }).is_break() {
+                                return Err(self.stopped(has_text).into());
+                            }
+                        }
+                    }
+                }
+                Some(Piece::End) => return self.rest(reader),
+                Some(Piece::Failed(error)) => {
+                    return Err(
+                        match reader.head.is_none() && self.may_be_stale && is_stale(&error) {
+                            true => Interrupted::Stale,
+                            false => server.connection(&error).into(),
+                        },
+                    );
+                }
+                None => (),
+            }
+            if observer(Event::Layer).is_break() {
+                return Err(self.stopped(has_text).into());
+            }
+            let now = Instant::now();
+            if now - last_progress > self.timeout {
+                let seconds = self.timeout.as_secs_f64();
+                let error = server.error(
+                    ErrorKind::Unavailable,
+                    format!("nothing has come from it for {seconds} s (endpoint-timeout)"),
+                );
+                return Err(Failure::Away(error, None).into());
+            }
+            if now - start > self.timeout.saturating_mul(LONGEST_ANSWER) {
+                let message =
+                    "the answer takes too long. Lower max-tokens, or raise endpoint-timeout";
+                return Err(server.error(ErrorKind::Failed, message).into());
+            }
+        }
+    }
+
+    /// What a `Break` of the observer means for the endpoint.
+    fn stopped(&self, has_text: bool) -> Failure {
+        match self.request.deadline {
+            // Not a word in time: as good as away.
+            Some(deadline) if !has_text && Instant::now() >= deadline => {
+                let message = "no word of the answer came before the deadline";
+                let error = self
+                    .endpoint
+                    .server()
+                    .error(ErrorKind::Unavailable, message);
+                Failure::Away(error, None)
+            }
+            _ => Failure::Cancelled,
+        }
+    }
+
+    /// Tells which model answers, if it is not the one that was asked.
+    fn tell_model(&self, answer: &StreamedAnswer, observer: &mut Observer<'_>) {
+        if let Some(model) = answer
+            .model
+            .as_ref()
+            .filter(|model| **model != self.info.model)
+        {
+            let mut info = self.info.clone();
+            info.model = one_line(model);
+            let _ = observer(Event::AnsweredBy(&info));
+        }
+    }
+
+    /// The complete answer, or the failure that the body tells of.
+    fn rest(mut self, reader: AnswerReader) -> std::result::Result<StreamedAnswer, Interrupted> {
+        let server = self.endpoint.server();
+        while let Some(Piece::Head(_) | Piece::Body(_)) = self.call.next(END_TIMEOUT) {}
+        let Some(head) = reader.head else {
+            let error = server.error(ErrorKind::Unavailable, "it closed the connection");
+            return Err(Failure::Away(error, None).into());
+        };
+        if head.status != 200 {
+            return Err(server.status(&head, &reader.body).into());
+        }
+        let answer = match reader.is_stream {
+            true => reader.stream.finish(),
+            false => StreamReader::whole(self.request.max_tokens, &reader.body),
+        };
+        let answer = answer.map_err(|error| {
+            let message = server.scrubbed(&error.message);
+            match error.kind {
+                ErrorKind::Unavailable => Failure::Away(server.error(error.kind, message), None),
+                kind => server.error(kind, message).into(),
+            }
+        })?;
+        Ok(answer)
+    }
+}
+
+/// What some bytes of an answer brought.
+#[derive(Default)]
+pub(crate) struct Progress {
+    has_event: bool,
+    has_grown: bool,
+    /// Nothing that follows matters.
+    is_complete: bool,
+}
+
+/// Reads an answer of any kind: a stream, a whole answer, or an error.
+struct AnswerReader {
+    head: Option<Head>,
+    is_stream: bool,
+    /// Of what is not streamed.
+    body: Vec<u8>,
+    stream: StreamReader,
+}
+
+impl AnswerReader {
+    fn new(max_tokens: usize) -> Self {
+        Self {
+            head: None,
+            is_stream: false,
+            body: Vec::new(),
+            stream: StreamReader::new(max_tokens),
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> Result<Progress> {
+        let head = self.head.as_ref();
+        let is_success = head.is_some_and(|head| head.status == 200);
+        self.is_stream = is_success
+            && head.is_some_and(|head| head.content_type.starts_with("text/event-stream"));
+        if self.is_stream {
+            return self.stream.push(bytes);
+        }
+        self.body.extend_from_slice(bytes);
+        let is_complete = match is_success {
+            false => self.body.len() >= MAX_ERROR_BODY,
+            true if self.body.len() > MAX_WHOLE_ANSWER => {
+                return Err(Error::new(ErrorKind::Failed, "the answer does not end"));
+            }
+            true => false,
+        };
+        Ok(Progress {
+            is_complete,
+            ..Progress::default()
+        })
+    }
+}
+
+/// Reads a streamed answer.
+pub(crate) struct StreamReader {
+    parser: EventParser,
+    answer: StreamedAnswer,
+    bytes: usize,
+    is_done: bool,
+}
+
+impl StreamReader {
+    pub(crate) fn new(max_tokens: usize) -> Self {
+        Self {
+            parser: EventParser::default(),
+            answer: StreamedAnswer::new(max_tokens),
+            bytes: 0,
+            is_done: false,
+        }
+    }
+
+    /// An answer that was not streamed.
+    fn whole(max_tokens: usize, body: &[u8]) -> Result<StreamedAnswer> {
+        let mut answer = StreamedAnswer::new(max_tokens);
+        answer.push(body)?;
+        answer.finish.get_or_insert(Finish::Stop);
+        Ok(answer)
+    }
+
+    /// # Errors
+    ///
+    /// [`ErrorKind::Failed`]: the bytes are no answer, or there is no end to them.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<Progress> {
+        let mut progress = Progress::default();
+        self.bytes += bytes.len();
+        if self.bytes > MAX_ANSWER {
+            return Err(Error::new(ErrorKind::Failed, "the answer does not end"));
+        }
+        let mut result = Ok(());
+        let (answer, is_done) = (&mut self.answer, &mut self.is_done);
+        let parsed = self.parser.push(bytes, |data| {
+            push_event(data, answer, is_done, &mut progress, &mut result);
+        });
+        result?;
+        parsed.map_err(|_| Error::new(ErrorKind::Failed, "a line of the answer does not end"))?;
+        progress.is_complete = self.is_done;
+        Ok(progress)
+    }
+
+    /// The answer at the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unavailable`]: the stream ended in the middle of the answer.
+    pub(crate) fn finish(mut self) -> Result<StreamedAnswer> {
+        let mut result = Ok(());
+        let (answer, is_done) = (&mut self.answer, &mut self.is_done);
+        self.parser.finish(|data| {
+            push_event(data, answer, is_done, &mut Progress::default(), &mut result);
+        });
+        result?;
+        match self.answer.finish.is_some() || self.is_done {
+            true => Ok(self.answer),
+            false => Err(Error::new(
+                ErrorKind::Unavailable,
+                "it closed the connection in the middle of the answer",
+            )),
+        }
+    }
+
+    fn into_answer(self) -> StreamedAnswer {
+        self.answer
+    }
+}
+
+fn push_event(
+    data: &[u8],
+    answer: &mut StreamedAnswer,
+    is_done: &mut bool,
+    progress: &mut Progress,
+    result: &mut Result<()>,
+) {
+    if *is_done || result.is_err() {
+        return;
+    }
+    progress.has_event = true;
+    *is_done = data.trim_ascii() == b"[DONE]";
+    match answer.push(data) {
+        Ok(has_grown) => progress.has_grown |= has_grown,
+        Err(error) => *result = Err(error),
+    }
+}
