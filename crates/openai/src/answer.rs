@@ -6,6 +6,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use vlmnarrate_engine::{Error, ErrorKind};
 
+use crate::failure::one_line;
+
 /// Bytes of an answer's text at most. 4096 tokens have some 16 kB.
 const MAX_TEXT: usize = 256 << 10;
 
@@ -111,7 +113,8 @@ impl StreamedAnswer {
             failed(format!("the answer is not JSON: {error} in {start:?}"))
         })?;
         if let Some(error) = chunk.error {
-            return Err(failed(format!("the server failed: {}", error_text(&error))));
+            let said = one_line(&error_text(&error));
+            return Err(failed(format!("the server failed: {said}")));
         }
         if self.model.is_none() {
             self.model = chunk.model.filter(|model| !model.is_empty());

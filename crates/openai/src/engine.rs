@@ -32,6 +32,8 @@ const MAX_WHOLE_ANSWER: usize = 4 << 20;
 const LONGEST_ANSWER: u32 = 10;
 /// How long the end of an answer is waited for, so that its connection can be used again.
 const END_TIMEOUT: Duration = Duration::from_millis(100);
+/// Pieces that may come before that end.
+const END_PIECES: usize = 4;
 /// Requests made for one answer: each teaches which fields the server refuses.
 const MAX_ATTEMPTS: usize = 6;
 
@@ -240,6 +242,11 @@ impl OpenAi {
             self.tell(&[Setting::Choices], observer);
             return Err(error);
         }
+        let model = streamed.model.as_deref().map(one_line);
+        if let Some(model) = model.filter(|model| *model != self.info.model) {
+            self.info.model = model;
+            let _ = observer(Event::AnsweredBy(&self.info));
+        }
         let (prefill, decode) = streamed.prefill_and_decode();
         let mut answer = Answer::new(choice.map_or(streamed.text(), String::as_str));
         answer.tokens = streamed.tokens();
@@ -367,9 +374,6 @@ impl Exchange<'_> {
                     let progress = reader.push(&bytes).map_err(|error| {
                         server.error(error.kind, server.scrubbed(&error.message))
                     })?;
-                    if progress.is_complete {
-                        return self.rest(reader);
-                    }
                     if progress.has_event {
                         last_progress = Instant::now();
                     }
@@ -390,6 +394,9 @@ impl Exchange<'_> {
                                 return Err(self.stopped(has_text).into());
                             }
                         }
+                    }
+                    if progress.is_complete {
+                        return self.rest(reader);
                     }
                 }
                 Some(Piece::End) => return self.rest(reader),
@@ -455,7 +462,12 @@ impl Exchange<'_> {
     /// The complete answer, or the failure that the body tells of.
     fn rest(mut self, reader: AnswerReader) -> std::result::Result<StreamedAnswer, Interrupted> {
         let server = self.endpoint.server();
-        while let Some(Piece::Head(_) | Piece::Body(_)) = self.call.next(END_TIMEOUT) {}
+        for _ in 0..END_PIECES {
+            match self.call.next(END_TIMEOUT) {
+                Some(Piece::Head(_) | Piece::Body(_)) => (),
+                None | Some(Piece::End | Piece::Failed(_)) => break,
+            }
+        }
         let Some(head) = reader.head else {
             let error = server.error(ErrorKind::Unavailable, "it closed the connection");
             return Err(Failure::Away(error, None).into());

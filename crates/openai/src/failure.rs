@@ -138,6 +138,7 @@ impl Server<'_> {
             ureq::Error::Rustls(error) => tls_failure(self, error),
             ureq::Error::Io(error) => match inner_tls_error(error) {
                 Some(tls) => tls_failure(self, tls),
+                None if is_lookup_failure(error) => self.connection(&ureq::Error::HostNotFound),
                 None => Failure::Away(
                     self.error(ErrorKind::Unavailable, connection_words(error)),
                     None,
@@ -196,6 +197,11 @@ impl Server<'_> {
 /// The error of rustls inside an I/O error.
 fn inner_tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
+}
+
+/// Whether the system knows no address of a name. The standard library has no kind for that.
+fn is_lookup_failure(error: &io::Error) -> bool {
+    error.to_string().starts_with("failed to lookup address")
 }
 
 fn tls_failure(server: &Server<'_>, error: &rustls::Error) -> Failure {
