@@ -45,7 +45,8 @@ pub(crate) fn ignored(setting: Setting) -> String {
                 .into();
         }
         Setting::NoImageSplitting => {
-            return "image-splitting: the endpoint splits pictures into tiles although it is off, which takes longer"
+            return "image-splitting: the endpoint splits pictures into tiles although it is off, which takes many times \
+                    as long. Start vLLM with --mm-processor-kwargs '{\"do_image_splitting\": false}'"
                 .into();
         }
         _ => "a property",

@@ -22,6 +22,8 @@ mod programs;
 mod properties;
 mod readme;
 mod recorded;
+#[cfg(feature = "openai")]
+mod remote;
 mod rooms;
 mod settings;
 mod states;

@@ -41,6 +41,7 @@ struct Message {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Usage {
+    prompt_tokens: Option<u64>,
     completion_tokens: Option<u64>,
 }
 
@@ -74,6 +75,8 @@ pub(crate) struct StreamedAnswer {
     pub(crate) finish: Option<Finish>,
     has_reasoning: bool,
     completion_tokens: Option<u64>,
+    /// As the server counts.
+    pub(crate) prompt_tokens: Option<u64>,
     timings: Option<ServerTimings>,
     sent: Instant,
     first_text: Option<Instant>,
@@ -91,6 +94,7 @@ impl StreamedAnswer {
             finish: None,
             has_reasoning: false,
             completion_tokens: None,
+            prompt_tokens: None,
             timings: None,
             sent: Instant::now(),
             first_text: None,
@@ -120,6 +124,7 @@ impl StreamedAnswer {
             self.model = chunk.model.filter(|model| !model.is_empty());
         }
         if let Some(usage) = chunk.usage {
+            self.prompt_tokens = usage.prompt_tokens.or(self.prompt_tokens);
             self.completion_tokens = usage.completion_tokens.or(self.completion_tokens);
         }
         self.timings = chunk.timings.or(self.timings.take());

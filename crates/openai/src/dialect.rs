@@ -29,11 +29,6 @@ impl Server {
             _ => Self::Other,
         }
     }
-
-    /// Whether the server cuts the pictures of a SmolVLM into tiles unless it is told not to.
-    fn splits_images(self, model: &str) -> bool {
-        is_smolvlm(model) && matches!(self, Self::LlamaCpp | Self::Vllm)
-    }
 }
 
 /// Whether a model is a SmolVLM, by its name. These take squares.
@@ -43,7 +38,7 @@ pub(crate) fn is_smolvlm(model: &str) -> bool {
 
 /// Fields that a server may refuse, each with the setting that is ignored without it. What has no setting makes no
 /// difference to the answer.
-const OPTIONAL: [(&str, Option<Setting>); 15] = [
+const OPTIONAL: [(&str, Option<Setting>); 14] = [
     ("temperature", Some(Setting::Temperature)),
     ("top_p", Some(Setting::TopP)),
     ("top_k", Some(Setting::TopK)),
@@ -58,7 +53,6 @@ const OPTIONAL: [(&str, Option<Setting>); 15] = [
     ("grammar", Some(Setting::Choices)),
     ("regex", Some(Setting::Choices)),
     ("response_format", Some(Setting::Choices)),
-    ("mm_processor_kwargs", Some(Setting::NoImageSplitting)),
     // Its successor takes its place.
     (MAX_TOKENS, None),
 ];
@@ -124,13 +118,12 @@ impl BodyParts<'_> {
         fields.insert("stream_options".into(), json!({ "include_usage": true }));
         fields.insert(MAX_TOKENS.into(), self.max_tokens().into());
         let stop = self.request.stop_strings;
-        if !stop.is_empty() {
-            // OpenAI takes four, and we look for all of them.
+        if !stop.is_empty() && self.server != Server::Other {
+            // OpenAI and vLLM take four, and transformers serve fails: we look for all of them.
             fields.insert("stop".into(), json!(&stop[..stop.len().min(4)]));
         }
         self.insert_sampling(&mut body);
         self.insert_choices(&mut body);
-        self.insert_splitting(&mut body);
         for (name, setting) in OPTIONAL {
             if self.refused.contains(name) && body.fields.remove(name).is_some() {
                 body.ignored.extend(setting);
@@ -261,19 +254,6 @@ impl BodyParts<'_> {
             }
         };
         body.fields.insert(name.into(), value);
-    }
-
-    fn insert_splitting(&self, body: &mut Body) {
-        if self.request.whole_frames || !self.server.splits_images(self.model) {
-            return;
-        }
-        match self.server {
-            Server::Vllm => {
-                let off = json!({ "do_image_splitting": false });
-                body.fields.insert("mm_processor_kwargs".into(), off);
-            }
-            _ => body.ignored.push(Setting::NoImageSplitting),
-        }
     }
 }
 
@@ -451,25 +431,17 @@ mod tests {
             json!(["yes", "say \"no\"", " yes", " say \"no\""])
         );
         assert_eq!(vllm.fields["repetition_penalty"], 1.1);
-        assert_eq!(
-            vllm.fields["mm_processor_kwargs"]["do_image_splitting"],
-            false
-        );
         assert_eq!(vllm.ignored, []);
         let llama = names(Server::LlamaCpp, &["top_k", "min_p", "repeat_penalty"]);
         assert_eq!(
             llama.fields["grammar"],
             r#"root ::= " "? ("yes" | "say \"no\"")"#
         );
-        assert_eq!(llama.ignored, [Setting::NoImageSplitting]);
+        assert_eq!(llama.ignored, []);
         let openai = names(Server::OpenAi, &["response_format", "seed", "top_p"]);
         assert_eq!(openai.ignored, [Setting::RepetitionPenalty, Setting::TopK]);
         let sglang = names(Server::Sglang, &["top_k", "repetition_penalty"]);
         assert_eq!(sglang.fields["regex"], r#" ?(yes|say \"no\")"#);
-
-        request.whole_frames = true;
-        let whole = build(Server::Vllm, "smolvlm", &request, &[]);
-        assert!(!whole.fields.contains_key("mm_processor_kwargs"));
     }
 
     #[test]

@@ -176,6 +176,8 @@ impl Endpoint {
                     server.error(ErrorKind::Settings, message).into()
                 }
             },
+            // transformers serve, whose list is of a cache that may be empty.
+            500 | 501 => Failure::NotFound(format!("/models answers {}", head.status)),
             _ => server.status(&head, &body),
         };
         // The most frequent mistake.

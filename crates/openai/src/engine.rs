@@ -14,7 +14,7 @@ use vlmnarrate_engine::{
 
 use crate::{
     answer::{Finish, StreamedAnswer},
-    dialect::{Body, BodyParts, Server, chosen, refused_fields},
+    dialect::{Body, BodyParts, Server, chosen, is_smolvlm, refused_fields},
     endpoint::{Endpoint, Models, POLL},
     failure::{Failure, MAX_ERROR_BODY, is_stale, one_line},
     gate::Permit,
@@ -195,6 +195,14 @@ impl OpenAi {
                     let refused =
                         refused_fields(&fields, &self.ask.options, parameter.as_deref(), &message);
                     if refused.is_empty() {
+                        // transformers serve: "Server is pinned to 'a'; requested 'b'."
+                        if message.contains(&format!("requested '{model}'")) {
+                            let said = one_line(&message);
+                            return Err(self
+                                .endpoint
+                                .no_model(Some(&model), &models, &said)
+                                .into());
+                        }
                         return Err(error.into());
                     }
                     self.endpoint.refuse(&model, refused);
@@ -246,6 +254,12 @@ impl OpenAi {
         if let Some(model) = model.filter(|model| *model != self.info.model) {
             self.info.model = model;
             let _ = observer(Event::AnsweredBy(&self.info));
+        }
+        if streamed
+            .prompt_tokens
+            .is_some_and(|tokens| has_tiles(request, &self.info.model, tokens))
+        {
+            self.tell(&[Setting::NoImageSplitting], observer);
         }
         let (prefill, decode) = streamed.prefill_and_decode();
         let mut answer = Answer::new(choice.map_or(streamed.text(), String::as_str));
@@ -329,6 +343,20 @@ impl Engine for OpenAi {
             }
         }
     }
+}
+
+/// Whether the server has cut pictures into tiles although it should not: then the prompt has more tokens than its texts
+/// have bytes and the whole pictures have tokens.
+fn has_tiles(request: &Request<'_>, model: &str, prompt_tokens: u64) -> bool {
+    /// Of a SmolVLM's square and what is around it: 64 or 81.
+    const PICTURE: usize = 100;
+    /// Of the chat template.
+    const TEMPLATE: usize = 100;
+    let texts = request.prompt.len() + request.system.map_or(0, str::len);
+    let frames = request.pictures.len();
+    // The times of a clip are written out.
+    let most = texts + TEMPLATE + frames * (PICTURE + 30);
+    !request.whole_frames && is_smolvlm(model) && prompt_tokens > most as u64
 }
 
 /// Why an exchange has no answer.

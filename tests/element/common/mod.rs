@@ -200,6 +200,14 @@ pub struct Pipeline {
 impl Pipeline {
     #[track_caller]
     pub fn new(description: &str, fake: &Fake) -> Self {
+        let pipeline = Self::with_default_engine(description);
+        pipeline.narrator.set_engine_loader(fake.clone());
+        pipeline
+    }
+
+    /// A pipeline whose narrator has the engine that it has by itself.
+    #[track_caller]
+    pub fn with_default_engine(description: &str) -> Self {
         init();
         let pipeline = gst::parse::launch(description).unwrap();
         let pipeline = pipeline.downcast::<gst::Pipeline>().unwrap();
@@ -208,7 +216,6 @@ impl Pipeline {
             let bin = bin.downcast::<VlmNarrateOverlay>().unwrap();
             bin.narrator().clone()
         });
-        narrator.set_engine_loader(fake.clone());
         let log = Log(pipeline.bus().unwrap());
         Self {
             pipeline,
