@@ -131,9 +131,9 @@ pub struct Caption {
     pub model: String,
     /// Branch, tag or commit of the model; empty if there is none.
     pub revision: String,
-    /// Kind of device that the model runs on: `cpu`, `cuda` or `metal`.
+    /// Kind of device that the model runs on: `cpu`, `cuda` or `metal`; `remote` behind an endpoint.
     pub device: String,
-    /// Name of the device.
+    /// Name of the device, or host of the endpoint.
     pub device_name: String,
     /// Memory of the device, in bytes; 0 if unknown.
     pub device_memory: u64,

@@ -43,6 +43,9 @@ glib::wrapper! {
     /// A model that is not in the hub's cache is downloaded, with PROGRESS messages of the code
     /// `download-model`. Recorded video waits for the download; live video goes on without captions.
     ///
+    /// With `endpoint` the model runs on a server instead: vLLM, llama-server, SGLang, Ollama, OpenAI or
+    /// another one that understands their protocol. See below.
+    ///
     /// ## Captions
     ///
     /// Captions are available in four ways:
@@ -62,7 +65,7 @@ glib::wrapper! {
     /// - `arrival-time` (#guint64, nanoseconds): running time at which the caption was ready.
     /// - `text`, `prompt` (string); `element` (string): name of the element that made the caption.
     /// - `model`, `revision` (string): the model; `device`, `device-name` (string) and `device-memory`
-    ///   (#guint64, bytes): the device that it ran on.
+    ///   (#guint64, bytes): the device that it ran on; `remote` and the host for an endpoint.
     /// - `sequence` (#guint64): number of the caption since the element started, from 0.
     /// - `frame` (#guint64): number of the frame since the element started, from 0.
     /// - `tokens` (#guint): length of the caption; `probability` (#gdouble): probability of the text among
@@ -98,6 +101,28 @@ glib::wrapper! {
     /// model again. Settings that no frame can be described with, for example a `system-prompt` that the
     /// chat template refuses, are an ERROR when the model is loaded, and a WARNING for each frame when
     /// they are set later.
+    ///
+    /// ## Endpoints
+    ///
+    /// With `endpoint` set, `model` is the name of a model on that server. The API key comes from
+    /// `api-key-file` or from the environment variable `VLMNARRATE_API_KEY` or `OPENAI_API_KEY`, a proxy
+    /// from `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`. All other properties mean what they
+    /// mean in process; a WARNING names each that the server ignores. Frames keep their aspect ratio,
+    /// except for a SmolVLM, and are sent as JPEG or PNG (`image-format`). The probability of a choice is
+    /// not known.
+    ///
+    /// Answers are streamed. A flush, a seek or a state change closes the connection at once, which ends
+    /// the server's work too. In live mode each element has one request in flight, and an answer that is
+    /// older than `deadline` is not waited for. All elements of the process that use the same endpoint
+    /// share its connections and a limit of requests (`max-requests`); an element takes its newest frame
+    /// when it is its turn. Their intervals are shifted against each other.
+    ///
+    /// If the endpoint can't be reached, breaks off or has no room, no element asks it until a pause is
+    /// over: what `Retry-After` says, or half a second, doubled up to 30 s. Then one request probes it. Each
+    /// element posts one WARNING when the endpoint goes away and one INFO when it is back. Meanwhile live
+    /// video goes on, with captions of `fallback-model` if there is one; the statistic `unanswered` counts
+    /// frames without a caption. Recorded frames wait, at most for `endpoint-timeout`; then there is an
+    /// ERROR. A wrong key, URL or model is an ERROR at once.
     ///
     /// ## Clips
     ///
@@ -169,6 +194,12 @@ glib::wrapper! {
     ///     n.text_src ! queue ! text/x-raw,format=pango-markup ! webvttenc ! filesink location=out.vtt
     /// ```
     /// Describes a camera's video whenever it changes, and writes WebVTT subtitles.
+    ///
+    /// ```bash
+    /// gst-launch-1.0 -m v4l2src ! videoconvert ! vlmnarrate endpoint=http://gpu:8000/v1 \
+    ///     model=HuggingFaceTB/SmolVLM2-500M-Video-Instruct ! fakesink
+    /// ```
+    /// Asks a server, for example `vllm serve HuggingFaceTB/SmolVLM2-500M-Video-Instruct`.
     pub struct VlmNarrate(ObjectSubclass<imp::VlmNarrate>)
         @extends gst_base::BaseTransform, gst::Element, gst::Object;
 }

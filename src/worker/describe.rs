@@ -2,6 +2,7 @@
 
 use std::{
     ops::ControlFlow,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -191,11 +192,16 @@ impl<'a> DescribeLoop<'a> {
             };
             match (error.kind, stop) {
                 (_, Some(stop @ Stop::Cancelled)) => return Outcome::Stopped(stop),
-                (ErrorKind::Unavailable, _) if job.urgency.is_live() => {
-                    return Outcome::Stopped(Stop::Away(error));
-                }
-                // Later it may succeed.
                 (ErrorKind::Unavailable, _) => {
+                    self.note_away(&error);
+                    let Urgency::Recorded { patience } = job.urgency else {
+                        return Outcome::Stopped(Stop::Away(error));
+                    };
+                    if start.elapsed() >= patience {
+                        return Outcome::Ended(given_up(error, start.elapsed()));
+                    }
+                    // Later it may succeed.
+                    self.pause(epoch);
                     match self.wait_turn(engine, epoch, job.urgency, start) {
                         Ok(away) => is_away = away,
                         Err(outcome) => return outcome,
@@ -207,6 +213,15 @@ impl<'a> DescribeLoop<'a> {
                 }
                 (_, None) => return Outcome::Failed(error),
             }
+        }
+    }
+
+    /// Gives a server that is away a little time, for engines that don't wait by themselves.
+    fn pause(&self, epoch: Epoch) {
+        const PAUSE: Duration = Duration::from_millis(100);
+        let end = Instant::now() + PAUSE;
+        while Instant::now() < end && self.shared.mailbox.epoch() == epoch {
+            thread::sleep(PAUSE / 10);
         }
     }
 

@@ -96,15 +96,9 @@ fn a_worker_that_fails_before_its_first_frame_is_not_tried_again_at_once() {
 
 #[test]
 fn each_caption_that_fails_is_one_warning() {
-    let cases = [
-        (ErrorKind::Failed, true),
-        (ErrorKind::Failed, false),
-        (ErrorKind::Unavailable, true),
-        (ErrorKind::Unavailable, false),
-    ];
-    for (kind, live) in cases {
+    for live in [true, false] {
         let fake = Fake::new();
-        fake.plan().fails_with = Some(kind);
+        fake.plan().fails_with = Some(ErrorKind::Failed);
         let pipeline = Pipeline::new(
             &format!(
                 "videotestsrc is-live={live} num-buffers=20
@@ -130,6 +124,34 @@ fn each_caption_that_fails_is_one_warning() {
         fake.plan().fails_with = None;
         let heard = pipeline.run_to_eos();
         assert!(!heard.captions.is_empty() && heard.warnings.is_empty());
+    }
+}
+
+#[test]
+fn a_server_that_is_away_is_one_warning_and_no_recorded_frame_is_lost() {
+    for live in [true, false] {
+        let fake = Fake::new();
+        fake.plan().fails_with = Some(ErrorKind::Unavailable);
+        let line = format!(
+            "videotestsrc is-live={live} num-buffers=20
+             ! video/x-raw,width=64,height=48,framerate=50/1
+             ! vlmnarrate name=n interval=0 ! fakesink async=false"
+        );
+        let pipeline = Pipeline::new(&line, &fake);
+        pipeline.play();
+        fake.wait_requests(3);
+        let unanswered = stat(&pipeline.narrator, "unanswered");
+        assert_eq!(unanswered > 0, live);
+        fake.plan().fails_with = None;
+        let heard = pipeline.log.wait(|heard| heard.eos);
+        assert_eq!(
+            (heard.warnings.len(), heard.infos.len()),
+            (1, 1),
+            "{heard:#?}"
+        );
+        assert_eq!(stat(&pipeline.narrator, "errors"), 0);
+        let captions = heard.captions.len();
+        assert!(captions > 0 && (live || captions == 20), "{captions}");
     }
 }
 

@@ -6,7 +6,7 @@ use crate::common::{Fake, Pipeline, harness, ms};
 use gst::{glib, prelude::*};
 use gstvlmnarrate::engine::DeviceKind;
 
-const READY: [&str; 10] = [
+const READY: [&str; 19] = [
     "model",
     "mmproj",
     "revision",
@@ -15,11 +15,20 @@ const READY: [&str; 10] = [
     "quantization",
     "threads",
     "nice",
+    "endpoint",
+    "api-key-file",
+    "ca-file",
+    "request-options",
+    "image-format",
+    "image-quality",
+    "max-requests",
+    "endpoint-timeout",
+    "fallback-model",
     "mode",
     "merge-captions",
 ];
 
-const PLAYING: [&str; 26] = [
+const PLAYING: [&str; 27] = [
     "prompt",
     "system-prompt",
     "image-size",
@@ -33,6 +42,7 @@ const PLAYING: [&str; 26] = [
     "seed",
     "stop-strings",
     "choices",
+    "deadline",
     "interval",
     "frames",
     "every-nth",
@@ -93,6 +103,11 @@ fn defaults_are_the_contracts() {
     assert_eq!(element.property::<String>("revision"), "main");
     assert_eq!(element.property::<u32>("threads"), 0);
     assert_eq!(element.property::<u32>("nice"), 5);
+    assert_eq!(element.property::<Option<String>>("endpoint"), None);
+    assert_eq!(element.property::<u32>("image-quality"), 85);
+    assert_eq!(element.property::<u32>("max-requests"), 0);
+    assert_eq!(element.property::<u64>("endpoint-timeout"), 120_000_000_000);
+    assert_eq!(element.property::<u64>("deadline"), 0);
     assert_eq!(
         element.property::<String>("prompt"),
         "Describe this frame in one sentence."
@@ -292,7 +307,14 @@ fn text_that_is_not_utf8_changes_nothing_and_is_told_of() {
             is_text && is_ours && spec.flags().contains(glib::ParamFlags::WRITABLE)
         });
         let mut told = 0;
-        for spec in texts.filter(|spec| !["model", "mmproj"].contains(&spec.name())) {
+        let paths = [
+            "model",
+            "mmproj",
+            "api-key-file",
+            "ca-file",
+            "fallback-model",
+        ];
+        for spec in texts.filter(|spec| !paths.contains(&spec.name())) {
             let before = element.property::<Option<String>>(spec.name());
             element.set_property_from_value(spec.name(), &latin1());
             let after = element.property::<Option<String>>(spec.name());

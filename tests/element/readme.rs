@@ -7,6 +7,7 @@ use std::{
 
 use crate::common::programs::{Plugin, Said};
 use gst::{glib, prelude::*};
+use vlmnarrate_scripted_server::{Server, answers};
 
 const README: &str = include_str!("../../README.md");
 
@@ -132,14 +133,15 @@ fn launch_lines(text: &str) -> Vec<String> {
     lines
 }
 
-/// The line with what is here: a file for the reader's file, no camera and no screen, and an end.
-fn with_what_is_here(line: &str, folder: &Path) -> String {
+/// The line with what is here: a file for the reader's file, no camera and no screen, a server, and an end.
+fn with_what_is_here(line: &str, folder: &Path, server: &Server) -> String {
     let line = line.split(" | ").next().unwrap();
     let words = line.split_whitespace().map(|word| match word {
         "autovideosink" => "fakesink".into(),
         "v4l2src" => "videotestsrc is-live=true num-buffers=60".into(),
         "videotestsrc" if !line.contains("num-buffers") => "videotestsrc num-buffers=60".into(),
         _ if word.starts_with("model=") => String::new(),
+        _ if word.starts_with("endpoint=") => format!("endpoint={}", server.url()),
         _ if word.starts_with("uri=file:///tmp/") => {
             format!("uri=file://{}", folder.join("in.mp4").display())
         }
@@ -175,10 +177,11 @@ fn every_recipe_runs_to_its_end() {
         include_str!("../../src/element/mod.rs"),
         include_str!("../../src/overlay/mod.rs"),
     ];
+    let server = Server::start(answers("A room."));
     let lines = Vec::from_iter(lines.into_iter().flat_map(launch_lines));
     assert!(lines.len() >= 9, "{lines:#?}");
     for line in lines {
-        let line = with_what_is_here(&line, folder);
+        let line = with_what_is_here(&line, folder, &server);
         let said = run(&line);
         assert_eq!(said.status, Some(0), "{line}\n{said:?}");
         for file in std::fs::read_dir(folder.join("out")).unwrap() {
@@ -187,4 +190,5 @@ fn every_recipe_runs_to_its_end() {
             std::fs::remove_file(file).unwrap();
         }
     }
+    assert!(server.exchanges().iter().any(|exchange| exchange.is_chat()));
 }

@@ -286,7 +286,7 @@ fn live_one_request_is_in_flight_and_the_newest_frame_wins() {
         let [a, b] = pair else { unreachable!() };
         assert!(
             b.stamp.timestamp.unwrap()
-                >= a.stamp.timestamp.unwrap() + gst::ClockTime::from_mseconds(200)
+                >= a.stamp.timestamp.unwrap() + gst::ClockTime::from_mseconds(40)
         );
     }
 }
@@ -307,12 +307,10 @@ fn elements_wait_for_their_turn_with_the_newest_frame() {
         pipeline.play();
     }
     for pipeline in &pipelines {
-        let heard = pipeline.log.wait(|heard| heard.captions.len() == 4);
-        for caption in &heard.captions[1..] {
-            // The wait for three others is not the picture's.
-            let latency = caption.cost.latency;
-            assert!(latency < Duration::from_millis(600), "{latency:?}");
-        }
+        pipeline.log.wait(|heard| heard.captions.len() == 5);
+        // The wait for three others, 600 ms, is not the picture's.
+        let queue = stat(&pipeline.narrator, "queue-p50");
+        assert!(queue < 300_000_000, "{queue}");
     }
     assert_eq!(slots.counters().in_flight_max, 1);
 }

@@ -216,7 +216,7 @@ pub trait Engine {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Cancelled`] after a `Break`, [`ErrorKind::Failed`] and [`ErrorKind::Unavailable`] where the next
-    /// request may succeed, and anything else for good.
+    /// [`ErrorKind::Cancelled`] after a `Break`, [`ErrorKind::Failed`] where the next request may succeed,
+    /// [`ErrorKind::Unavailable`] where the same request may succeed later, and anything else for good.
     fn describe(&mut self, request: &Request<'_>, observer: &mut Observer<'_>) -> Result<Answer>;
 }

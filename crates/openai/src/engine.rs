@@ -308,39 +308,38 @@ impl Engine for OpenAi {
     }
 
     fn describe(&mut self, request: &Request<'_>, observer: &mut Observer<'_>) -> Result<Answer> {
-        self.wait_turn(observer)?;
-        let permit = self.permit.take();
-        let result = self.ask(request, observer);
-        let Some(permit) = permit else {
-            return Err(Error::cancelled());
-        };
-        match result {
-            Ok(answer) => {
-                permit.answered();
-                Ok(answer)
-            }
-            Err(failure) => {
-                let is_away = matches!(failure, Failure::Away(..) | Failure::Overloaded(..));
-                match &failure {
-                    Failure::Away(error, retry_after) => permit.away(error.clone(), *retry_after),
-                    Failure::Overloaded(error, retry_after) => {
-                        permit.overloaded(error.clone(), *retry_after);
+        loop {
+            self.wait_turn(observer)?;
+            let Some(permit) = self.permit.take() else {
+                return Err(Error::cancelled());
+            };
+            let failure = match self.ask(request, observer) {
+                Ok(answer) => {
+                    permit.answered();
+                    return Ok(answer);
+                }
+                Err(failure) => failure,
+            };
+            match &failure {
+                Failure::Away(error, retry_after) => permit.away(error.clone(), *retry_after),
+                Failure::Overloaded(error, retry_after) => {
+                    permit.overloaded(error.clone(), *retry_after);
+                    if permit.closed_by().is_none() {
+                        // There is room for others, and soon for this one.
+                        continue;
                     }
-                    // Nothing came of it, and nothing is known.
-                    Failure::Cancelled => (),
-                    _ => permit.answered(),
                 }
-                let closed = permit.closed_by();
-                drop(permit);
-                if let Some(error) = closed.filter(|_| is_away) {
-                    let _ = observer(Event::Unavailable(&error));
-                }
-                let mut error = self.error_of(failure);
-                if is_away {
-                    error.kind = ErrorKind::Unavailable;
-                }
-                Err(error)
+                // Nothing came of it, and nothing is known.
+                Failure::Cancelled => (),
+                _ => permit.answered(),
             }
+            let is_away = matches!(failure, Failure::Away(..) | Failure::Overloaded(..));
+            let mut error = self.error_of(failure);
+            if is_away {
+                error.kind = ErrorKind::Unavailable;
+                let _ = observer(Event::Unavailable(&error));
+            }
+            return Err(error);
         }
     }
 }

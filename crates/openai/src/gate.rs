@@ -321,21 +321,28 @@ mod tests {
     fn those_who_wait_enter_when_the_gate_opens() {
         let gate = Arc::new(Gate::default());
         let first = enter(&gate, 9).unwrap();
-        first.away(error(), Some(Duration::from_millis(20)));
+        first.away(error(), Some(Duration::from_secs(100)));
         drop(first);
+        let waiting = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..5 {
                 scope.spawn(|| {
-                    let mut errors = 0;
+                    let mut has_waited = false;
                     let permit = gate.acquire(9, |error| {
-                        errors += usize::from(error.is_some());
+                        assert_eq!(error.unwrap().message, "away");
+                        if !std::mem::replace(&mut has_waited, true) {
+                            waiting.fetch_add(1, SeqCst);
+                        }
                         ControlFlow::Continue(())
                     });
-                    let permit = permit.unwrap();
-                    permit.answered();
-                    assert!(errors > 0);
+                    permit.unwrap().answered();
                 });
             }
+            while waiting.load(SeqCst) < 5 {
+                thread::yield_now();
+            }
+            // The pause is over.
+            gate.lock().closed.as_mut().unwrap().until = Instant::now();
         });
         assert!(gate.lock().closed.is_none());
     }
