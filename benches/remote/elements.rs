@@ -142,6 +142,23 @@ fn status(word: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// CPU time of the whole machine, in seconds.
+fn machine_time() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let fields = stat
+        .lines()
+        .next()
+        .into_iter()
+        .flat_map(str::split_whitespace);
+    // In ticks of 10 ms: user, nice and system, without idle and waiting, then interrupts.
+    let ticks: Vec<f64> = fields
+        .skip(1)
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    let busy = [0, 1, 2, 5, 6].iter().filter_map(|field| ticks.get(*field));
+    busy.sum::<f64>() / 100.0
+}
+
 /// Starts all, says `null` when each has its first caption, then answers `begin` and `report`.
 pub fn run(settings: &str) -> Result<()> {
     let settings: Value = serde_json::from_str(settings)?;
@@ -180,10 +197,15 @@ pub fn run(settings: &str) -> Result<()> {
     }
     println!("null");
 
-    let mut before = (Instant::now(), processor_time(), BTreeMap::new());
+    let mut before = (Instant::now(), processor_time(), BTreeMap::new(), 0.0);
     for ask in std::io::stdin().lock().lines() {
         if ask? == "begin" {
-            before = (Instant::now(), processor_time(), counters(&lines));
+            before = (
+                Instant::now(),
+                processor_time(),
+                counters(&lines),
+                machine_time(),
+            );
             *shared.0.lock().unwrap() = (before.0, empty());
             println!("null");
             continue;
@@ -197,6 +219,7 @@ pub fn run(settings: &str) -> Result<()> {
         let report = json!({
             "seconds": before.0.elapsed().as_secs_f64(),
             "cpu": cpu,
+            "machine_cpu": machine_time() - before.3,
             "rss": status("VmRSS:") * 1024,
             "threads": status("Threads:"),
             "captions": heard.captions,

@@ -198,6 +198,13 @@ impl Figures<'_> {
             "CPU per caption, without the pipelines', ms",
             format!("{:.2}", (core - base) / 100.0 * seconds / captions * 1e3),
         ));
+        let others = number(&measured["machine_cpu"])
+            - number(&measured["cpu"])
+            - self.counted["cpu"].as_f64().unwrap_or(0.0);
+        rows.push((
+            "CPU of everything else on the machine, of a core",
+            format!("{:.1} %", 100.0 * others / seconds),
+        ));
         rows.push((
             "memory (RSS) of the process, MB",
             format!("{:.1}", number(&measured["rss"]) / 1e6),

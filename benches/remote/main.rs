@@ -315,7 +315,7 @@ fn main() -> Result<()> {
         interval,
         seconds,
     };
-    let short = options.seconds.min(10.0);
+    let short = options.seconds.min(20.0);
     let base = [1, options.elements].map(|elements| {
         run("identity", elements, options.interval, short)
             .measure(None)
