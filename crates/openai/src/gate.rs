@@ -15,7 +15,9 @@ use std::{
 use vlmnarrate_engine::Error;
 
 /// How long a waiting thread sleeps at most before it asks whether it is still to wait.
-const POLL: Duration = Duration::from_millis(50);
+///
+/// Tests would not see through a short one that nobody was woken.
+const POLL: Duration = Duration::from_millis(if cfg!(test) { 60_000 } else { 50 });
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A `Retry-After` beyond this is taken for this.
@@ -177,6 +179,8 @@ impl Gate {
                     }
                     state.in_flight += 1;
                     state.waiting.retain(|waiter| waiter.ticket != ticket);
+                    // Two permits that end before the first waiter runs have both woken that one only.
+                    state.wake(state.free(limit));
                     return Ok(Permit {
                         gate: self.clone(),
                         entered_after: state.closings,
@@ -295,6 +299,27 @@ mod tests {
         });
         assert_eq!((most.into_inner(), done.into_inner()), (3, 1000));
         assert!(gate.lock().waiting.is_empty());
+    }
+
+    #[test]
+    fn permits_that_end_together_wake_as_many() {
+        let gate = Arc::new(Gate::default());
+        let start = Instant::now();
+        for _ in 0..20 {
+            let permits: Vec<_> = (0..8).map(|_| enter(&gate, 8).unwrap()).collect();
+            thread::scope(|scope| {
+                let enter = || gate.acquire(8, |_| ControlFlow::Continue(())).unwrap();
+                let waiters: Vec<_> = (0..8).map(|_| scope.spawn(enter)).collect();
+                while gate.lock().waiting.len() < 8 {
+                    thread::yield_now();
+                }
+                drop(permits);
+                // The end of a permit would wake the next waiter, so none ends before all have entered.
+                let entered = waiters.into_iter().map(|waiter| waiter.join().unwrap());
+                drop(entered.collect::<Vec<_>>());
+            });
+        }
+        assert!(start.elapsed() < POLL, "a waiter was not woken");
     }
 
     #[test]
