@@ -367,7 +367,9 @@ mod tests {
                 thread::yield_now();
             }
             // The pause is over.
-            gate.lock().closed.as_mut().unwrap().until = Instant::now();
+            let mut state = gate.lock();
+            state.closed.as_mut().unwrap().until = Instant::now();
+            state.wake(usize::MAX);
         });
         assert!(gate.lock().closed.is_none());
     }
