@@ -196,9 +196,14 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
+    /// The URL of the server, if there is one.
+    fn url(&self) -> Option<&str> {
+        self.url.as_deref().filter(|url| !url.trim().is_empty())
+    }
+
     /// The settings of an engine; `None` if there is no server.
     fn settings(&self) -> Option<EndpointSettings> {
-        let url = self.url.as_deref().filter(|url| !url.trim().is_empty())?;
+        let url = self.url()?;
         let path = |path: &Option<OsString>| path.as_ref().map(PathBuf::from);
         let mut settings = EndpointSettings::new(url);
         settings.api_key_file = path(&self.api_key_file);
@@ -336,7 +341,7 @@ impl Settings {
 
     /// Whether a server describes the frames.
     pub(crate) fn is_remote(&self) -> bool {
-        self.endpoint.settings().is_some()
+        self.endpoint.url().is_some()
     }
 
     /// How long a frame of a live or recorded stream may wait for its caption.

@@ -281,6 +281,9 @@ fn live_one_request_is_in_flight_and_the_newest_frame_wins() {
     let heard = pipeline.log.wait(|heard| heard.captions.len() == 4);
     assert_eq!(slots.counters().in_flight_max, 1);
     assert!(stat(&pipeline.narrator, "dropped") > 0);
+    // 300 ms, from the first word on.
+    assert!(stat(&pipeline.narrator, "decode-p50") > 100_000_000);
+    assert!(stat(&pipeline.narrator, "prefill-p50") > 0);
     for pair in heard.captions.windows(2) {
         // Not the frame behind the last one, but the newest.
         let [a, b] = pair else { unreachable!() };

@@ -338,6 +338,9 @@ impl Engine for OpenAi {
             if is_away {
                 error.kind = ErrorKind::Unavailable;
                 let _ = observer(Event::Unavailable(&error));
+            } else if error.kind == ErrorKind::Settings {
+                // Of the endpoint, not of this request: no other one will do better.
+                error.kind = ErrorKind::Device;
             }
             return Err(error);
         }

@@ -101,7 +101,7 @@ impl Server<'_> {
             429 if has_code("insufficient_quota") => {
                 self.error(ErrorKind::NotAuthorized, said).into()
             }
-            404 | 405 => Failure::NotFound(said),
+            404 | 405 | 501 => Failure::NotFound(said),
             413 => self
                 .error(
                     ErrorKind::Failed,

@@ -40,6 +40,10 @@ impl EngineLoader for OpenAiLoader {
                 Error::new(ErrorKind::Settings, message)
             })?),
         };
+        if endpoint.timeout.is_zero() {
+            let message = "endpoint-timeout: 0 leaves no time for an answer. Set it to at least 1 s (1000000000)";
+            return Err(Error::new(ErrorKind::Settings, message));
+        }
         let options = request_options(endpoint.request_options.as_deref())?;
         let address = Address::new(endpoint)?;
         Ok(Found::Ready(Arc::new(Remote {
@@ -406,6 +410,12 @@ mod tests {
             open(|endpoint| endpoint.request_options = Some(r#"{"a": {"b": 1}}"#.into())).is_ok()
         );
         assert!(open(|endpoint| endpoint.request_options = Some(" ".into())).is_ok());
+    }
+
+    #[test]
+    fn a_timeout_leaves_time() {
+        let error = refused(|endpoint| endpoint.timeout = std::time::Duration::ZERO);
+        assert!(error.starts_with("endpoint-timeout: "), "{error}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod cancel;
 mod common;
+mod environment;
 mod failures;
 mod hostile;
 mod outages;
