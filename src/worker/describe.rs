@@ -41,7 +41,7 @@ enum Stop {
 /// How the description of a job ends.
 enum Outcome {
     /// With the engine that made it, if it is not the usual one.
-    Answered(Answer, Option<EngineInfo>),
+    Answered(Box<Answer>, Option<Box<EngineInfo>>),
     /// For this frame.
     Failed(Error),
     /// Nothing is to be said about the frame itself.
@@ -157,7 +157,7 @@ impl<'a> DescribeLoop<'a> {
                         answer.tokens = tokens;
                         // Which of the choices it will be is not known yet.
                         answer.probability = Some(1.0);
-                        let info = answered_by.as_ref().unwrap_or(self.info);
+                        let info = answered_by.as_deref().unwrap_or(self.info);
                         self.shared.call_back_in(epoch, |callbacks| {
                             callbacks.caption(CaptionUpdate {
                                 caption: caption(job, info, answer, true),
@@ -166,7 +166,7 @@ impl<'a> DescribeLoop<'a> {
                             });
                         });
                     }
-                    Event::AnsweredBy(info) => answered_by = Some(info.clone()),
+                    Event::AnsweredBy(info) => answered_by = Some(Box::new(info.clone())),
                     Event::Unavailable(error) => {
                         is_away = true;
                         self.note_away(error);
@@ -186,7 +186,7 @@ impl<'a> DescribeLoop<'a> {
                     if !is_away {
                         self.note_back();
                     }
-                    return Outcome::Answered(answer, answered_by);
+                    return Outcome::Answered(Box::new(answer), answered_by);
                 }
                 Err(error) => error,
             };
@@ -233,8 +233,8 @@ impl<'a> DescribeLoop<'a> {
                 self.is_late = false;
                 let caption = caption(
                     job,
-                    answered_by.as_ref().unwrap_or(self.info),
-                    answer,
+                    answered_by.as_deref().unwrap_or(self.info),
+                    *answer,
                     false,
                 );
                 shared.call_back_in(epoch, |callbacks| {
