@@ -9,7 +9,7 @@ Markdown. Exits 1 if captions differ that must not, 2 if a server can't be had o
 
 Arithmetic is in float32 on both sides, and the servers get a copy of the demo model that does not scale pictures up to
 1024 pixels and down again first, as its published preprocessing does. `--published` leaves both as they are, to see
-what that changes; then nothing must be equal. What is drawn by chance (temperature above 0) can't be compared: each
+what that changes; then all may differ. What is drawn by chance (temperature above 0) can't be compared: each
 engine has random numbers of its own.
 
 Needs the element, python3-gi (GStreamer 1.0) and python3-venv.
@@ -213,7 +213,7 @@ def main():
                     equal, count = compare(server, case, local, options.show)
                     must = case.must_equal and not options.published
                     right &= equal == count or not must
-                    note = "" if must else " (need not be)"
+                    note = "" if must else " (may differ)"
                     print(f"| {server.name} | {server.version} | {case.name}{note} | {equal} | {count} |", flush=True)
     except (RuntimeError, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
