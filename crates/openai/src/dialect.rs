@@ -59,6 +59,17 @@ const OPTIONAL: [(&str, Option<Setting>); 14] = [
 const MAX_TOKENS: &str = "max_tokens";
 const MAX_COMPLETION_TOKENS: &str = "max_completion_tokens";
 
+/// How servers say that they don't know or don't take a field: OpenAI, transformers, Pydantic, Mistral.
+const UNKNOWN_FIELD: [&str; 7] = [
+    "unsupported",
+    "not support",
+    "unexpected",
+    "unrecognized",
+    "unknown",
+    "not permitted",
+    "extra_forbidden",
+];
+
 /// Fields that a server has refused.
 pub(crate) type Refused = BTreeSet<&'static str>;
 
@@ -76,6 +87,11 @@ pub(crate) fn refused_fields(
         .split(|c| !is_word_part(c))
         .chain(parameter)
         .collect();
+    // A value may be wrong although the field is known: that is an error to show.
+    let lower = message.to_ascii_lowercase();
+    if !UNKNOWN_FIELD.iter().any(|words| lower.contains(words)) {
+        return Vec::new();
+    }
     let has_successor = words.contains(&MAX_COMPLETION_TOKENS);
     let fields = OPTIONAL.iter().map(|(name, _)| *name);
     fields
@@ -461,16 +477,21 @@ mod tests {
             ),
             ["top_k", "stream_options"]
         );
-        assert_eq!(refused(Some("top_k"), "no"), ["top_k"]);
+        assert_eq!(refused(Some("top_k"), "Unknown parameter"), ["top_k"]);
+        let message = "temperature must be in [0, 2], got 5";
+        assert_eq!(refused(Some("temperature"), message), [""; 0]);
         assert_eq!(
-            refused(Some("max_tokens"), "Use 'max_completion_tokens' instead."),
+            refused(
+                Some("max_tokens"),
+                "Unsupported parameter: use 'max_completion_tokens' instead."
+            ),
             ["max_tokens"]
         );
         let too_long = "max_tokens and the prompt are longer than the context of 1024 tokens";
         assert_eq!(refused(None, too_long), [""; 0]);
         let mine = Map::from_iter([("top_k".to_owned(), json!(5))]);
         assert_eq!(
-            refused_fields(&body.fields, &mine, Some("top_k"), ""),
+            refused_fields(&body.fields, &mine, Some("top_k"), "unknown"),
             [""; 0]
         );
 

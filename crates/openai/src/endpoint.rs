@@ -155,6 +155,12 @@ impl Endpoint {
         Ok(models)
     }
 
+    /// Lets the next caller ask for the models again, unless somebody has asked since these were told.
+    pub(crate) fn forget_models(&self, told: &Arc<Models>) {
+        let mut models = self.models.lock().unwrap();
+        models.take_if(|models| Arc::ptr_eq(models, told));
+    }
+
     /// The models, if somebody has asked for them.
     pub(crate) fn known_models(&self) -> Option<Arc<Models>> {
         self.models.lock().unwrap().clone()

@@ -88,7 +88,11 @@ impl OpenAi {
             }
             Err(Failure::Cancelled) => Err(Error::cancelled()),
             // A name that was never known is a mistake, or a network that is not there yet.
-            Err(Failure::Away(error, _)) if error.kind == ErrorKind::NotFound => Err(error),
+            Err(Failure::Away(error, _))
+                if error.kind == ErrorKind::NotFound && !self.ask.has_fallback =>
+            {
+                Err(error)
+            }
             Err(Failure::Away(error, retry_after) | Failure::Overloaded(error, retry_after)) => {
                 permit.away(error, retry_after);
                 Ok(())
@@ -155,7 +159,7 @@ impl OpenAi {
         observer: &mut Observer<'_>,
     ) -> std::result::Result<Answer, Failure> {
         let start = Instant::now();
-        let (model, models) = self.identify(&mut || observer(Event::Layer))?;
+        let (mut model, mut models) = self.identify(&mut || observer(Event::Layer))?;
         let pictures = request.pictures.iter();
         let pictures = pictures.map(|picture| data_url(picture, self.ask.image_format));
         let pictures = pictures.collect::<Result<Vec<_>>>()?;
@@ -196,20 +200,21 @@ impl OpenAi {
                         refused_fields(&fields, &self.ask.options, parameter.as_deref(), &message);
                     if refused.is_empty() {
                         // transformers serve: "Server is pinned to 'a'; requested 'b'."
-                        if message.contains(&format!("requested '{model}'")) {
-                            let said = one_line(&message);
-                            return Err(self
-                                .endpoint
-                                .no_model(Some(&model), &models, &said)
-                                .into());
-                        }
-                        return Err(error.into());
+                        return Err(match message.contains(&format!("requested '{model}'")) {
+                            true => self.no_model(&model, &models, &one_line(&message)),
+                            false => error.into(),
+                        });
                     }
                     self.endpoint.refuse(&model, refused);
                 }
                 Err(Interrupted::Failure(Failure::NotFound(said))) => {
-                    let error = self.endpoint.no_model(Some(&model), &models, &said);
-                    return Err(error.into());
+                    // The server may have come back with another model.
+                    self.endpoint.forget_models(&models);
+                    let current = self.identify(&mut || observer(Event::Layer))?;
+                    if current.0 == model {
+                        return Err(self.no_model(&model, &current.1, &said));
+                    }
+                    (model, models) = current;
                 }
                 Err(Interrupted::Failure(failure)) => return Err(failure),
             }
@@ -220,6 +225,10 @@ impl OpenAi {
             .server()
             .error(ErrorKind::Failed, message)
             .into())
+    }
+
+    fn no_model(&self, model: &str, models: &Models, said: &str) -> Failure {
+        self.endpoint.no_model(Some(model), models, said).into()
     }
 
     /// The answer in the contract's words.

@@ -53,6 +53,7 @@ impl EngineLoader for OpenAiLoader {
                 image_format: endpoint.image_format,
                 max_requests: endpoint.max_requests,
                 timeout: endpoint.timeout,
+                has_fallback: endpoint.fallback_model.is_some(),
             },
             ignored: match endpoint.fallback_model {
                 // They are the fallback's.
@@ -73,6 +74,8 @@ pub(crate) struct AskSettings {
     pub(crate) max_requests: usize,
     /// How long the server may stay silent.
     pub(crate) timeout: std::time::Duration,
+    /// Whether another model answers while the server is away.
+    pub(crate) has_fallback: bool,
 }
 
 /// Settings of a model in this process, which have no meaning for a server.

@@ -92,6 +92,31 @@ fn an_unknown_model_is_told_with_those_that_there_are() {
 }
 
 #[test]
+fn a_server_that_comes_back_with_another_model_is_asked_for_it() {
+    let is_new = Arc::new(AtomicUsize::new(0));
+    let switch = is_new.clone();
+    let server = Server::start(move |exchange, client| {
+        let id = ["old", "new"][switch.load(SeqCst)];
+        match exchange.is_chat() {
+            false => client.json(200, &list(&[id], "vllm")),
+            true if exchange.body["model"] == id => answers("Here.")(exchange, client),
+            true => client.error(404, "The model does not exist."),
+        }
+    });
+    let mut engine = load(endpoint(server.url()), None).unwrap();
+    assert_eq!(ask(engine.as_mut()).unwrap().text, "Here.");
+    is_new.store(1, SeqCst);
+    assert_eq!(ask(engine.as_mut()).unwrap().text, "Here.");
+    assert_eq!(engine.info().model, "new");
+    // Another element has named the old one.
+    let error = load(endpoint(server.url()), Some("old"))
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("one that it has: new"), "{error}");
+}
+
+#[test]
 fn a_path_without_v1_is_corrected() {
     let server = Server::start(|exchange, client| match exchange.path.as_str() {
         "/v1/models" => models(client),
@@ -175,6 +200,10 @@ fn an_unknown_host_is_an_error_at_the_start() {
     let (kind, error) = load_error("http://no-such-host.invalid:8000/v1", Some("m"));
     assert_eq!(kind, ErrorKind::NotFound);
     assert!(error.contains("its host name is not known"), "{error}");
+    // A fallback is there for networks that are away, too.
+    let mut settings = endpoint("http://no-such-host.invalid:8000/v1");
+    settings.fallback_model = Some("demo".into());
+    load(settings, Some("m")).unwrap();
 }
 
 #[test]
