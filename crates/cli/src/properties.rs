@@ -133,7 +133,7 @@ pub const DRAWING: &str = "Drawing";
 const GROUPS: [(&str, &str); 6] = [
     ("font-desc", DRAWING),
     ("model", "Model"),
-    ("endpoint", "Endpoint"),
+    ("api-key-file", "Endpoint"),
     ("prompt", "Captions"),
     ("mode", "Frames"),
     ("detail-prompt", "Messages and requests"),
