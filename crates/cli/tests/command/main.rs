@@ -3,6 +3,7 @@
 mod common;
 mod copying;
 mod endings;
+mod endpoints;
 mod inputs;
 mod launching;
 mod live;
