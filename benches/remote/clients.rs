@@ -56,6 +56,19 @@ pub fn closed_loop(
     Ok((answers / time.as_secs_f64(), latencies))
 }
 
+/// JSON at a path below the endpoint.
+pub fn get(endpoint: &str, path: &str) -> Result<serde_json::Value> {
+    let mut client = Client::connect(endpoint)?;
+    let head = client.head.replacen("POST", "GET", 1);
+    let head = head.replacen("/chat/completions", path, 1);
+    let request = format!("{head}Connection: close\r\n\r\n");
+    client.stream.get_mut().write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    client.stream.read_to_string(&mut answer)?;
+    let (_, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
+    Ok(serde_json::from_str(body)?)
+}
+
 struct Client {
     stream: BufReader<TcpStream>,
     /// First lines of a request.

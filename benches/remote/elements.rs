@@ -31,6 +31,12 @@ struct Line {
     element: gst::Element,
 }
 
+impl Drop for Line {
+    fn drop(&mut self) {
+        let _ = self.pipeline.set_state(gst::State::Null);
+    }
+}
+
 type Shared = Arc<(Mutex<(Instant, Heard)>, Condvar)>;
 
 /// Source of moving pictures that no other element has.
@@ -172,11 +178,15 @@ pub fn run(settings: &str) -> Result<()> {
     let shared = Shared::new((Mutex::new((Instant::now(), empty())), Condvar::new()));
     let lines = (0..elements).map(|number| line(number, &settings, &shared));
     let lines: Vec<Line> = lines.collect::<Result<_>>()?;
+    let started = |result: std::result::Result<_, gst::StateChangeError>| {
+        let problem = || shared.0.lock().unwrap().1.first_problem.clone();
+        result.map_err(|error| problem().unwrap_or_else(|| error.to_string()))
+    };
     for line in &lines {
-        line.pipeline.set_state(gst::State::Playing)?;
+        started(line.pipeline.set_state(gst::State::Playing))?;
     }
     for line in &lines {
-        line.pipeline.state(gst::ClockTime::from_seconds(60)).0?;
+        started(line.pipeline.state(gst::ClockTime::from_seconds(60)).0)?;
     }
     if settings["element"] == "vlmnarrate" {
         let guard = shared.0.lock().unwrap();
@@ -230,9 +240,6 @@ pub fn run(settings: &str) -> Result<()> {
             "first_problem": heard.first_problem,
         });
         println!("{report}");
-    }
-    for line in &lines {
-        line.pipeline.set_state(gst::State::Null)?;
     }
     Ok(())
 }

@@ -237,11 +237,18 @@ fn ceiling(options: &Options, endpoint: &str, bodies: &[String]) -> Result<f64> 
     Ok(best)
 }
 
-/// Bodies as the elements send them, recorded with a server that answers at once.
-fn record(options: &Options) -> Result<Vec<String>> {
-    let server = vlmnarrate_scripted_server::Server::start(vlmnarrate_scripted_server::answers(
-        "word word word",
-    ));
+/// Bodies as the elements send them to this endpoint, recorded with a server that answers at once.
+fn record(options: &Options, endpoint: &str) -> Result<Vec<String>> {
+    // The elements speak the dialect of the server that lists these models.
+    let models = clients::get(endpoint, "/models")?;
+    let answers = vlmnarrate_scripted_server::answers("word word word");
+    let server = vlmnarrate_scripted_server::Server::start(move |exchange, client| match exchange
+        .path
+        .ends_with("/models")
+    {
+        true => client.json(200, &models),
+        false => answers(exchange, client),
+    });
     Run {
         options,
         endpoint: &server.url(),
@@ -301,7 +308,7 @@ fn main() -> Result<()> {
             }
             options.slots as f64 / options.delay.as_secs_f64()
         }
-        None => ceiling(&options, &endpoint, &record(&options)?)?,
+        None => ceiling(&options, &endpoint, &record(&options, &endpoint)?)?,
     };
     if options.ceiling_only {
         return Ok(());
