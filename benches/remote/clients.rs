@@ -73,6 +73,9 @@ struct Client {
     stream: BufReader<TcpStream>,
     /// First lines of a request.
     head: String,
+    endpoint: String,
+    /// Over this connection.
+    has_answered: bool,
 }
 
 impl Client {
@@ -100,10 +103,24 @@ impl Client {
         Ok(Self {
             stream: BufReader::new(stream),
             head,
+            endpoint: endpoint.to_owned(),
+            has_answered: false,
         })
     }
 
+    /// Asks, over another connection if the server has closed this one: llama-server does after 100 requests.
     fn ask(&mut self, body: &str) -> Result<()> {
+        if !self.has_answered {
+            return self.ask_here(body);
+        }
+        self.ask_here(body).or_else(|_| {
+            *self = Self::connect(&self.endpoint)?;
+            self.ask_here(body)
+        })?;
+        Ok(())
+    }
+
+    fn ask_here(&mut self, body: &str) -> Result<()> {
         let request = format!("{}Content-Length: {}\r\n\r\n{body}", self.head, body.len());
         self.stream.get_mut().write_all(request.as_bytes())?;
         let status = self.line()?;
@@ -126,6 +143,7 @@ impl Client {
             self.stream.read_exact(&mut vec![0; size])?;
             self.line()?;
             if size == 0 {
+                self.has_answered = true;
                 return Ok(());
             }
         }
