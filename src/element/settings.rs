@@ -477,8 +477,8 @@ pub(crate) fn properties() -> Vec<Property<Settings>> {
             "Quality of JPEG pictures that the endpoint gets"),
         row(Ready, ("max-requests", "Maximum requests"), 0..=4096, |s| &mut s.endpoint.max_requests,
             "Maximum number of requests that all elements of this process have in flight at the endpoint. \
-             Others wait, and take their newest frame when it is their turn (0 = a little more than \
-             llama-server has slots, 32 at other servers)"),
+             Others wait, and take their newest frame when it is their turn (0 = twice the \
+             slots of llama-server, 32 at other servers)"),
         row(Ready, ("endpoint-timeout", "Endpoint timeout"), (), |s| &mut s.endpoint.timeout,
             "Nanoseconds without a sign of life after which a request to the endpoint has failed, and for \
              which a recorded frame waits for an endpoint that is away, before an ERROR"),

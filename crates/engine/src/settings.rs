@@ -41,7 +41,7 @@ pub struct EndpointSettings {
     pub request_options: Option<String>,
     /// How pictures are sent.
     pub image_format: ImageFormat,
-    /// Requests that this process has in flight at the server at most; 0 for as many as the server tells, or 32.
+    /// Requests that this process has in flight at the server at most; 0 for as many as the server can use, or 32.
     pub max_requests: usize,
     /// How long the server may stay silent before a request counts as failed.
     pub timeout: Duration,
