@@ -11,10 +11,11 @@ use gst_base::prelude::*;
 use crate::{
     caption::{FrameStamp, Trigger},
     element::{
+        enums::Mode,
         imp::VlmNarrate,
         model::LoadedModel,
         requests::DescribeRequest,
-        settings::{Mode, Settings},
+        settings::Settings,
         stream::{FrameInfo, has_picture},
     },
     input::{

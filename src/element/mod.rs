@@ -7,6 +7,7 @@ use gst::{glib, prelude::*, subclass::prelude::*};
 mod callbacks;
 mod caption_state;
 mod captions;
+mod enums;
 mod frames;
 mod imp;
 mod model;
@@ -25,7 +26,7 @@ pub(crate) use self::{
     imp::{describe_now_signal, pad_templates},
     settings::specs,
 };
-pub use settings::{DType, Device, ImageFormat, Mode, Quantization};
+pub use enums::{DType, Device, ImageFormat, Mode, Quantization};
 
 glib::wrapper! {
     /// SECTION:element-vlmnarrate

@@ -11,6 +11,7 @@
 //! | `gate` | how many requests it gets, and the pause after a failure |
 //! | `dialect` | the body of a request, in the words of each server |
 //! | `engine` | from a request to an answer |
+//! | `exchange` | one request and the answer that comes, piece by piece |
 //! | `stream`, `answer` | server-sent events, and what they say |
 //! | `failure` | statuses and errors, and what to do about them |
 //! | `http`, `transport` | one request that can be cancelled at any moment |
@@ -20,6 +21,7 @@ mod answer;
 mod dialect;
 mod endpoint;
 mod engine;
+mod exchange;
 mod failure;
 mod gate;
 mod http;
@@ -37,7 +39,7 @@ pub use stream::{EventParser, LineTooLong, MAX_LINE};
 /// error.
 #[doc(hidden)]
 pub fn parse_stream(pieces: &[&[u8]]) -> Result<String, String> {
-    let mut reader = engine::StreamReader::new(20);
+    let mut reader = exchange::StreamReader::new(20);
     for piece in pieces {
         reader.push(piece).map_err(|error| error.to_string())?;
     }
