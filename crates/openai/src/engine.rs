@@ -82,7 +82,11 @@ impl OpenAi {
             {
                 Err(error)
             }
-            Err(Failure::Away(error, retry_after) | Failure::Overloaded(error, retry_after)) => {
+            Err(
+                Failure::Away(error, retry_after)
+                | Failure::Internal(error, retry_after)
+                | Failure::Overloaded(error, retry_after),
+            ) => {
                 permit.away(error, retry_after);
                 Ok(())
             }
@@ -278,6 +282,7 @@ impl OpenAi {
             Failure::Cancelled => Error::cancelled(),
             Failure::Error(error)
             | Failure::Away(error, _)
+            | Failure::Internal(error, _)
             | Failure::Overloaded(error, _)
             | Failure::Refused { error, .. } => error,
             Failure::NotFound(said) => self.endpoint.server().error(ErrorKind::NotFound, said),
@@ -306,6 +311,7 @@ impl Engine for OpenAi {
     }
 
     fn describe(&mut self, request: &Request<'_>, observer: &mut Observer<'_>) -> Result<Answer> {
+        let mut was_tried = false;
         loop {
             self.wait_turn(observer)?;
             let Some(permit) = self.permit.take() else {
@@ -313,9 +319,19 @@ impl Engine for OpenAi {
             };
             let failure = match self.ask(request, observer) {
                 Ok(answer) => {
-                    permit.answered();
+                    permit.succeeded();
                     return Ok(answer);
                 }
+                // One camera's pictures must not close the gate for all others.
+                Err(Failure::Internal(mut error, _)) if permit.others_succeed() => {
+                    permit.answered();
+                    if !std::mem::replace(&mut was_tried, true) {
+                        continue;
+                    }
+                    error.kind = ErrorKind::Failed;
+                    return Err(error);
+                }
+                Err(Failure::Internal(error, retry_after)) => Failure::Away(error, retry_after),
                 Err(failure) => failure,
             };
             match &failure {

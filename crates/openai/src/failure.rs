@@ -24,6 +24,8 @@ pub(crate) enum Failure {
     Error(Error),
     /// The server or the network is away. The error's kind is `NotFound` if nobody knows its name.
     Away(Error, Option<Duration>),
+    /// The server failed over this request, or altogether.
+    Internal(Error, Option<Duration>),
     /// The server has no room.
     Overloaded(Error, Option<Duration>),
     /// The server refuses the request: perhaps for fields that can be left out.
@@ -111,7 +113,8 @@ impl Server<'_> {
                     ),
                 )
                 .into(),
-            408 | 500 | 502 | 504 => Failure::Away(away(), retry_after),
+            500 => Failure::Internal(away(), retry_after),
+            408 | 502 | 504 => Failure::Away(away(), retry_after),
             429 | 503 | 529 => Failure::Overloaded(away(), retry_after),
             400 | 422 => Failure::Refused {
                 parameter: json.as_ref().and_then(|json| {

@@ -34,6 +34,7 @@ struct State {
     bearable: Option<usize>,
     /// Answers since `bearable` last grew.
     answers: usize,
+    last_answer: Option<Instant>,
     /// Oldest first.
     waiting: VecDeque<Waiter>,
     last_ticket: u64,
@@ -215,7 +216,7 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    /// The server has answered.
+    /// The server has answered, if only by an error about this request.
     pub(crate) fn answered(&self) {
         self.gate.lock().answered(self.entered_after);
     }
@@ -235,6 +236,19 @@ impl Permit {
             true => self.gate.lock().lower(),
             false => self.away(error, retry_after),
         }
+    }
+
+    /// A request was answered well.
+    pub(crate) fn succeeded(&self) {
+        self.answered();
+        self.gate.lock().last_answer = Some(Instant::now());
+    }
+
+    /// Whether some request was answered well a short time ago.
+    pub(crate) fn others_succeed(&self) -> bool {
+        const SHORT: Duration = Duration::from_secs(10);
+        let last = self.gate.lock().last_answer;
+        last.is_some_and(|last| last.elapsed() < SHORT)
     }
 
     /// The error that keeps the gate closed; `None` while it is open.

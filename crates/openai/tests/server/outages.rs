@@ -84,6 +84,39 @@ fn one_probe_asks_a_server_that_failed() {
     assert_eq!(chats.load(SeqCst), 6);
 }
 
+/// A picture over which the server fails again and again is one camera's trouble.
+#[test]
+fn a_request_that_breaks_the_server_does_not_stop_the_others() {
+    let server = Server::start(|exchange, client| {
+        match (exchange.is_chat(), exchange.texts().contains(&"bad")) {
+            (false, _) => models(client),
+            (true, true) => client.error(500, "the model produced nonsense"),
+            (true, false) => answers("Fine.")(exchange, client),
+        }
+    });
+    thread::scope(|scope| {
+        let good = scope.spawn(|| {
+            let mut engine = engine(server.url());
+            for _ in 0..50 {
+                assert_eq!(ask(engine.as_mut()).unwrap().text, "Fine.");
+                thread::sleep(Duration::from_millis(2));
+            }
+        });
+        server.wait_for(3, Duration::from_secs(20));
+        let mut engine = engine(server.url());
+        while !good.is_finished() {
+            let (answer, told) = ask_with(engine.as_mut(), |request| request.prompt = "bad");
+            let error = answer.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Failed);
+            assert!(
+                error.to_string().contains("nonsense") && told.away.is_empty(),
+                "{error}"
+            );
+        }
+        good.join().unwrap();
+    });
+}
+
 #[test]
 fn a_server_that_says_when_is_asked_then() {
     let start = Instant::now();
