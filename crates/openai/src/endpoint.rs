@@ -80,8 +80,7 @@ struct Props {
 impl Models {
     /// Requests to have in flight, where the user sets no limit.
     pub(crate) fn limit(&self) -> usize {
-        // Some wait in the server, so that a slot that becomes free is taken at once: with as many as there are slots
-        // again llama-server answers 5 % more than with half of that.
+        // Some wait in the server, so that a slot that becomes free is taken at once.
         self.slots
             .map_or(DEFAULT_LIMIT, |slots| slots.saturating_mul(2).max(1))
     }
