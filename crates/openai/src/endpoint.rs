@@ -111,7 +111,6 @@ impl Endpoint {
     pub(crate) fn server(&self) -> failure::Server<'_> {
         failure::Server {
             url: &self.address.url,
-            has_key: self.address.key.is_some(),
             key: self.address.key(),
         }
     }
@@ -128,7 +127,7 @@ impl Endpoint {
 
     /// Begins to post a body to the path for chats.
     pub(crate) fn post(&self, body: Vec<u8>) -> Result<Call, Failure> {
-        self.call("/chat/completions", Some(body.into()))
+        self.call_at(&self.address.base, "/chat/completions", Some(body.into()))
     }
 
     /// The models, which the first caller asks for.
@@ -136,6 +135,9 @@ impl Endpoint {
         &self,
         go_on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<Arc<Models>, Failure> {
+        if let Some(models) = self.known_models() {
+            return Ok(models);
+        }
         let _discovery = loop {
             match self.discovery.try_lock() {
                 Ok(guard) => break guard,
@@ -147,6 +149,7 @@ impl Endpoint {
             }
             thread::sleep(POLL / 5);
         };
+        // Another one may have asked meanwhile.
         if let Some(models) = self.known_models() {
             return Ok(models);
         }
@@ -305,10 +308,6 @@ impl Endpoint {
                 return Err(Failure::Away(error, None));
             }
         }
-    }
-
-    fn call(&self, path: &str, body: Option<Arc<[u8]>>) -> Result<Call, Failure> {
-        self.call_at(&self.address.base, path, body)
     }
 
     fn call_at(&self, base: &Uri, path: &str, body: Option<Arc<[u8]>>) -> Result<Call, Failure> {

@@ -99,10 +99,7 @@ impl OpenAi {
         &mut self,
         go_on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> std::result::Result<(String, Arc<Models>), Failure> {
-        let models = match self.endpoint.known_models() {
-            Some(models) => models,
-            None => self.endpoint.models(go_on)?,
-        };
+        let models = self.endpoint.models(go_on)?;
         let no_model = |said: &str| {
             let model = self.model.as_deref();
             Failure::Error(self.endpoint.no_model(model, &models, said))

@@ -80,7 +80,7 @@ impl Exchange<'_> {
                         let answer = &mut reader.stream.answer;
                         if answer.stop_at(self.request.stop_strings) {
                             // Closing the connection ends the work of the server.
-                            return Ok(reader.stream.into_answer());
+                            return Ok(reader.stream.answer);
                         }
                         // JSON is on its way to a choice, no caption.
                         if self.request.choices.is_empty() {
@@ -301,10 +301,6 @@ impl StreamReader {
                 "it closed the connection in the middle of the answer",
             )),
         }
-    }
-
-    fn into_answer(self) -> StreamedAnswer {
-        self.answer
     }
 }
 

@@ -48,7 +48,6 @@ impl From<Error> for Failure {
 pub(crate) struct Server<'a> {
     /// The URL that was set.
     pub(crate) url: &'a str,
-    pub(crate) has_key: bool,
     /// The key, which no message may show.
     pub(crate) key: Option<&'a str>,
 }
@@ -81,7 +80,7 @@ impl Server<'_> {
                 )
                 .into()
             }
-            401 | 403 if self.has_key => self
+            401 | 403 if self.key.is_some() => self
                 .error(
                     ErrorKind::NotAuthorized,
                     format!(
@@ -303,7 +302,6 @@ mod tests {
 
     const SERVER: Server<'_> = Server {
         url: "http://gpu:8000/v1",
-        has_key: true,
         key: Some("sk-secret"),
     };
 
@@ -337,7 +335,6 @@ mod tests {
         assert!(text.contains("Incorrect API key provided: …."), "{text}");
         assert!(!text.contains("secret"), "{text}");
         let without = Server {
-            has_key: false,
             key: None,
             ..SERVER
         };
