@@ -41,7 +41,9 @@ pub use activations::{
     ActivationBuffer, ActivationBuffers, ActivationFormat, I8BlockParams, I8PerBlock, I16PerRow,
     MatMul, QuantizedRows, RowSource, U7PerBlock,
 };
-pub use attention::{PackedKv, QkvRows, QkvShape, bidirectional_attention, causal_attention};
+pub use attention::{
+    PackedKv, QkvRows, QkvShape, SequenceRows, bidirectional_attention, causal_attention,
+};
 pub use lanes::LANES;
 pub use matmul::{Epilogue, matmul};
 pub use pointwise::{F32Rows, Gelu, LayerNorm, RmsNorm, SwiGlu};

@@ -152,6 +152,7 @@ impl<B: Pod, F: MatMul<B>> Kernel for Gemm<'_, B, F> {
                 let out = &mut self.out[row * self.stride + (panel - first) * LANES..];
                 row += match tile_rows.min(rows - row) {
                     MAX_TILE_ROWS if L::MANY_REGISTERS => tile.run::<L, MAX_TILE_ROWS>(l, row, out),
+                    8.. if L::MANY_REGISTERS => tile.run::<L, 8>(l, row, out),
                     6.. if L::MANY_REGISTERS || F::MAX_FEW_REGISTER_ROWS >= 6 => {
                         tile.run::<L, 6>(l, row, out)
                     }
@@ -218,8 +219,8 @@ mod tests {
     use super::{
         super::{
             activations::{
-                ActivationBuffer, ActivationBuffers, I8PerBlock, I16PerRow, QuantizeRows,
-                U7PerBlock,
+                ActivationBuffer, ActivationBuffers, I8PerBlock, I16PerRow, PlainI16PerRow,
+                QuantizeRows, U7PerBlock,
             },
             lanes::{PAIR, run_on_all},
             pointwise::F32Rows,
@@ -381,11 +382,8 @@ mod tests {
         }
         let mut rounded = ActivationBuffers::default();
         let mut out = [0.0; 16];
-        let x = QuantizedRows::<I16PerRow> {
-            values: rounded
-                .i16_per_row
-                .quantize(&F32Rows::new(&[1.0; 32], 32))
-                .values,
+        let x = QuantizedRows::<PlainI16PerRow> {
+            values: &[32767; 32],
             params: &[1.0 / 32767.0],
             length: 32,
         };
@@ -408,6 +406,16 @@ mod tests {
                 &mut out,
             );
             assert_eq!(out, [31.0 * 127.0 * f32::from(weight)]);
+            for value in [1.0, -1.0] {
+                // As many rows as each way of multiplying takes at once.
+                for rows in [1, 3, 8, 13] {
+                    let x = vec![value; 32 * rows];
+                    let mut out = vec![0.0; rows];
+                    let x = rounded.i16_per_row.quantize(&F32Rows::new(&x, 32));
+                    matmul(x, &packed, None, Epilogue::Store, &mut out);
+                    assert_eq!(out, vec![32.0 * value * f32::from(weight); rows]);
+                }
+            }
         }
         for (byte, weight) in [(0, -8.0), (0xff, 7.0)] {
             let row = [&one[..], &[byte; 16]].concat();

@@ -2,7 +2,7 @@
 //!
 //! As llama.cpp repacks them (`block_q8_0x8`, `block_q4_0x8`): one vector holds the same columns of sixteen rows.
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::{Pod, Zeroable, cast_ref};
 use memmap2::MmapMut;
 
 use super::lanes::{LANES, Lanes, PAIR, QUAD};
@@ -16,11 +16,10 @@ pub const PAIRS: usize = BLOCK / PAIR;
 /// Fours in a block.
 pub const QUADS: usize = BLOCK / QUAD;
 
-/// Blocks of sixteen rows of weights that are multiplied with `i16` activations.
-pub trait DotI16: Pod + Send + Sync {
-    /// Rows of activations in a tile, as many as there are registers for.
-    fn tile_rows<L: Lanes>() -> usize;
-
+/// Blocks of sixteen rows of weights that are multiplied with 16-bit activations, laid out as `Layout` says.
+///
+/// A trait rather than a function that is passed: nothing else is sure to be compiled for the instruction set.
+pub trait DotI16<Layout>: Pod + Send + Sync {
     /// A scale for each row of weights.
     fn scales<L: Lanes>(&self, l: L) -> L::Float;
 
@@ -30,10 +29,13 @@ pub trait DotI16: Pod + Send + Sync {
         l: L,
         x: [&[i16; BLOCK]; ROWS],
     ) -> [L::Int; ROWS];
-
-    /// The block in 16 bits, which is faster for many rows. `None` if it is in 16 bits already.
-    fn to_i16<L: Lanes>(&self, l: L) -> Option<BlockI16x16>;
 }
+
+/// One activation behind the other.
+pub enum Plain {}
+
+/// The bytes of four activations [split](Lanes::SPLITS_I16).
+pub enum Split {}
 
 /// Blocks of sixteen rows of weights that can be read from a row format of ggml.
 pub trait GgmlBlock: Pod + Send + Sync {
@@ -50,12 +52,7 @@ pub struct BlockQ8_0x16 {
     weights: [[[i8; QUAD]; LANES]; QUADS],
 }
 
-impl DotI16 for BlockQ8_0x16 {
-    #[inline(always)]
-    fn tile_rows<L: Lanes>() -> usize {
-        2
-    }
-
+impl DotI16<Plain> for BlockQ8_0x16 {
     #[inline(always)]
     fn scales<L: Lanes>(&self, l: L) -> L::Float {
         l.load_f16(&self.scales)
@@ -80,18 +77,42 @@ impl DotI16 for BlockQ8_0x16 {
         }
         sums
     }
+}
+
+impl DotI16<Split> for BlockQ8_0x16 {
+    #[inline(always)]
+    fn scales<L: Lanes>(&self, l: L) -> L::Float {
+        l.load_f16(&self.scales)
+    }
 
     #[inline(always)]
-    fn to_i16<L: Lanes>(&self, l: L) -> Option<BlockI16x16> {
-        let mut wide = BlockI16x16::zeroed();
-        l.store(self.scales(l), &mut wide.scales);
-        for (weights, to) in self.weights.iter().zip(wide.weights.as_chunks_mut().0) {
-            let [first, last] = l.split_pairs(l.widen_quads(weights));
-            let [to_first, to_last] = to;
-            l.store_pairs(first, to_first);
-            l.store_pairs(last, to_last);
+    fn dot_rows<L: Lanes, const ROWS: usize>(
+        &self,
+        l: L,
+        x: [&[i16; BLOCK]; ROWS],
+    ) -> [L::Int; ROWS] {
+        let x: [&[[[u8; QUAD]; 2]; QUADS]; ROWS] = std::array::from_fn(
+            #[inline(always)]
+            |row| cast_ref(x[row]),
+        );
+        let mut low = [l.splat_int(0); ROWS];
+        let mut high = [l.splat_int(0); ROWS];
+        // The higher bytes are 128 too large.
+        let mut excess = l.splat_int(0);
+        for (i, weights) in self.weights.iter().enumerate() {
+            let weights = l.load_quads(weights);
+            excess = l.dot_quads(excess, l.splat_quad([128; QUAD]), weights);
+            for (row, x) in x.into_iter().enumerate() {
+                // Where they lie: as one number they would take the way through a register.
+                let [lower, higher] = &x[i];
+                low[row] = l.dot_quads(low[row], l.splat_quad(*lower), weights);
+                high[row] = l.dot_quads(high[row], l.splat_quad(*higher), weights);
+            }
         }
-        Some(wide)
+        for (low, high) in low.iter_mut().zip(high) {
+            *low = l.join_bytes(l.sub_int(high, excess), *low);
+        }
+        low
     }
 }
 
@@ -105,6 +126,20 @@ impl GgmlBlock for BlockQ8_0x16 {
 }
 
 impl BlockQ8_0x16 {
+    /// The block in 16 bits, which is faster for many rows.
+    #[inline(always)]
+    pub fn to_i16<L: Lanes>(&self, l: L) -> BlockI16x16 {
+        let mut wide = BlockI16x16::zeroed();
+        l.store(l.load_f16(&self.scales), &mut wide.scales);
+        for (weights, to) in self.weights.iter().zip(wide.weights.as_chunks_mut().0) {
+            let [first, last] = l.split_pairs(l.widen_quads(weights));
+            let [to_first, to_last] = to;
+            l.store_pairs(first, to_first);
+            l.store_pairs(last, to_last);
+        }
+        wide
+    }
+
     /// Dot products with blocks of some rows of activations, none above 127.
     ///
     /// `quads` is [`QUADS`] as a variable: with a constant, compilers unroll the loop, put rows before weights and run
@@ -245,15 +280,7 @@ pub struct BlockI16x16 {
     pub weights: [[[i16; PAIR]; LANES]; PAIRS],
 }
 
-impl DotI16 for BlockI16x16 {
-    #[inline(always)]
-    fn tile_rows<L: Lanes>() -> usize {
-        match L::MANY_REGISTERS {
-            true => MAX_TILE_ROWS,
-            false => 6,
-        }
-    }
-
+impl DotI16<Plain> for BlockI16x16 {
     #[inline(always)]
     fn scales<L: Lanes>(&self, l: L) -> L::Float {
         l.load(&self.scales)
@@ -277,11 +304,6 @@ impl DotI16 for BlockI16x16 {
             }
         }
         sums
-    }
-
-    #[inline(always)]
-    fn to_i16<L: Lanes>(&self, _: L) -> Option<BlockI16x16> {
-        None
     }
 }
 

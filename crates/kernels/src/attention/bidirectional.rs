@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::{
-    activations::{I16_MAX, I16PerRow, QuantizedRows, quantize_i16},
+    activations::{I16_MAX, PlainI16PerRow, QuantizedRows, quantize_i16},
     lanes::{Kernel, LANES, Lanes, PAIR, dispatch},
     matmul::{Epilogue, Gemm},
     pointwise::exp,
@@ -172,7 +172,7 @@ impl Kernel for AttendRows<'_> {
                 *scale = quantize_i16(l, row, I16_MAX, query.as_chunks_mut().0)
                     / (head_size as f32).sqrt();
             }
-            let x = QuantizedRows::<I16PerRow> {
+            let x = QuantizedRows::<PlainI16PerRow> {
                 values: &queries,
                 params: &scales,
                 length,
@@ -194,7 +194,7 @@ impl Kernel for AttendRows<'_> {
                 scores[keys_len..].fill(f32::NEG_INFINITY);
                 *scale = softmax_row(l, scores.as_chunks().0, probs.as_chunks_mut().0);
             }
-            let x = QuantizedRows::<I16PerRow> {
+            let x = QuantizedRows::<PlainI16PerRow> {
                 values: &probs,
                 params: &scales,
                 length: padded,

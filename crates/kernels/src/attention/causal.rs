@@ -69,17 +69,26 @@ impl QkvShape {
     }
 }
 
-/// RoPE, KV cache update and causal attention of tokens at positions `past..`, into rows `[heads, head_size]` of
-/// `attn_out`.
+/// Rows of one sequence in a batch.
+#[derive(Debug)]
+pub struct SequenceRows<'a> {
+    /// Number of the rows, which stand one behind the other.
+    pub rows: usize,
+    /// The layer's cache of the sequence.
+    pub kv: &'a mut PackedKv,
+    /// Tokens in the cache, behind which the rows come.
+    pub past: usize,
+}
+
+/// RoPE, KV cache update and causal attention of a batch, into rows `[heads, head_size]` of `attn_out`.
 ///
-/// Queries and keys in `qkv` are rotated in place. `cos` and `sin` have `head_size / 2` values for each token. The
-/// first `past` tokens of `kv` are those before.
+/// `qkv` holds the rows of all sequences, one sequence behind the other. Queries and keys are rotated in place. `cos` and
+/// `sin` have `head_size / 2` values for each row.
 pub fn causal_attention(
     qkv: &mut [f32],
     shape: QkvShape,
     (cos, sin): (&[f32], &[f32]),
-    kv: &mut PackedKv,
-    past: usize,
+    sequences: &mut [SequenceRows<'_>],
     attn_out: &mut [f32],
 ) {
     let QkvShape {
@@ -88,7 +97,17 @@ pub fn causal_attention(
         head_size,
     } = shape;
     let half = head_size / 2;
-    for (i, row) in qkv.chunks_exact_mut(shape.row_length()).enumerate() {
+    // Of each row, its sequence and the tokens that it attends to.
+    let mut attended = Vec::with_capacity(qkv.len() / shape.row_length());
+    for (i, sequence) in sequences.iter().enumerate() {
+        let (past, rows) = (sequence.past, sequence.rows);
+        attended.extend((0..rows).map(|row| (i, past + row + 1)));
+    }
+    for ((i, row), (sequence, tokens)) in qkv
+        .chunks_exact_mut(shape.row_length())
+        .enumerate()
+        .zip(&attended)
+    {
         let (cos, sin) = (&cos[i * half..][..half], &sin[i * half..][..half]);
         let (rotated, values) = row.split_at_mut((heads + kv_heads) * head_size);
         for head in rotated.chunks_exact_mut(head_size) {
@@ -97,33 +116,37 @@ pub fn causal_attention(
                 (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
             }
         }
+        let kv = &mut sequences[*sequence].kv;
         let keys = &rotated[heads * head_size..];
         for (kv_head, (key, value)) in keys
             .chunks_exact(head_size)
             .zip(values.chunks_exact(head_size))
             .enumerate()
         {
-            kv.store(past + i, kv_head, key, value);
+            kv.store(tokens - 1, kv_head, key, value);
         }
     }
     let group = heads / kv_heads;
-    let (qkv, kv) = (&*qkv, &*kv);
-    let rows = qkv.len() / shape.row_length();
+    let (qkv, sequences) = (&*qkv, &*sequences);
+    let rows = attended.len();
+    let tokens: usize = attended.iter().map(|(_, tokens)| tokens).sum();
     // A thread isn't worth waking for less.
-    let min_len = ((1 << 16) / ((past + rows) * group * head_size)).max(1);
+    let min_len = ((1 << 16) / (tokens / rows.max(1) * group * head_size).max(1)).max(1);
     attn_out
         .par_chunks_mut(group * head_size)
         .enumerate()
         .with_min_len(min_len)
         .for_each(|(i, attn_out)| {
             let (row, kv_head) = (i / kv_heads, i % kv_heads);
+            let (sequence, tokens) = attended[row];
+            let kv = &*sequences[sequence].kv;
             let queries = &qkv[row * shape.row_length() + kv_head * group * head_size..];
             dispatch(AttendGroup {
                 queries: &queries[..group * head_size],
                 keys: kv.keys(kv_head),
                 values: kv.values(kv_head),
                 head_size,
-                tokens: past + row + 1,
+                tokens,
                 attn_out: attn_out.as_chunks_mut().0,
             })
         });
@@ -258,6 +281,79 @@ mod tests {
         }
     }
 
+    /// [`causal_attention`] of one sequence.
+    fn attend(
+        (qkv, shape): (&mut [f32], QkvShape),
+        rope: (&[f32], &[f32]),
+        (kv, past): (&mut PackedKv, usize),
+        attn_out: &mut [f32],
+    ) {
+        let rows = qkv.len() / shape.row_length();
+        let mut sequences = [SequenceRows { rows, kv, past }];
+        causal_attention(qkv, shape, rope, &mut sequences, attn_out);
+    }
+
+    /// A sequence's rows come out as they do alone, whatever stands beside them.
+    #[test]
+    fn sequences_of_a_batch_do_not_meet() {
+        let shape = QkvShape {
+            heads: 4,
+            kv_heads: 2,
+            head_size: 16,
+        };
+        let (length, width, half) = (shape.row_length(), 64, 8);
+        let lengths = [3, 1, 0, 20, 2];
+        let rows = lengths.iter().sum::<usize>();
+        let x = noise(rows * length);
+        let (cos, sin) = (noise(rows * half), noise(rows * half));
+        let mut kv = Vec::new();
+        for (i, before) in [5, 0, 2, 17, 1].into_iter().enumerate() {
+            let mut cache = PackedKv::new(2, 16, 40);
+            let mut past = noise((before + i) * length)[i * length..].to_vec();
+            attend(
+                (&mut past, shape),
+                (&vec![1.0; before * half], &vec![0.0; before * half]),
+                (&mut cache, 0),
+                &mut vec![0.0; before * width],
+            );
+            kv.push((cache, before));
+        }
+
+        let mut alone = vec![0.0; rows * width];
+        let mut start = 0;
+        for (rows, (kv, past)) in lengths.iter().zip(&kv) {
+            let end = start + rows;
+            attend(
+                (&mut x[start * length..end * length].to_vec(), shape),
+                (
+                    &cos[start * half..end * half],
+                    &sin[start * half..end * half],
+                ),
+                (&mut kv.clone(), *past),
+                &mut alone[start * width..end * width],
+            );
+            start = end;
+        }
+
+        let mut together = vec![0.0; rows * width];
+        let sequences = lengths.iter().zip(&mut kv);
+        let mut sequences: Vec<_> = sequences
+            .map(|(&rows, (kv, past))| SequenceRows {
+                rows,
+                kv,
+                past: *past,
+            })
+            .collect();
+        causal_attention(
+            &mut x.clone(),
+            shape,
+            (&cos, &sin),
+            &mut sequences,
+            &mut together,
+        );
+        assert_eq!(together, alone);
+    }
+
     /// Prefill, one token at a time, and doubles agree, with groups of 1 to 5 query heads.
     #[test]
     fn tokens_attend_to_those_before() {
@@ -276,7 +372,7 @@ mod tests {
 
             let (mut rotated, mut out) = (x.clone(), vec![0.0; rows * width]);
             let mut kv = PackedKv::new(kv_heads, head_size, rows);
-            causal_attention(&mut rotated, shape, (&cos, &sin), &mut kv, 0, &mut out);
+            attend((&mut rotated, shape), (&cos, &sin), (&mut kv, 0), &mut out);
 
             let mut kv = PackedKv::new(kv_heads, head_size, rows);
             for (past, row) in x.chunks(shape.row_length()).enumerate() {
@@ -284,7 +380,7 @@ mod tests {
                     |angles: &'_ [f32]| angles[past * head_size / 2..][..head_size / 2].to_vec();
                 let (cos, sin) = (at(&cos), at(&sin));
                 let (mut row, mut one) = (row.to_vec(), vec![0.0; width]);
-                causal_attention(&mut row, shape, (&cos, &sin), &mut kv, past, &mut one);
+                attend((&mut row, shape), (&cos, &sin), (&mut kv, past), &mut one);
                 assert_eq!(one, out[past * width..][..width]);
                 for kv_head in 0..kv_heads {
                     let group = heads / kv_heads * head_size;
@@ -322,12 +418,10 @@ mod tests {
         };
         let mut x: Vec<_> = (0..48).map(|i| i as f32).collect();
         let mut kv = PackedKv::new(1, 16, 1);
-        causal_attention(
-            &mut x,
-            shape,
+        attend(
+            (&mut x, shape),
             (&[0.0; 8], &[1.0; 8]),
-            &mut kv,
-            0,
+            (&mut kv, 0),
             &mut [0.0; 16],
         );
         // By a right angle: (a, b) to (-b, a). Values stay.

@@ -4,7 +4,7 @@ mod bidirectional;
 mod causal;
 
 pub use bidirectional::{QkvRows, bidirectional_attention};
-pub use causal::{PackedKv, QkvShape, causal_attention};
+pub use causal::{PackedKv, QkvShape, SequenceRows, causal_attention};
 
 #[cfg(test)]
 mod tests {

@@ -231,6 +231,14 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn join_bytes(self, high: Self::Int, low: Self::Int) -> Self::Int {
+        map2(high, low, |high, low| {
+            let high = self.0.avx2._mm256_slli_epi32::<8>(high);
+            self.0.avx2._mm256_add_epi32(high, low)
+        })
+    }
+
+    #[inline(always)]
     fn to_float(self, x: Self::Int) -> Self::Float {
         map(x, |x| self.0.avx._mm256_cvtepi32_ps(x))
     }

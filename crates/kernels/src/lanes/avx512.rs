@@ -55,6 +55,7 @@ fn map<T, U>([a, b]: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
 
 impl Lanes for Avx512 {
     const MANY_REGISTERS: bool = true;
+    const SPLITS_I16: bool = true;
 
     type I16Pairs = __m512i;
     type I8Quads = __m512i;
@@ -168,6 +169,12 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int {
         self.0.avx512f._mm512_sub_epi32(a, b)
+    }
+
+    #[inline(always)]
+    fn join_bytes(self, high: Self::Int, low: Self::Int) -> Self::Int {
+        let high = self.0.avx512f._mm512_slli_epi32::<8>(high);
+        self.0.avx512f._mm512_add_epi32(high, low)
     }
 
     #[inline(always)]

@@ -26,6 +26,8 @@ pub const QUAD: usize = 4;
 pub trait Lanes: Copy + Send + Sync {
     /// Whether there are registers for the sums of [`MAX_TILE_ROWS`](crate::weights::MAX_TILE_ROWS) rows.
     const MANY_REGISTERS: bool;
+    /// Whether 16-bit activations are multiplied byte by byte, which takes products of any unsigned with signed bytes.
+    const SPLITS_I16: bool = false;
 
     /// `[i16; 2]` in each lane.
     type I16Pairs: Pod;
@@ -110,6 +112,8 @@ pub trait Lanes: Copy + Send + Sync {
 
     fn splat_int(self, x: i32) -> Self::Int;
     fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int;
+    /// `256 * high + low`
+    fn join_bytes(self, high: Self::Int, low: Self::Int) -> Self::Int;
 
     fn to_float(self, x: Self::Int) -> Self::Float;
     /// Rounds values in the range of `i32` to the nearest integer, ties to even.
@@ -306,6 +310,9 @@ mod tests {
                     l.store_quads(quads, &mut stored);
                     keep(l.dot_quads(zero, l.splat_quad([1, 0, 0, 2]), l.load_quads(&stored)));
                 }
+            }
+            for (high, low) in [(0, 255), (-128, 255), (127, 0), (1 << 20, -(1 << 20))] {
+                keep(l.join_bytes(l.splat_int(high), l.splat_int(low)));
             }
             for x in [0.5, 1.5, -0.5, -2.5, 127.49, 40000.0, -40000.0, 300.0] {
                 let rounded = l.round(l.splat(x));

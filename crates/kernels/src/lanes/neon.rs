@@ -208,6 +208,14 @@ impl<const DOT: bool> Lanes for NeonLanes<DOT> {
     }
 
     #[inline(always)]
+    fn join_bytes(self, high: Self::Int, low: Self::Int) -> Self::Int {
+        map2(high, low, |high, low| {
+            let high = self.0.neon.vshlq_n_s32::<8>(high);
+            self.0.neon.vaddq_s32(high, low)
+        })
+    }
+
+    #[inline(always)]
     fn to_float(self, x: Self::Int) -> Self::Float {
         map(x, |x| self.0.neon.vcvtq_f32_s32(x))
     }

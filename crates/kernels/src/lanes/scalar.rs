@@ -141,6 +141,11 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn join_bytes(self, high: Self::Int, low: Self::Int) -> Self::Int {
+        std::array::from_fn(|i| (high[i] << 8).wrapping_add(low[i]))
+    }
+
+    #[inline(always)]
     fn to_float(self, x: Self::Int) -> Self::Float {
         x.map(|x| x as f32)
     }

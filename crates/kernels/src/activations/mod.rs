@@ -1,13 +1,17 @@
 //! Rows of activations, quantized for products with blocks of weights.
 
+mod i16;
+
 use std::{fmt::Debug, hint::black_box, ops::Range};
 
+pub use i16::I16PerRow;
+pub(crate) use i16::PlainI16PerRow;
 use rayon::prelude::*;
 
 use super::{
     lanes::{Kernel, LANES, Lanes, dispatch},
     weights::{
-        BLOCK, BlockI16x16, BlockQ4_0x16, BlockQ8_0x16, DotI8, DotI16, MAX_TILE_ROWS, QUADS,
+        BLOCK, BlockQ4_0x16, BlockQ8_0x16, DotI8, DotI16, MAX_TILE_ROWS, Plain, QUADS,
         UnpackedQ4_0x16,
     },
 };
@@ -115,89 +119,6 @@ fn column<'a, T, const ROWS: usize>(rows: &[&'a [T]; ROWS], block: usize) -> [&'
     )
 }
 
-/// 16 bits with a scale for each row. The error of a product is that of its weights alone.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct I16PerRow;
-
-impl ActivationFormat for I16PerRow {
-    type Value = i16;
-    /// The scale.
-    type QuantParams = f32;
-
-    fn params_per_row(_: usize) -> usize {
-        1
-    }
-
-    #[inline(always)]
-    fn quantize<L: Lanes>(l: L, row: &[[f32; LANES]], values: &mut [i16], params: &mut [f32]) {
-        params[0] = quantize_i16(l, row, I16_MAX, values.as_chunks_mut().0);
-    }
-}
-
-impl<B: DotI16> MatMul<B> for I16PerRow {
-    /// Weights widened to 16 bits, or none.
-    type Prepared = Vec<BlockI16x16>;
-
-    const MAX_FEW_REGISTER_ROWS: usize = 6;
-
-    fn tile_rows<L: Lanes>(rows: usize) -> usize {
-        match rows <= B::tile_rows::<L>() {
-            true => B::tile_rows::<L>(),
-            false => BlockI16x16::tile_rows::<L>(),
-        }
-    }
-
-    #[inline(always)]
-    fn prepare<L: Lanes>(l: L, rows: usize, weights: &[B], wide: &mut Self::Prepared) {
-        wide.clear();
-        if rows <= B::tile_rows::<L>() {
-            return;
-        }
-        for block in weights {
-            if let Some(block) = block.to_i16(l) {
-                wide.push(block);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn dot_rows<L: Lanes, const ROWS: usize>(
-        l: L,
-        x: QuantizedRows<'_, Self>,
-        first: usize,
-        weights: &[B],
-        wide: &Self::Prepared,
-    ) -> [L::Float; ROWS] {
-        // The first arm is compiled for no more rows than there are registers for.
-        match ROWS <= B::tile_rows::<L>() && wide.is_empty() {
-            true => dot_i16(l, x, first, weights),
-            false => dot_i16(l, x, first, wide),
-        }
-    }
-}
-
-#[inline(always)]
-fn dot_i16<B: DotI16, L: Lanes, const ROWS: usize>(
-    l: L,
-    x: QuantizedRows<'_, I16PerRow>,
-    first: usize,
-    weights: &[B],
-) -> [L::Float; ROWS] {
-    let rows = x.blocks::<ROWS>(first);
-    let mut y = [l.splat(0.0); ROWS];
-    for (i, block) in weights.iter().enumerate() {
-        let products = block.dot_rows(l, column(&rows, i));
-        let scales = block.scales(l);
-        for (y, products) in y.iter_mut().zip(products) {
-            *y = l.mul_add(l.to_float(products), scales, *y);
-        }
-    }
-    for (y, scale) in y.iter_mut().zip(&x.params[first..]) {
-        *y = l.mul(*y, l.splat(*scale));
-    }
-    y
-}
-
 /// Unsigned 7 bits with a scale and an offset for each block of 32.
 ///
 /// Two products of 7 with 8 bits fit 16, so AVX2 takes three instructions for 32 products instead of four. Meant for
@@ -254,7 +175,7 @@ impl MatMul<BlockQ8_0x16> for U7PerBlock {
         prepared.resize(weights.len(), [[0.0; LANES]; 2]);
         for (block, [scales, totals]) in weights.iter().zip(prepared) {
             let [sums] = block.dot_u7_rows(l, [&[1; BLOCK]], QUADS);
-            let s = block.scales(l);
+            let s = DotI16::<Plain>::scales(block, l);
             l.store(s, scales);
             l.store(l.mul(l.to_float(sums), s), totals);
         }

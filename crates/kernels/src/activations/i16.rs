@@ -1,0 +1,174 @@
+//! Activations in 16 bits.
+
+use bytemuck::cast;
+
+use super::{ActivationFormat, I16_MAX, MatMul, QuantizedRows, column, quantize_i16};
+use crate::{
+    lanes::{LANES, Lanes, QUAD},
+    weights::{BlockI16x16, BlockQ8_0x16, DotI16, MAX_TILE_ROWS, Plain, Split},
+};
+
+/// 16 bits with a scale for each row. The error of a product is that of its weights alone.
+///
+/// Where bytes are multiplied fastest, four activations lie as their four lower bytes and then their four higher ones,
+/// both without signs. So 8-bit weights need not be widened, and whole sums are the same integers.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct I16PerRow;
+
+impl ActivationFormat for I16PerRow {
+    type Value = i16;
+    /// The scale.
+    type QuantParams = f32;
+
+    fn params_per_row(_: usize) -> usize {
+        1
+    }
+
+    #[inline(always)]
+    fn quantize<L: Lanes>(l: L, row: &[[f32; LANES]], values: &mut [i16], params: &mut [f32]) {
+        params[0] = quantize_i16(l, row, I16_MAX, values.as_chunks_mut().0);
+        if L::SPLITS_I16 {
+            for four in values.as_chunks_mut::<QUAD>().0 {
+                let low = four.map(|x| x as u8);
+                let high = four.map(|x| (x >> 8) as u8 ^ SIGN);
+                *four = cast([low, high]);
+            }
+        }
+    }
+}
+
+/// The sign of a byte, which makes −128 to 127 of 0 to 255.
+const SIGN: u8 = 0x80;
+
+impl MatMul<BlockQ8_0x16> for I16PerRow {
+    /// Weights widened to 16 bits, or none.
+    type Prepared = Vec<BlockI16x16>;
+
+    const MAX_FEW_REGISTER_ROWS: usize = 6;
+
+    fn tile_rows<L: Lanes>(rows: usize) -> usize {
+        match L::SPLITS_I16 {
+            // Three sums a row, and four registers for weights and their scales.
+            true => SPLIT_TILE_ROWS,
+            false => match widens(rows) {
+                false => WITHOUT_WIDENING,
+                true => PlainI16PerRow::tile_rows::<L>(rows),
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn prepare<L: Lanes>(l: L, rows: usize, weights: &[BlockQ8_0x16], wide: &mut Self::Prepared) {
+        wide.clear();
+        if !L::SPLITS_I16 && widens(rows) {
+            wide.extend(weights.iter().map(
+                #[inline(always)]
+                |block| block.to_i16(l),
+            ));
+        }
+    }
+
+    #[inline(always)]
+    fn dot_rows<L: Lanes, const ROWS: usize>(
+        l: L,
+        x: QuantizedRows<'_, Self>,
+        first: usize,
+        weights: &[BlockQ8_0x16],
+        wide: &Self::Prepared,
+    ) -> [L::Float; ROWS] {
+        // Each arm is compiled for no more rows than there are registers for.
+        if L::SPLITS_I16 {
+            return match ROWS <= SPLIT_TILE_ROWS {
+                true => dot_blocks::<Split, _, _, _, _>(l, x, first, weights),
+                false => [l.splat(0.0); ROWS],
+            };
+        }
+        match ROWS <= WITHOUT_WIDENING && wide.is_empty() {
+            true => dot_blocks::<Plain, _, _, _, _>(l, x, first, weights),
+            false => dot_blocks::<Plain, _, _, _, _>(l, x, first, wide),
+        }
+    }
+}
+
+/// Rows of a tile of products by bytes.
+const SPLIT_TILE_ROWS: usize = 8;
+/// Rows for which weights are not worth widening.
+const WITHOUT_WIDENING: usize = 2;
+
+fn widens(rows: usize) -> bool {
+    rows > WITHOUT_WIDENING
+}
+
+/// 16 bits with a scale for each row, one behind the other, for weights in 16 bits.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct PlainI16PerRow;
+
+impl ActivationFormat for PlainI16PerRow {
+    type Value = i16;
+    /// The scale.
+    type QuantParams = f32;
+
+    fn params_per_row(_: usize) -> usize {
+        1
+    }
+
+    #[inline(always)]
+    fn quantize<L: Lanes>(l: L, row: &[[f32; LANES]], values: &mut [i16], params: &mut [f32]) {
+        params[0] = quantize_i16(l, row, I16_MAX, values.as_chunks_mut().0);
+    }
+}
+
+impl MatMul<BlockI16x16> for PlainI16PerRow {
+    type Prepared = ();
+
+    const MAX_FEW_REGISTER_ROWS: usize = 6;
+
+    fn tile_rows<L: Lanes>(_: usize) -> usize {
+        match L::MANY_REGISTERS {
+            true => MAX_TILE_ROWS,
+            false => Self::MAX_FEW_REGISTER_ROWS,
+        }
+    }
+
+    #[inline(always)]
+    fn prepare<L: Lanes>(_: L, _: usize, _: &[BlockI16x16], (): &mut ()) {}
+
+    #[inline(always)]
+    fn dot_rows<L: Lanes, const ROWS: usize>(
+        l: L,
+        x: QuantizedRows<'_, Self>,
+        first: usize,
+        weights: &[BlockI16x16],
+        (): &(),
+    ) -> [L::Float; ROWS] {
+        dot_blocks::<Plain, _, _, _, _>(l, x, first, weights)
+    }
+}
+
+/// Dot products of `ROWS` rows from `first` on, by the sums of each block.
+#[inline(always)]
+fn dot_blocks<Layout, B, F, L, const ROWS: usize>(
+    l: L,
+    x: QuantizedRows<'_, F>,
+    first: usize,
+    weights: &[B],
+) -> [L::Float; ROWS]
+where
+    B: DotI16<Layout>,
+    F: ActivationFormat<Value = i16, QuantParams = f32>,
+    L: Lanes,
+{
+    let rows = x.blocks::<ROWS>(first);
+    let mut y = [l.splat(0.0); ROWS];
+    for (i, block) in weights.iter().enumerate() {
+        let products = block.dot_rows(l, column(&rows, i));
+        let scales = block.scales(l);
+        for (y, products) in y.iter_mut().zip(products) {
+            *y = l.mul_add(l.to_float(products), scales, *y);
+        }
+    }
+    for (y, scale) in y.iter_mut().zip(&x.params[first..]) {
+        *y = l.mul(*y, l.splat(*scale));
+    }
+    y
+}
