@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use vlmnarrate_engine::{
     Answer, Checkpoint, Download, DownloadObserver, Engine, EngineInfo, Error, ErrorKind, Event,
-    Found, ImageSize, LoadObserver, Observer, Picture, Request, Result,
+    Found, ImageSize, LoadObserver, Observer, Picture, Priority, Request, Result,
 };
 use vlmnarrate_smolvlm::resize;
 
@@ -127,9 +127,9 @@ impl Engine for WithFallback {
         self.remote.check(request)
     }
 
-    fn wait_turn(&mut self, observer: &mut Observer<'_>) -> Result<()> {
+    fn wait_turn(&mut self, priority: Priority, observer: &mut Observer<'_>) -> Result<()> {
         let mut is_away = false;
-        let waited = self.remote.wait_turn(&mut |event| {
+        let waited = self.remote.wait_turn(priority, &mut |event| {
             let flow = observer(event);
             is_away = matches!(event, Event::Unavailable(_));
             match is_away {
@@ -139,7 +139,7 @@ impl Engine for WithFallback {
         });
         self.is_local_turn = is_away && waited.is_err();
         match self.is_local_turn {
-            true => self.local.wait_turn(observer),
+            true => self.local.wait_turn(priority, observer),
             false => waited,
         }
     }

@@ -14,7 +14,7 @@ use crate::{
         thread::{Job, Shared, Urgency},
     },
 };
-use vlmnarrate_engine::{Answer, Engine, EngineInfo, Error, ErrorKind, Event, Picture};
+use vlmnarrate_engine::{Answer, Engine, EngineInfo, Error, ErrorKind, Event, Picture, Priority};
 use vlmnarrate_mailbox::Epoch;
 
 /// Takes jobs and hands them to the engine.
@@ -27,9 +27,30 @@ pub(super) struct DescribeLoop<'a> {
     is_late: bool,
 }
 
+/// What waits for a turn.
+#[derive(Clone, Copy)]
+struct Waiting {
+    urgency: Urgency,
+    priority: Priority,
+}
+
+impl Waiting {
+    fn of(job: &Job) -> Self {
+        Self {
+            urgency: job.urgency,
+            priority: match job.stamp.request_id {
+                0 => Priority::Normal,
+                _ => Priority::High,
+            },
+        }
+    }
+}
+
 /// Why an engine was stopped.
 #[derive(Debug)]
 enum Stop {
+    /// A request has come while a job without one waited for its turn.
+    Requested,
     /// The epoch of the job is over.
     Cancelled,
     /// The deadline of the job has passed.
@@ -66,11 +87,10 @@ impl<'a> DescribeLoop<'a> {
     ///
     /// No later job can succeed either.
     pub(super) fn run(mut self, engine: &mut dyn Engine) -> Result<(), Error> {
-        let look = |job: &Job| job.urgency;
-        while let Some((epoch, urgency)) = self.shared.mailbox.wait_for_job(look) {
+        while let Some((epoch, waiting)) = self.shared.mailbox.wait_for_job(Waiting::of) {
             // The newest frame is taken when the engine's turn has come.
-            let waited = self.wait_turn(engine, epoch, urgency, Instant::now());
-            if let Err(Outcome::Stopped(Stop::Cancelled)) = waited {
+            let waited = self.wait_turn(engine, epoch, waiting, Instant::now());
+            if let Err(Outcome::Stopped(Stop::Cancelled | Stop::Requested)) = waited {
                 continue;
             }
             let Some((epoch, job)) = self.shared.mailbox.try_take() else {
@@ -93,14 +113,18 @@ impl<'a> DescribeLoop<'a> {
         &mut self,
         engine: &mut dyn Engine,
         epoch: Epoch,
-        urgency: Urgency,
+        Waiting { urgency, priority }: Waiting,
         since: Instant,
     ) -> Result<bool, Outcome> {
         let mut stop = None;
         let mut is_away = false;
-        let waited = engine.wait_turn(&mut |event| {
+        let waited = engine.wait_turn(priority, &mut |event| {
             if self.shared.mailbox.epoch() != epoch {
                 stop = Some(Stop::Cancelled);
+                return ControlFlow::Break(());
+            }
+            if priority == Priority::Normal && !self.shared.mailbox.has_room_for_request() {
+                stop = Some(Stop::Requested);
                 return ControlFlow::Break(());
             }
             if let Event::Unavailable(error) = event {
@@ -202,7 +226,12 @@ impl<'a> DescribeLoop<'a> {
                     }
                     // Later it may succeed.
                     self.pause(epoch);
-                    match self.wait_turn(engine, epoch, job.urgency, start) {
+                    // Taken already: it must not make way for a request.
+                    let waiting = Waiting {
+                        priority: Priority::High,
+                        ..Waiting::of(job)
+                    };
+                    match self.wait_turn(engine, epoch, waiting, start) {
                         Ok(away) => is_away = away,
                         Err(outcome) => return outcome,
                     }
@@ -251,7 +280,7 @@ impl<'a> DescribeLoop<'a> {
                     callbacks.frame_failed(epoch, &job.stamp, &error);
                 });
             }
-            Outcome::Stopped(Stop::Cancelled) => (),
+            Outcome::Stopped(Stop::Cancelled | Stop::Requested) => (),
             Outcome::Stopped(Stop::Late) => {
                 let deadline = job.urgency.deadline().unwrap_or_default();
                 if !std::mem::replace(&mut self.is_late, true) {

@@ -60,7 +60,7 @@ pub use answer::{Answer, Event, Timings};
 pub use clip::Clip;
 pub use error::{Error, ErrorKind, Remedy, Result};
 pub use picture::{ImageSize, Picture};
-pub use request::{Request, Sampling, Setting};
+pub use request::{Priority, Request, Sampling, Setting};
 pub use settings::{DType, DeviceKind, EndpointSettings, ImageFormat, ModelSettings, Quantization};
 
 /// Called with the bytes loaded so far and in all; `Break` ends the load with [`ErrorKind::Cancelled`].
@@ -194,7 +194,8 @@ pub trait Engine {
         Ok(())
     }
 
-    /// Waits until [`describe`](Self::describe) would begin at once. The default does not wait.
+    /// Waits until [`describe`](Self::describe) would begin at once. The default does not wait. Where several engines
+    /// share a model or a server, those of a high priority are first.
     ///
     /// Whoever has the pictures calls it before taking the newest one, so that no picture grows old in a queue. The
     /// turn is used up by the next `describe`, or given back by [`give_up_turn`](Self::give_up_turn).
@@ -202,7 +203,7 @@ pub trait Engine {
     /// # Errors
     ///
     /// [`ErrorKind::Cancelled`] after a `Break`.
-    fn wait_turn(&mut self, _observer: &mut Observer<'_>) -> Result<()> {
+    fn wait_turn(&mut self, _priority: Priority, _observer: &mut Observer<'_>) -> Result<()> {
         Ok(())
     }
 

@@ -47,6 +47,16 @@ impl<'a> Request<'a> {
     }
 }
 
+/// Who gets the next turn of an engine that others ask too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Priority {
+    /// First come, first served.
+    #[default]
+    Normal,
+    /// Before all that are normal: somebody has asked and waits.
+    High,
+}
+
 /// A setting that an engine may ignore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]

@@ -8,8 +8,8 @@ use std::{
 };
 
 use vlmnarrate_engine::{
-    Answer, Engine, EngineInfo, Error, ErrorKind, Event, Observer, Request, Result, Setting,
-    Timings,
+    Answer, Engine, EngineInfo, Error, ErrorKind, Event, Observer, Priority, Request, Result,
+    Setting, Timings,
 };
 
 use crate::{
@@ -67,7 +67,11 @@ impl OpenAi {
     pub(crate) fn connect(&mut self, go_on: &mut dyn FnMut() -> ControlFlow<()>) -> Result<()> {
         // The gate is not waited for: while it is closed, another element has found the server away.
         let closed = |_: Option<&Error>| ControlFlow::Break(());
-        let Ok(permit) = self.endpoint.gate.acquire(usize::MAX, closed) else {
+        let Ok(permit) = self
+            .endpoint
+            .gate
+            .acquire(usize::MAX, Priority::Normal, closed)
+        else {
             return Ok(());
         };
         match self.identify(go_on) {
@@ -292,11 +296,11 @@ impl Engine for OpenAi {
         self.info.clone()
     }
 
-    fn wait_turn(&mut self, observer: &mut Observer<'_>) -> Result<()> {
+    fn wait_turn(&mut self, priority: Priority, observer: &mut Observer<'_>) -> Result<()> {
         if self.permit.is_some() {
             return Ok(());
         }
-        let permit = self.endpoint.gate.acquire(self.limit(), |error| {
+        let permit = self.endpoint.gate.acquire(self.limit(), priority, |error| {
             observer(error.map_or(Event::Layer, Event::Unavailable))
         });
         self.permit = Some(permit.map_err(|_| Error::cancelled())?);
@@ -310,7 +314,7 @@ impl Engine for OpenAi {
     fn describe(&mut self, request: &Request<'_>, observer: &mut Observer<'_>) -> Result<Answer> {
         let mut was_tried = false;
         loop {
-            self.wait_turn(observer)?;
+            self.wait_turn(Priority::Normal, observer)?;
             let Some(permit) = self.permit.take() else {
                 return Err(Error::cancelled());
             };

@@ -1,7 +1,7 @@
 //! How many requests an endpoint gets, and when it gets none.
 //!
-//! All elements of an endpoint share one gate. While it is open, requests enter in the order in which they asked, up to a
-//! limit. A failure of the server or the network closes it: nobody asks until a pause is over, then one request is the
+//! All elements of an endpoint share one gate. While it is open, requests enter in the order in which they asked, those
+//! of high priority first, up to a limit. A failure of the server or the network closes it: nobody asks until a pause is over, then one request is the
 //! probe. Its success opens the gate; its failure makes the next pause twice as long.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use vlmnarrate_engine::Error;
+use vlmnarrate_engine::{Error, Priority};
 
 /// How long a waiting thread sleeps at most before it asks whether it is still to wait.
 ///
@@ -35,7 +35,7 @@ struct State {
     /// Answers since `bearable` last grew.
     answers: usize,
     last_answer: Option<Instant>,
-    /// Oldest first.
+    /// Those of high priority, then all others, oldest first each.
     waiting: VecDeque<Waiter>,
     last_ticket: u64,
     closed: Option<Closed>,
@@ -47,6 +47,7 @@ struct State {
 
 struct Waiter {
     ticket: u64,
+    priority: Priority,
     thread: Thread,
 }
 
@@ -91,6 +92,17 @@ impl State {
     fn free(&self, limit: usize) -> usize {
         let limit = self.bearable.map_or(limit, |bearable| bearable.min(limit));
         limit.saturating_sub(self.in_flight)
+    }
+
+    /// Queues a waiter behind all of its priority.
+    fn queue(&mut self, waiter: Waiter) {
+        let place = match waiter.priority {
+            Priority::Normal => self.waiting.len(),
+            Priority::High => self
+                .waiting
+                .partition_point(|other| other.priority == Priority::High),
+        };
+        self.waiting.insert(place, waiter);
     }
 
     /// Wakes as many waiters as places have become free, one if the gate is closed.
@@ -161,14 +173,18 @@ impl Gate {
     pub(crate) fn acquire(
         self: &Arc<Self>,
         limit: usize,
+        priority: Priority,
         mut on_wait: impl FnMut(Option<&Error>) -> ControlFlow<()>,
     ) -> Result<Permit, Stopped> {
         let ticket = {
             let mut state = self.lock();
             state.last_ticket += 1;
             let ticket = state.last_ticket;
-            let thread = thread::current();
-            state.waiting.push_back(Waiter { ticket, thread });
+            state.queue(Waiter {
+                ticket,
+                priority,
+                thread: thread::current(),
+            });
             ticket
         };
         loop {
@@ -286,7 +302,8 @@ mod tests {
     }
 
     fn enter(gate: &Arc<Gate>, limit: usize) -> Option<Permit> {
-        gate.acquire(limit, |_| ControlFlow::Break(())).ok()
+        gate.acquire(limit, Priority::Normal, |_| ControlFlow::Break(()))
+            .ok()
     }
 
     #[test]
@@ -301,7 +318,9 @@ mod tests {
             for _ in 0..20 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        let permit = gate.acquire(3, |_| ControlFlow::Continue(())).unwrap();
+                        let permit = gate
+                            .acquire(3, Priority::Normal, |_| ControlFlow::Continue(()))
+                            .unwrap();
                         most.fetch_max(in_flight.fetch_add(1, SeqCst) + 1, SeqCst);
                         thread::yield_now();
                         in_flight.fetch_sub(1, SeqCst);
@@ -322,7 +341,10 @@ mod tests {
         for _ in 0..20 {
             let permits: Vec<_> = (0..8).map(|_| enter(&gate, 8).unwrap()).collect();
             thread::scope(|scope| {
-                let enter = || gate.acquire(8, |_| ControlFlow::Continue(())).unwrap();
+                let enter = || {
+                    let go_on = |_: Option<&Error>| ControlFlow::Continue(());
+                    gate.acquire(8, Priority::Normal, go_on).unwrap()
+                };
                 let waiters: Vec<_> = (0..8).map(|_| scope.spawn(enter)).collect();
                 while gate.lock().waiting.len() < 8 {
                     thread::yield_now();
@@ -334,6 +356,34 @@ mod tests {
             });
         }
         assert!(start.elapsed() < POLL, "a waiter was not woken");
+    }
+
+    #[test]
+    fn those_of_high_priority_are_first() {
+        let gate = Arc::new(Gate::default());
+        let permit = enter(&gate, 1).unwrap();
+        let order = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            let priorities = [
+                Priority::Normal,
+                Priority::High,
+                Priority::Normal,
+                Priority::High,
+            ];
+            for (i, priority) in priorities.into_iter().enumerate() {
+                let (gate, order) = (&gate, &order);
+                scope.spawn(move || {
+                    let permit = gate.acquire(1, priority, |_| ControlFlow::Continue(()));
+                    order.lock().unwrap().push(i);
+                    drop(permit);
+                });
+                while gate.lock().waiting.len() <= i {
+                    thread::yield_now();
+                }
+            }
+            drop(permit);
+        });
+        assert_eq!(order.into_inner().unwrap(), [1, 3, 0, 2]);
     }
 
     #[test]
@@ -367,7 +417,7 @@ mod tests {
             for _ in 0..5 {
                 scope.spawn(|| {
                     let mut has_waited = false;
-                    let permit = gate.acquire(9, |error| {
+                    let permit = gate.acquire(9, Priority::Normal, |error| {
                         assert_eq!(error.unwrap().message, "away");
                         if !std::mem::replace(&mut has_waited, true) {
                             waiting.fetch_add(1, SeqCst);

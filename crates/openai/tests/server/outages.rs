@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use vlmnarrate_engine::{ErrorKind, Event};
+use vlmnarrate_engine::{ErrorKind, Event, Priority};
 use vlmnarrate_scripted_server::{Capacity, Server, Slots, answers, models};
 
 use crate::common::*;
@@ -21,7 +21,7 @@ fn a_server_that_is_not_there_yet_is_asked_again() {
     let address = nowhere.address();
     let mut engine = load(endpoint(nowhere.url()), Some("scripted")).unwrap();
     let mut errors = vec![];
-    let waited = engine.wait_turn(&mut |event| match event {
+    let waited = engine.wait_turn(Priority::Normal, &mut |event| match event {
         Event::Unavailable(error) => {
             errors.push(error.to_string());
             ControlFlow::Break(())
