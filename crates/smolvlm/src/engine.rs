@@ -7,7 +7,7 @@ use std::{
 
 use vlmnarrate_engine::{
     Answer, Checkpoint, Engine, EngineInfo, EngineLoader, Error, Found, ImageSize, LoadObserver,
-    ModelSettings, Observer, Request,
+    ModelSettings, Observer, Priority, Request,
 };
 #[cfg(feature = "hub")]
 use vlmnarrate_engine::{Download, DownloadObserver};
@@ -151,6 +151,16 @@ impl Engine for SmolVlm {
 
     fn check(&self, request: &Request<'_>) -> Result<(), Error> {
         Ok(self.model.check(request)?)
+    }
+
+    fn wait_turn(&mut self, priority: Priority, observer: &mut Observer<'_>) -> Result<(), Error> {
+        Ok(self
+            .model
+            .wait_turn(&mut self.session, priority, observer)?)
+    }
+
+    fn give_up_turn(&mut self) {
+        self.session.give_up_turn();
     }
 
     fn describe(

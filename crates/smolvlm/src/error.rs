@@ -100,6 +100,9 @@ pub enum Error {
     /// Logits that are infinite or no numbers.
     #[error("the model's logits are not finite")]
     NotFinite,
+    /// A panic while an answer was made, which is a bug.
+    #[error("a bug in the model's code: {0}")]
+    Panic(String),
     /// A GPU that failed and stays unusable for this process.
     #[error("device: {0}")]
     Device(String),
@@ -124,6 +127,7 @@ impl Error {
             | Self::Picture(_)
             | Self::Session(_)
             | Self::NotFinite
+            | Self::Panic(_)
             | Self::Inference(_) => ErrorKind::Failed,
         }
     }

@@ -15,10 +15,9 @@ use std::{any::Any, fmt, ops::ControlFlow, time::Duration};
 use candle_core::Tensor;
 use vlmnarrate_engine::{Event, Observer, Picture};
 
-use self::request_size::RequestSize;
+use self::request_size::{RequestMemory, RequestSize};
 use crate::{
     error::{Error, Result},
-    machine::stopwatch::Stopwatch,
     text::prompt::Prompt,
 };
 
@@ -30,67 +29,35 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     /// An empty slot, which only this backend can use.
     fn new_slot(&self) -> Box<dyn SequenceSlot>;
 
-    /// Whether logits are the same to the bit however many rows are run at once, so that draft tokens can be verified.
+    /// Whether logits are the same to the bit whatever rows are run at once, so that draft tokens can be verified and
+    /// sequences be batched.
     fn is_batch_invariant(&self) -> bool;
 
-    /// Runs one caller's work on the threads that suit the backend.
+    /// What it takes at once.
+    fn limits(&self) -> BatchLimits;
+
+    /// Runs work on the threads that suit the backend.
     fn install(&self, work: &mut (dyn FnMut() + Send)) {
         work();
     }
 
     /// Bytes of the machine's memory that a request takes at most; `None` where an allocation that fails is an error
     /// and no more.
-    fn memory(&self, size: &RequestSize) -> Option<u64>;
-
-    /// Whether the slot keeps the features that it holds when it is reserved for so many rows of them.
-    fn keeps_features(&self, slot: &dyn SequenceSlot, rows: usize) -> bool;
+    fn memory(&self, size: &RequestSize) -> Option<RequestMemory>;
 
     /// Makes room in a slot. What no longer fits where it is is forgotten.
     fn reserve(&self, slot: &mut dyn SequenceSlot, needs: &Needs) -> Result<()>;
 
-    /// Encodes pictures into features, `[tokens, hidden]` each, which the slot then holds in this order.
-    fn encode(
-        &self,
-        slot: &mut dyn SequenceSlot,
-        images: &[ImageInput<'_>],
-        observer: &mut Observer<'_>,
-    ) -> Result<()>;
+    /// Encodes pictures into features, `[tokens, hidden]` each, which the slots then hold.
+    ///
+    /// The observer is asked at each layer whether to go on. A failure is that of all sequences.
+    fn encode(&self, batch: &mut [EncodeJob<'_>], observer: &mut Observer<'_>) -> Result<()>;
 
-    /// Runs a prompt, the slot's features in the places of its pictures, from the first token that the slot doesn't
-    /// hold. Returns the logits that choose the next token: `[vocabulary]`, f32, on the CPU.
-    fn prefill(
-        &self,
-        slot: &mut dyn SequenceSlot,
-        prompt: &Prompt,
-        observer: &mut Observer<'_>,
-    ) -> Result<Tensor>;
-
-    /// Runs tokens behind those that the slot holds, for which it has room. Returns the logits behind each.
-    fn decode(
-        &self,
-        slot: &mut dyn SequenceSlot,
-        tokens: &[u32],
-        observer: &mut Observer<'_>,
-    ) -> Result<Vec<Tensor>>;
-
-    /// Encodes, prefills and, where the backend can do so by itself, generates.
-    fn start(
-        &self,
-        slot: &mut dyn SequenceSlot,
-        job: StartJob<'_>,
-        observer: &mut Observer<'_>,
-    ) -> Result<Started> {
-        let mut watch = Stopwatch::start();
-        self.encode(slot, job.images, observer)?;
-        let vision = watch.lap();
-        let logits = self.prefill(slot, job.prompt, observer)?;
-        Ok(Started {
-            next: Next::Logits(logits),
-            vision,
-            prefill: watch.lap(),
-            ..Started::default()
-        })
-    }
+    /// Runs rows of several sequences at once. Returns what came of each: a result of its own, because logits that are
+    /// not finite are one sequence's.
+    ///
+    /// The observer is asked at each layer whether to go on. After a failure the slots hold what they held before.
+    fn step(&self, batch: &mut [StepJob<'_>], observer: &mut Observer<'_>) -> Result<Stepped>;
 
     /// Puts features into a slot that were made before, one tensor a picture.
     fn set_features(&self, slot: &mut dyn SequenceSlot, features: &[Tensor]) -> Result<()>;
@@ -111,13 +78,35 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     }
 }
 
+/// What a backend takes at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BatchLimits {
+    /// Sequences in a step.
+    pub(crate) sequences: usize,
+    /// Pictures to encode.
+    pub(crate) pictures: usize,
+    /// Rows in a step: beyond this a prompt is run in parts, so that others don't wait for it.
+    pub(crate) rows: usize,
+    /// Rows of one answer: the logits of others are not returned.
+    pub(crate) answer_rows: usize,
+}
+
 /// What a backend keeps of one sequence from caption to caption: keys and values, and features of pictures.
 pub(crate) trait SequenceSlot: Any + fmt::Debug + Send {
+    /// Tokens held.
+    fn len(&self) -> usize;
+
     /// Number of tokens that there is room for beside those held.
     fn room(&self) -> usize;
 
     /// Forgets every token but the first `len`.
     fn truncate(&mut self, len: usize);
+
+    /// Pictures from the first on whose features the slot still holds when it is reserved for these needs.
+    fn kept_features(&self, needs: &Needs) -> usize;
+
+    /// Tokens that there is memory for.
+    fn capacity(&self) -> usize;
 }
 
 /// The slot as the backend that made it knows it.
@@ -138,39 +127,71 @@ pub(crate) struct Needs {
     pub(crate) capacity: usize,
     /// Tokens of the answer.
     pub(crate) max_tokens: usize,
+    /// Pictures, tiles included.
+    pub(crate) pictures: usize,
     /// Rows of features, all pictures'.
     pub(crate) feature_rows: usize,
-    /// Bytes of the pictures that are to be encoded.
+    /// Bytes of the pictures that are encoded at once.
     pub(crate) picture_bytes: usize,
 }
 
-/// A square picture for the encoder.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum ImageInput<'a> {
-    /// The same as last time, in the same place: the slot holds its features.
-    CachedFeatures {
-        /// How many rows of them.
-        #[cfg_attr(
-            not(feature = "cuda"),
-            expect(dead_code, reason = "backends that place features by row")
-        )]
-        rows: usize,
-    },
-    /// To be encoded.
-    Pixels(&'a Picture),
+/// Pictures of one sequence to encode.
+pub(crate) struct EncodeJob<'a> {
+    pub(crate) slot: &'a mut dyn SequenceSlot,
+    pub(crate) pictures: &'a [EncodePicture<'a>],
 }
 
-/// What to begin an answer with.
-#[cfg_attr(
-    not(feature = "cuda"),
-    expect(dead_code, reason = "for backends that generate by themselves")
-)]
-pub(crate) struct StartJob<'a> {
-    /// In the order of the prompt.
-    pub(crate) images: &'a [ImageInput<'a>],
-    pub(crate) prompt: &'a Prompt,
-    /// The answer, where the likeliest tokens are taken.
+/// A square picture to encode.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EncodePicture<'a> {
+    pub(crate) picture: &'a Picture,
+    /// Its number among the sequence's pictures.
+    pub(crate) index: usize,
+    /// The first of its rows of features.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "for backends that place features by row")
+    )]
+    pub(crate) first_row: usize,
+}
+
+/// Rows of one sequence to run.
+pub(crate) struct StepJob<'a> {
+    pub(crate) slot: &'a mut dyn SequenceSlot,
+    pub(crate) input: StepInput<'a>,
+    /// For an answer of the likeliest tokens, which a backend may generate by itself.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "for backends that generate by themselves")
+    )]
     pub(crate) greedy: Option<Greedy<'a>>,
+}
+
+/// Which rows to run, behind those that the slot holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum StepInput<'a> {
+    /// Tokens of a prompt up to here, the slot's features in the places of its pictures.
+    Prompt(&'a Prompt, usize),
+    /// Tokens of the answer, for which there is room, and draft tokens.
+    Tokens(&'a [u32]),
+}
+
+impl StepInput<'_> {
+    /// Rows to run in a slot that holds so many tokens.
+    pub(crate) fn rows(&self, held: usize) -> usize {
+        match self {
+            Self::Prompt(_, end) => end - held,
+            Self::Tokens(tokens) => tokens.len(),
+        }
+    }
+
+    /// The last rows, of which logits are wanted: of a part of a prompt none.
+    pub(crate) fn logits(&self) -> usize {
+        match self {
+            Self::Prompt(prompt, end) => usize::from(*end == prompt.ids.len()),
+            Self::Tokens(tokens) => tokens.len(),
+        }
+    }
 }
 
 /// An answer of the likeliest tokens.
@@ -179,44 +200,50 @@ pub(crate) struct StartJob<'a> {
     expect(dead_code, reason = "for backends that generate by themselves")
 )]
 pub(crate) struct Greedy<'a> {
+    /// Tokens to generate at most in this step.
     pub(crate) max_tokens: usize,
-    /// Tokens that the answer may begin with.
+    /// Tokens that they may begin with.
     pub(crate) draft: &'a [u32],
-    /// Called with all tokens so far whenever there are more.
-    pub(crate) on_tokens: OnTokens<'a>,
+    /// Called with all tokens of this step so far, now and then; `Break` ends it.
+    pub(crate) on_tokens: &'a mut OnTokens<'a>,
 }
 
 /// Called with all tokens so far; `Break` ends the answer.
-pub(crate) type OnTokens<'a> = &'a mut dyn FnMut(&[u32], &mut Observer<'_>) -> ControlFlow<()>;
+pub(crate) type OnTokens<'a> = dyn FnMut(&[u32]) -> ControlFlow<()> + Send + 'a;
 
-/// How an answer has begun.
-#[derive(Default)]
-pub(crate) struct Started {
-    pub(crate) next: Next,
+/// What came of a step.
+#[derive(Debug)]
+pub(crate) struct Stepped {
+    /// Of each job.
+    pub(crate) outputs: Vec<Result<StepOutput>>,
+    /// Where the backend knows them better than a clock around its calls.
+    pub(crate) times: Option<StepTimes>,
+}
+
+/// Where the time of a step went.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct StepTimes {
+    /// Of pictures that were encoded since the last step.
     pub(crate) vision: Duration,
     pub(crate) prefill: Duration,
     pub(crate) decode: Duration,
 }
 
-/// What comes behind a prompt.
-pub(crate) enum Next {
-    /// Logits to choose the first token by.
-    Logits(Tensor),
-    /// The whole answer.
+/// What came of one sequence's rows.
+#[derive(Debug)]
+pub(crate) enum StepOutput {
+    /// Logits behind each of the last rows of which they were wanted: `[vocabulary]`, f32, on the CPU.
+    Logits(Vec<Tensor>),
+    /// Tokens that the backend has generated. The slot holds all but the last.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "for backends that generate by themselves")
+    )]
     Generated {
         tokens: Vec<u32>,
         /// Whether a stop token ended the answer.
         stopped: bool,
     },
-}
-
-impl Default for Next {
-    fn default() -> Self {
-        Self::Generated {
-            tokens: Vec::new(),
-            stopped: false,
-        }
-    }
 }
 
 /// Reports that a layer is done.

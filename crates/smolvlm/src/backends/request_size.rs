@@ -15,15 +15,33 @@ pub(crate) struct RequestSize {
     pub(crate) squares: usize,
     pub(crate) tiles: usize,
     pub(crate) side: usize,
-    /// Of the prompt, and with the caption's.
+    /// Of the prompt, of which so many are run at once, and with the caption's.
     pub(crate) tokens: usize,
+    pub(crate) rows: usize,
     pub(crate) capacity: usize,
 }
 
+/// Bytes that a request takes at most beside the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RequestMemory {
+    /// While a picture is encoded or rows are run, whoever's they are.
+    pub(crate) passing: u64,
+    /// Until the caption is finished, beside the cache.
+    pub(crate) held: u64,
+    /// Of the cache, which stays for the next caption.
+    pub(crate) cache: u64,
+}
+
+impl RequestMemory {
+    /// All of it.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.passing + self.held + self.cache
+    }
+}
+
 impl RequestSize {
-    /// Bytes that it takes at most beside the weights: what `forward` and its like hold at once. With `is_fused` kernels
-    /// of our own do all of it.
-    pub(crate) fn bytes(&self, config: &Config, dtype: DType, is_fused: bool) -> u64 {
+    /// What it takes at most: what `forward` and its like hold at once. With `is_fused` kernels of our own do all of it.
+    pub(crate) fn memory(&self, config: &Config, dtype: DType, is_fused: bool) -> RequestMemory {
         let product = |sides: &[usize]| sides.iter().map(|side| *side as f64).product::<f64>();
         let (v, t) = (&config.vision_config, &config.text_config);
         let stored = dtype.size_in_bytes() as f64;
@@ -66,16 +84,16 @@ impl RequestSize {
         let decoder = match is_fused {
             true => {
                 let heads = t.num_attention_heads + 2 * t.num_key_value_heads();
-                product(&[4, self.tokens, t.hidden_size])
-                    + product(&[2, self.tokens, heads, t.head_dim()])
-                    + product(&[5, self.tokens, t.intermediate_size])
+                product(&[4, self.rows, t.hidden_size])
+                    + product(&[2, self.rows, heads, t.head_dim()])
+                    + product(&[5, self.rows, t.intermediate_size])
             }
             false => {
-                product(&[6, self.tokens, t.hidden_size.max(inner)])
+                product(&[6, self.rows, t.hidden_size.max(inner)])
                     + f64::max(
-                        product(&[3, self.tokens, t.intermediate_size]),
-                        product(&[3, self.tokens, self.tokens, t.num_attention_heads])
-                            + product(&[2, self.tokens, self.tokens]),
+                        product(&[3, self.rows, t.intermediate_size]),
+                        product(&[3, self.rows, self.tokens, t.num_attention_heads])
+                            + product(&[2, self.rows, self.tokens]),
                     )
             }
         };
@@ -86,7 +104,11 @@ impl RequestSize {
         let logits = product(&[8 + draft, size_of::<f32>(), t.vocab_size]);
 
         // The encoder's go before the decoder's come.
-        let passes = value * (features + vision.max(decoder));
-        (bytes + pixels + passes + cache + weights + logits + REST) as u64
+        let passes = value * vision.max(decoder);
+        RequestMemory {
+            passing: (pixels + passes + weights + REST) as u64,
+            held: (bytes + logits) as u64,
+            cache: (cache + value * features) as u64,
+        }
     }
 }

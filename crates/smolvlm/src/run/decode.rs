@@ -1,181 +1,221 @@
-//! From logits to a caption: greedy or sampled tokens, speculation, stop tokens and strings.
+//! From logits to an answer: greedy, sampled or constrained tokens, speculation, stop tokens.
 
-use std::ops::ControlFlow;
-
-use candle_core::Tensor;
-use candle_transformers::utils::apply_repeat_penalty;
-
-use vlmnarrate_engine::{Event, Observer, Request};
+use candle_core::{Device, Tensor};
+use candle_transformers::{generation::LogitsProcessor, utils::apply_repeat_penalty};
+use vlmnarrate_engine::Sampling;
 
 use crate::{
-    backends::{MAX_DRAFT, candle::values::look_at},
+    backends::candle::values::look_at,
     error::{Error, Result},
-    run::{model::Model, sampling, session::Session, speculation::Speculation},
+    run::{sampling, speculation::Speculation},
     text::{choices::ChoiceState, prompt::Prompt},
 };
 
-/// What was generated, and how it ended.
-pub(crate) struct Generated {
-    pub(crate) tokens: Vec<u32>,
-    /// By a stop token or string, not by `max_tokens`.
-    pub(crate) stopped: bool,
-    pub(crate) probability: f64,
+/// An answer in the making. It chooses tokens by the logits that a step brings, and says what to run in the next.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    prompt_len: usize,
+    /// The prompt and the answer so far: as in the reference, the penalty counts the prompt's tokens too.
+    context: Vec<u32>,
+    max_tokens: usize,
+    /// Tokens that end the answer.
+    stop: Vec<u32>,
+    sampling: Sampling,
+    processor: Processor,
+    choices: Option<ChoiceState>,
+    speculation: Speculation,
+    /// Rows of the last step: tokens of the answer that had not been run, then draft tokens.
+    pending: Vec<u32>,
+    ended: Option<End>,
 }
 
-impl Model {
-    /// Logits that choose the token behind `ids`, the answer so far, of at most `max_tokens`. The prompt has `start`
-    /// tokens. Where the draft goes on as the answer did, the rest of the draft is run with it.
-    fn verify_draft(
-        &self,
-        session: &mut Session,
-        start: usize,
-        ids: &[u32],
-        max_tokens: usize,
-        speculation: &mut Speculation<'_>,
-        observer: &mut Observer<'_>,
-    ) -> Result<Tensor> {
-        if let Some(logits) = speculation.logits_after(ids) {
-            return Ok(logits);
+/// How an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By a stop token, or with a whole choice.
+    Stopped,
+    /// By the limit of its tokens.
+    Truncated,
+}
+
+/// candle's, which can't be shown.
+struct Processor(LogitsProcessor);
+
+impl std::fmt::Debug for Processor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Processor")
+    }
+}
+
+impl Generation {
+    pub(crate) fn new(
+        prompt: &Prompt,
+        (max_tokens, stop): (usize, Vec<u32>),
+        sampling: Sampling,
+        choices: Option<ChoiceState>,
+        speculation: Speculation,
+    ) -> Self {
+        Self {
+            prompt_len: prompt.ids.len(),
+            context: prompt.ids.clone(),
+            max_tokens,
+            stop,
+            processor: Processor(sampling::processor(&sampling)),
+            sampling,
+            choices,
+            speculation,
+            pending: Vec::new(),
+            ended: None,
         }
-        let seen = ids.len() - 1;
-        // Rejected draft tokens are in the way.
-        session.slot.truncate(start + seen);
-        if !speculation.tokens.is_empty() {
-            let accepted = speculation.logits.len() > 1 && speculation.tokens == ids[..seen];
-            speculation.draft_len = match accepted {
-                true => MAX_DRAFT.min(2 * speculation.draft_len),
-                false => Speculation::FIRST_DRAFT,
-            };
-        }
-        let draft = match speculation.draft.get(seen) {
-            Some(token) if *token == ids[seen] => &speculation.draft[seen + 1..],
-            _ => &[],
-        };
-        let draft = &draft[..draft
-            .len()
-            .min(speculation.draft_len)
-            .min(max_tokens - ids.len())];
-        speculation.tokens = [ids, draft].concat();
-        let tokens = &speculation.tokens[seen..];
-        speculation.logits = self.run_tokens(session, tokens, observer)?;
-        Ok(speculation.logits[0].clone())
     }
 
-    /// Tokens of one of the choices. The model is run only where there is something to choose.
-    pub(crate) fn choose(
-        &self,
-        session: &mut Session,
-        mut state: ChoiceState<'_>,
-        logits: Tensor,
-        request: &Request<'_>,
-        observer: &mut Observer<'_>,
-    ) -> Result<Generated> {
-        let mut processor = sampling::processor(&request.sampling);
-        let mut ids: Vec<u32> = Vec::new();
-        // Tokens that the model has seen, and what it made of the last.
-        let (mut seen, mut logits) = (0, Some(logits));
+    /// Tokens of the answer so far.
+    pub(crate) fn tokens(&self) -> &[u32] {
+        &self.context[self.prompt_len..]
+    }
+
+    pub(crate) fn ended(&self) -> Option<End> {
+        self.ended
+    }
+
+    /// Probability of the choice, 1 without choices.
+    pub(crate) fn probability(&self) -> f64 {
+        self.choices.as_ref().map_or(1.0, ChoiceState::probability)
+    }
+
+    /// Tokens of the prompt and of the answer that were run, those of rejected drafts apart.
+    pub(crate) fn seen(&self) -> usize {
+        self.context.len()
+            - match &self.choices {
+                Some(_) => self.pending.len(),
+                None => 1,
+            }
+    }
+
+    /// Goes on from the logits behind each row of the last step, or behind the prompt.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFinite`].
+    pub(crate) fn advance(&mut self, logits: Vec<Tensor>) -> Result<()> {
+        match self.choices.take() {
+            Some(mut state) => {
+                let result = self.choose(&mut state, logits);
+                self.choices = Some(state);
+                result
+            }
+            None => self.sample(logits),
+        }
+    }
+
+    /// Tokens until a stop token, or until `max_tokens` of them, as far as the draft goes on as the answer does.
+    fn sample(&mut self, logits: Vec<Tensor>) -> Result<()> {
+        let rows = logits.len();
+        for (i, mut logits) in logits.into_iter().enumerate() {
+            look_at(&logits, check_scores)??;
+            let penalty = self.sampling.repetition_penalty;
+            if penalty != 1.0 {
+                logits = apply_repeat_penalty(&logits, penalty, &self.context)?;
+            }
+            if sampling::restricts(&self.sampling) {
+                let mut scores = scores(&logits)?;
+                sampling::restrict(&self.sampling, &mut scores);
+                logits = Tensor::new(scores.as_slice(), logits.device())?;
+            }
+            let token = self.processor.0.sample(&logits)?;
+            if self.stop.contains(&token) {
+                self.ended = Some(End::Stopped);
+                return Ok(());
+            }
+            self.context.push(token);
+            if self.tokens().len() >= self.max_tokens {
+                self.ended = Some(End::Truncated);
+                return Ok(());
+            }
+            // What follows was computed behind another token.
+            if i + 1 < rows && self.pending[i + 1] != token {
+                self.speculation.verified(false);
+                return Ok(());
+            }
+        }
+        if !self.pending.is_empty() {
+            self.speculation.verified(rows > 1);
+        }
+        Ok(())
+    }
+
+    /// Tokens of one of the choices, as far as there is nothing to choose.
+    fn choose(&mut self, state: &mut ChoiceState, mut logits: Vec<Tensor>) -> Result<()> {
+        let mut logits = logits.pop();
+        self.pending.clear();
         while !state.is_done() {
-            if let Some(token) = state.forced_token() {
+            let token = if let Some(token) = state.forced_token() {
                 state.accept_forced(token);
-                ids.push(token);
+                token
             } else {
-                for token in &ids[seen..] {
-                    logits = Some(self.step(session, *token, observer)?);
-                }
-                seen = ids.len();
-                let Some(logits) = &logits else { break };
-                let mut scores = scores(logits)?;
+                // They are those behind the last token that was run.
+                let Some(logits) = logits.take().filter(|_| self.pending.is_empty()) else {
+                    return Ok(());
+                };
+                let mut scores = scores(&logits)?;
                 check_scores(&scores)?;
                 state.mask_logits(&mut scores, &self.stop);
                 // Of those that are left too.
                 check_scores(&scores)?;
-                let restricted = Tensor::new(scores.as_slice(), logits.device())?;
-                let token = processor.sample(&restricted)?;
+                let restricted = Tensor::new(scores.as_slice(), &Device::Cpu)?;
+                let token = self.processor.0.sample(&restricted)?;
                 state.accept(token, &scores, &self.stop);
                 if self.stop.contains(&token) {
                     break;
                 }
-                ids.push(token);
-            }
-            self.report(&ids, &[], observer)?;
+                token
+            };
+            self.context.push(token);
+            self.pending.push(token);
         }
-        Ok(Generated {
-            tokens: ids,
-            stopped: true,
-            probability: state.probability(),
-        })
+        self.ended = Some(End::Stopped);
+        Ok(())
     }
 
-    /// Tokens until a stop token or string, or until `max_tokens` of them.
-    pub(crate) fn decode(
-        &self,
-        session: &mut Session,
-        prompt: &Prompt,
-        mut logits: Tensor,
-        request: &Request<'_>,
-        (draft, is_same): (&[u32], bool),
-        observer: &mut Observer<'_>,
-    ) -> Result<Generated> {
-        let generated = |tokens, stopped| Generated {
-            tokens,
-            stopped,
-            probability: 1.0,
-        };
-        let mut speculation = Speculation::new(draft, is_same);
-        let penalty = request.sampling.repetition_penalty;
-        let mut processor = sampling::processor(&request.sampling);
-        let mut ids = Vec::with_capacity(request.max_tokens);
-        // As in the reference, the penalty counts the prompt's tokens too.
-        let mut context = prompt.ids.clone();
-        loop {
-            look_at(&logits, check_scores)??;
-            if penalty != 1.0 {
-                logits = apply_repeat_penalty(&logits, penalty, &context)?;
-            }
-            if sampling::restricts(&request.sampling) {
-                let mut scores = scores(&logits)?;
-                sampling::restrict(&request.sampling, &mut scores);
-                logits = Tensor::new(scores.as_slice(), logits.device())?;
-            }
-            let token = processor.sample(&logits)?;
-            if self.stop.contains(&token) {
-                return Ok(generated(ids, true));
-            }
-            ids.push(token);
-            context.push(token);
-            if self.report(&ids, request.stop_strings, observer)? {
-                return Ok(generated(ids, true));
-            }
-            if ids.len() >= request.max_tokens {
-                return Ok(generated(ids, false));
-            }
-            let (start, max_tokens) = (prompt.ids.len(), request.max_tokens);
-            logits =
-                self.verify_draft(session, start, &ids, max_tokens, &mut speculation, observer)?;
+    /// Goes on with tokens that the backend has generated.
+    pub(crate) fn accept_generated(&mut self, tokens: &[u32], stopped: bool) {
+        self.context.extend_from_slice(tokens);
+        if stopped {
+            self.ended = Some(End::Stopped);
+        } else if self.tokens().len() >= self.max_tokens {
+            self.ended = Some(End::Truncated);
         }
     }
 
-    /// Shows the text so far, unless its last character is still missing bytes. Says whether one of
-    /// the strings that end it has come.
-    pub(crate) fn report(
-        &self,
-        ids: &[u32],
-        stop_strings: &[String],
-        observer: &mut Observer<'_>,
-    ) -> Result<bool> {
-        let text = self.prompter.decode(ids)?;
-        if text.ends_with(char::REPLACEMENT_CHARACTER) {
-            return Ok(false);
+    /// Makes [`rows`](Self::rows) those of the next step, with at most so many draft tokens.
+    pub(crate) fn prepare_rows(&mut self, most_drafts: usize) {
+        if self.choices.is_none() {
+            let (seen, max) = (self.tokens().len(), self.max_tokens);
+            let answer = &self.context[self.prompt_len..];
+            let draft = self.speculation.draft(answer, most_drafts.min(max - seen));
+            self.pending = [&answer[seen - 1..], draft].concat();
         }
-        let before = before_stop(&text, stop_strings);
-        let event = Event::Text {
-            text: before.unwrap_or(&text).trim_start(),
-            tokens: ids.len(),
-        };
-        match observer(event) {
-            ControlFlow::Continue(()) => Ok(before.is_some()),
-            ControlFlow::Break(()) => Err(Error::Cancelled),
-        }
+    }
+
+    /// Rows of the next step: what of the answer was not run, then draft tokens.
+    pub(crate) fn rows(&self) -> &[u32] {
+        &self.pending
+    }
+
+    /// Whether a backend may generate the answer by itself, of the likeliest tokens.
+    pub(crate) fn is_greedy(&self) -> bool {
+        sampling::is_greedy(&self.sampling)
+            && self.sampling.repetition_penalty == 1.0
+            && self.choices.is_none()
+    }
+
+    /// Tokens that the answer may still have, and draft tokens that they may begin with.
+    pub(crate) fn rest(&self) -> (usize, &[u32]) {
+        let answer = self.tokens();
+        (
+            self.max_tokens - answer.len(),
+            self.speculation.rest(answer),
+        )
     }
 }
 
@@ -200,23 +240,4 @@ fn scores(logits: &Tensor) -> Result<Vec<f32>> {
         .to_dtype(candle_core::DType::F32)?
         .flatten_all()?
         .to_vec1()?)
-}
-
-/// What stands before the first of these strings, if one is there.
-pub(crate) fn before_stop<'t>(text: &'t str, stop_strings: &[String]) -> Option<&'t str> {
-    let ends = stop_strings.iter().filter(|stop| !stop.is_empty());
-    let end = ends.filter_map(|stop| text.find(stop.as_str())).min()?;
-    Some(&text[..end])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_stop_string_counts() {
-        let stop = ["b", "", "ab"].map(str::to_owned);
-        assert_eq!(before_stop("xaby", &stop), Some("x"));
-        assert_eq!(before_stop("xay", &stop), None);
-    }
 }

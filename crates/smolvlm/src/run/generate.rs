@@ -1,26 +1,74 @@
-//! From a request to a caption: pictures, prompt, prefill, clean text.
+//! From a request to a caption: pictures, prompt, the sequence that the scheduler runs, clean text.
 
-use std::ops::ControlFlow;
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
+    time::Duration,
+};
 
 use candle_core::Tensor;
-use vlmnarrate_engine::{Answer, Observer, Picture, Request, Timings};
+use vlmnarrate_engine::{Answer, Event, Observer, Picture, Priority, Request, Timings};
 
 use crate::{
-    backends::{Greedy, ImageInput, Needs, Next, StartJob, Started},
+    backends::{Needs, SequenceSlot, StepInput, StepJob, StepOutput, layer_done},
     error::{Error, Result},
     machine::stopwatch::Stopwatch,
     run::{
-        decode::{Generated, before_stop},
+        caches::{CachePlace, Claim},
+        decode::{End, Generation},
         model::Model,
         prepare::{PreparedRequest, Squares},
         sampling,
+        scheduler::{Caller, Sequence, Turn, Update, gone},
         session::{Last, Session},
+        speculation::Speculation,
     },
     text::prompt::{Prompt, check_token},
 };
 
+/// How often a caller is asked whether to go on while nothing comes.
+const POLL: Duration = Duration::from_millis(5);
+
+/// An answer as its caller heard it.
+struct Heard {
+    tokens: Vec<u32>,
+    /// By a stop token or string, not by `max_tokens`.
+    stopped: bool,
+}
+
 impl Model {
-    /// Describes the pictures; `observer` is asked at each layer and each token whether to go on.
+    /// Waits until a caption would begin at once. The next caption of the session uses the turn up.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cancelled`] after a `Break`, [`Error::Session`] for a session of another model.
+    pub fn wait_turn(
+        &self,
+        session: &mut Session,
+        priority: Priority,
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
+        session.check(self.id)?;
+        if session.turn.is_none() {
+            session.turn = Some(self.turn(priority, observer)?);
+        }
+        Ok(())
+    }
+
+    fn turn(&self, priority: Priority, observer: &mut Observer<'_>) -> Result<Turn> {
+        let turn = self
+            .scheduler
+            .turns()
+            .wait(priority, || observer(Event::Layer));
+        turn.map_err(|_| Error::Cancelled)
+    }
+
+    /// Describes the pictures; `observer` is called with the text of each token and every few milliseconds, and may end
+    /// the caption.
     ///
     /// # Errors
     ///
@@ -33,190 +81,235 @@ impl Model {
     ) -> Result<Answer> {
         session.check(self.id)?;
         sampling::check(&request.sampling)?;
-        let mut answer = Err(Error::Cancelled);
-        self.backend
-            .install(&mut || answer = self.run(session, request, observer));
-        answer
-    }
-
-    fn run(
-        &self,
-        session: &mut Session,
-        request: &Request<'_>,
-        observer: &mut Observer<'_>,
-    ) -> Result<Answer> {
+        let turn = match session.turn.take() {
+            Some(turn) => turn,
+            None => self.turn(Priority::Normal, observer)?,
+        };
         let mut watch = Stopwatch::start();
         let prepared = self.prepare(session, request)?;
-        let mut answer = Answer::new("");
-        answer.probability = Some(1.0);
         if prepared.max_tokens == 0 {
+            let mut answer = Answer::new("");
+            answer.probability = Some(1.0);
             answer.truncated = true;
             return Ok(answer);
         }
-        let squares: Vec<&Picture> = match &prepared.tiled {
-            Some(tiled) => tiled.iter().flat_map(|p| &p.pictures).collect(),
-            None => request.pictures.to_vec(),
+        // Before the work rather than in it: a caller that doesn't want to go on costs nothing.
+        layer_done(observer)?;
+        let (updates, heard) = mpsc::channel();
+        let caller = Caller {
+            updates,
+            cancelled: Arc::new(AtomicBool::new(false)),
+            sent: 0,
         };
-        // Put back once there is another: of a caption that isn't finished the cache holds parts.
-        let last = session.last.take();
-        let generated = self.generate(
-            session,
-            request,
-            (&prepared, &squares),
-            last.as_ref(),
-            (&mut watch, &mut answer.timings),
-            observer,
-        )?;
-        let Generated {
-            tokens,
-            stopped,
-            probability,
-        } = generated;
+        let cancelled = caller.cancelled.clone();
+        let (mut sequence, _claim) = self.sequence(session, request, prepared, (turn, caller))?;
+        sequence.timings.preprocess = watch.lap();
+        self.scheduler.submit(sequence)?;
+        let (sequence, heard) = self.listen(request, &heard, &cancelled, observer)?;
 
+        let Sequence {
+            slot,
+            prompt,
+            squares,
+            generation,
+            timings,
+            ..
+        } = *sequence;
+        session.cache.put(slot);
+        let Heard { tokens, stopped } = heard?;
         let text = self.prompter.decode(&tokens)?;
-        answer.tokens = tokens.len();
-        answer.truncated = !stopped;
-        answer.probability = Some(probability);
-        let mut kept = last.map_or_else(Vec::new, |last| last.squares);
-        match prepared.tiled {
-            Some(tiled) => kept = tiled.into_iter().flat_map(|p| p.pictures).collect(),
-            // Where those of the last were: new memory would take longer than to copy.
-            None => {
-                kept.truncate(squares.len());
-                let mut squares = squares.into_iter();
-                for (kept, square) in kept.iter_mut().zip(&mut squares) {
-                    kept.clone_from(square);
-                }
-                kept.extend(squares.cloned());
-            }
-        }
-        session.last = Some(Last {
-            prompt: prepared.prompt,
-            squares: kept,
-            tokens,
-        });
         let text = before_stop(&text, request.stop_strings).unwrap_or(&text);
         // max-tokens may have come between two bytes of a character.
         let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
-        text.trim().clone_into(&mut answer.text);
+        let mut answer = Answer::new(text.trim());
+        answer.tokens = tokens.len();
+        answer.truncated = !stopped;
+        answer.probability = Some(generation.probability());
+        answer.timings = timings;
+        session.last = Some(Last {
+            prompt,
+            squares,
+            tokens,
+        });
         Ok(answer)
     }
 
-    /// The tokens of an answer, with what the session holds of the last one.
-    fn generate(
+    /// The work of a caption, with what the session holds of the last one.
+    fn sequence(
         &self,
         session: &mut Session,
         request: &Request<'_>,
-        (prepared, squares): (&PreparedRequest, &[&Picture]),
-        last: Option<&Last>,
-        (watch, timings): (&mut Stopwatch, &mut Timings),
-        observer: &mut Observer<'_>,
-    ) -> Result<Generated> {
+        prepared: PreparedRequest,
+        (turn, caller): (Turn, Caller),
+    ) -> Result<(Sequence, Option<Claim>)> {
         let PreparedRequest {
-            prompt,
-            max_tokens,
             choices,
-            capacity,
-            ..
-        } = prepared;
-        let feature_rows = prompt.images.iter().map(|(_, len)| len).sum();
-        let keeps = self.backend.keeps_features(&*session.slot, feature_rows);
-        let known = last.filter(|_| keeps);
-        let images: Vec<_> = squares
-            .iter()
-            .enumerate()
-            .map(|(i, square)| match known {
-                Some(last) if last.has(i, square, prompt) => ImageInput::CachedFeatures {
-                    rows: prompt.images[i].1,
-                },
-                _ => ImageInput::Pixels(square),
-            })
-            .collect();
-        let is_cached =
-            |image: &&ImageInput<'_>| matches!(image, ImageInput::CachedFeatures { .. });
-        let same = images.iter().take_while(is_cached).count();
-        let bytes = images.iter().map(|image| match image {
-            ImageInput::CachedFeatures { .. } => 0,
-            ImageInput::Pixels(picture) => picture.rgb.len(),
-        });
-
-        let reusable = last.filter(|_| self.backend.is_batch_invariant());
-        let in_common = reusable.map_or(0, |last| last.in_common(prompt, same));
-        // The last token is run in any case, for what follows it.
-        session.slot.truncate(in_common.min(prompt.ids.len() - 1));
-        let needs = Needs {
-            capacity: *capacity,
-            max_tokens: *max_tokens,
-            feature_rows,
-            picture_bytes: bytes.sum(),
-        };
-        self.backend.reserve(&mut *session.slot, &needs)?;
-        timings.preprocess = watch.lap();
-
-        let draft = reusable.map_or(&[][..], |last| &last.tokens);
-        let sampling = &request.sampling;
-        let is_greedy = sampling::is_greedy(sampling)
-            && sampling.repetition_penalty == 1.0
-            && request.choices.is_empty();
-        let (mut reported, mut ended) = (0, None);
-        let mut on_tokens = |tokens: &[u32], observer: &mut Observer<'_>| {
-            while reported < tokens.len() && ended.is_none() {
-                reported += 1;
-                match self.report(&tokens[..reported], request.stop_strings, observer) {
-                    Ok(false) => (),
-                    other => ended = Some(other),
-                }
-            }
-            match ended {
-                None => ControlFlow::Continue(()),
-                Some(_) => ControlFlow::Break(()),
-            }
-        };
-        let job = StartJob {
-            images: &images,
             prompt,
-            greedy: is_greedy.then_some(Greedy {
-                max_tokens: *max_tokens,
-                draft,
-                on_tokens: &mut on_tokens,
-            }),
+            tiled,
+            max_tokens,
+            capacity,
+            claim,
+        } = prepared;
+        // Put back once there is another: of a caption that isn't finished the cache holds parts.
+        let last = session.last.take();
+        let mut slot = session
+            .cache
+            .take()
+            .unwrap_or_else(|| self.backend.new_slot());
+        let shown: Vec<&Picture> = match &tiled {
+            Some(tiled) => tiled.iter().flat_map(|p| &p.pictures).collect(),
+            None => request.pictures.to_vec(),
         };
-        let started = self.backend.start(&mut *session.slot, job, observer)?;
-        let Started {
-            next,
-            vision,
-            prefill,
-            decode,
-        } = started;
-        (timings.vision, timings.prefill) = (vision, prefill);
-        watch.lap();
-        match next {
-            Next::Generated {
-                mut tokens,
-                stopped,
-            } => {
-                let by_string = ended.transpose()?.is_some();
-                if by_string {
-                    tokens.truncate(reported);
-                }
-                timings.decode = decode;
-                Ok(Generated {
-                    tokens,
-                    stopped: by_string || stopped,
-                    probability: 1.0,
-                })
-            }
-            Next::Logits(logits) => {
-                let is_same = in_common == prompt.ids.len();
-                let generated = match choices.start() {
-                    Some(state) => self.choose(session, state, logits, request, observer),
-                    None => {
-                        self.decode(session, prompt, logits, request, (draft, is_same), observer)
+        let mut needs = Needs {
+            capacity,
+            max_tokens,
+            pictures: shown.len(),
+            feature_rows: prompt.images.iter().map(|(_, len)| len).sum(),
+            picture_bytes: 0,
+        };
+        let kept = slot.kept_features(&needs);
+        let is_known = |(i, square): (usize, &&Picture)| match &last {
+            Some(last) => i < kept && last.has(i, square, &prompt),
+            None => false,
+        };
+        let known: Vec<bool> = shown.iter().enumerate().map(is_known).collect();
+        let to_encode = (0..shown.len()).filter(|i| !known[*i]).collect::<Vec<_>>();
+        needs.picture_bytes = to_encode.iter().map(|i| shown[*i].rgb.len()).sum();
+        let same = known.iter().take_while(|known| **known).count();
+
+        let reusable = last.as_ref().filter(|_| self.backend.is_batch_invariant());
+        let in_common = reusable.map_or(0, |last| last.in_common(&prompt, same));
+        // The last token is run in any case, for what follows it.
+        slot.truncate(in_common.min(prompt.ids.len() - 1));
+        self.reserve(slot.as_mut(), &needs, &session.cache)?;
+
+        let draft = reusable.map_or_else(Vec::new, |last| last.tokens.clone());
+        let speculation = Speculation::new(draft, in_common == prompt.ids.len());
+        let generation = Generation::new(
+            &prompt,
+            (max_tokens, self.stop.clone()),
+            request.sampling,
+            choices.start(),
+            speculation,
+        );
+        let mut squares = last.map_or_else(Vec::new, |last| last.squares);
+        match tiled {
+            Some(tiled) => squares = tiled.into_iter().flat_map(|p| p.pictures).collect(),
+            // Where those of the last were: new memory would take longer than to copy.
+            None => {
+                squares.truncate(shown.len());
+                for (i, square) in shown.into_iter().enumerate() {
+                    match squares.get_mut(i) {
+                        Some(_) if known[i] => (),
+                        Some(old) => old.clone_from(square),
+                        None => squares.push(square.clone()),
                     }
-                };
-                timings.decode = decode + watch.lap();
-                generated
+                }
             }
+        }
+        let sequence = Sequence {
+            slot,
+            prompt,
+            squares,
+            to_encode: to_encode.into(),
+            generation,
+            timings: Timings::default(),
+            turn: Some(turn),
+            caller,
+            since: 0,
+        };
+        Ok((sequence, claim))
+    }
+
+    /// Makes room in a slot, that of caches which nobody uses if there is no other.
+    fn reserve(
+        &self,
+        slot: &mut dyn SequenceSlot,
+        needs: &Needs,
+        place: &Arc<CachePlace>,
+    ) -> Result<()> {
+        loop {
+            match self.backend.reserve(slot, needs) {
+                Err(_) if self.caches.evict(place) => (),
+                result => return result,
+            }
+        }
+    }
+
+    /// Hears what comes of a sequence until it has ended. Returns it, and the answer unless that has failed.
+    fn listen(
+        &self,
+        request: &Request<'_>,
+        heard: &Receiver<Update>,
+        cancelled: &AtomicBool,
+        observer: &mut Observer<'_>,
+    ) -> Result<(Box<Sequence>, Result<Heard>)> {
+        // Those of choices are not looked for.
+        let stop_strings = match request.choices {
+            [] => request.stop_strings,
+            _ => &[],
+        };
+        let (mut tokens, mut ended) = (Vec::new(), None);
+        loop {
+            match heard.recv_timeout(POLL) {
+                Ok(Update::Tokens(new)) => {
+                    for token in new {
+                        if ended.is_none() {
+                            tokens.push(token);
+                            ended = match self.report(&tokens, stop_strings, observer) {
+                                Ok(false) => None,
+                                end => Some(end.map(|_| ())),
+                            };
+                        }
+                    }
+                }
+                Ok(Update::Finished(sequence, result)) => {
+                    let stopped = ended.is_some();
+                    let end = ended.unwrap_or(Ok(()));
+                    let heard = match (end, result) {
+                        (Err(error), _) => Err(error),
+                        (Ok(()), _) if stopped => Ok(Heard { tokens, stopped }),
+                        (Ok(()), Ok(end)) => Ok(Heard {
+                            tokens,
+                            stopped: end == End::Stopped,
+                        }),
+                        (Ok(()), Err(error)) => Err(error),
+                    };
+                    return Ok((sequence, heard));
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if ended.is_none() && observer(Event::Layer).is_break() {
+                        ended = Some(Err(Error::Cancelled));
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(gone()),
+            }
+            if ended.is_some() {
+                cancelled.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Shows the text so far, unless its last character is still missing bytes. Says whether one of
+    /// the strings that end it has come.
+    fn report(
+        &self,
+        ids: &[u32],
+        stop_strings: &[String],
+        observer: &mut Observer<'_>,
+    ) -> Result<bool> {
+        let text = self.prompter.decode(ids)?;
+        if text.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(false);
+        }
+        let before = before_stop(&text, stop_strings);
+        let event = Event::Text {
+            text: before.unwrap_or(&text).trim_start(),
+            tokens: ids.len(),
+        };
+        match observer(event) {
+            ControlFlow::Continue(()) => Ok(before.is_some()),
+            ControlFlow::Break(()) => Err(Error::Cancelled),
         }
     }
 
@@ -237,19 +330,24 @@ impl Model {
         session.check(self.id)?;
         prompt.check(self.config.text_config.vocab_size)?;
         self.check_features(prompt, features)?;
-        let capacity = self.check_memory(Squares::default(), prompt, room)?;
+        let (capacity, _claim) =
+            self.claim_memory(session, Squares::default(), (prompt, usize::MAX), room)?;
         session.last = None;
-        let slot = &mut *session.slot;
-        slot.truncate(0);
         let needs = Needs {
             capacity,
             max_tokens: room,
+            pictures: features.len(),
             feature_rows: prompt.images.iter().map(|(_, len)| len).sum(),
             picture_bytes: 0,
         };
-        self.backend.reserve(slot, &needs)?;
-        self.backend.set_features(slot, features)?;
-        self.backend.prefill(slot, prompt, observer)
+        let place = session.cache.clone();
+        session.with_slot(self.backend.as_ref(), |slot| {
+            slot.truncate(0);
+            self.reserve(slot, &needs, &place)?;
+            self.backend.set_features(slot, features)?;
+            let input = StepInput::Prompt(prompt, prompt.ids.len());
+            Ok(self.logits(slot, input, observer)?.remove(0))
+        })
     }
 
     /// Runs one more token, for which [`prefill`](Self::prefill) has left room, and returns the logits that choose the
@@ -263,26 +361,42 @@ impl Model {
     ) -> Result<Tensor> {
         session.check(self.id)?;
         check_token(token, self.config.text_config.vocab_size)?;
-        let mut logits = self.run_tokens(session, &[token], observer)?;
-        Ok(logits.remove(0))
+        session.with_slot(self.backend.as_ref(), |slot| {
+            if slot.room() == 0 {
+                return Err(Error::Session(
+                    "there is no room for another token; prefill with more room".into(),
+                ));
+            }
+            let input = StepInput::Tokens(&[token]);
+            Ok(self.logits(slot, input, observer)?.remove(0))
+        })
     }
 
-    /// Runs tokens of the vocabulary behind those in the cache and returns the logits behind each.
-    pub(crate) fn run_tokens(
+    /// Logits behind each row that wants them, outside of the batch.
+    fn logits(
         &self,
-        session: &mut Session,
-        tokens: &[u32],
+        slot: &mut dyn SequenceSlot,
+        input: StepInput<'_>,
         observer: &mut Observer<'_>,
     ) -> Result<Vec<Tensor>> {
-        let room = session.slot.room();
-        if tokens.len() > room {
-            return Err(Error::Session(format!(
-                "{} tokens are more than the {room} that there is room for; prefill with more room",
-                tokens.len()
-            )));
+        let job = StepJob {
+            slot,
+            input,
+            greedy: None,
+        };
+        let mut stepped = self.backend.step(&mut [job], observer)?;
+        match stepped.outputs.remove(0)? {
+            StepOutput::Logits(logits) => Ok(logits),
+            StepOutput::Generated { .. } => Err(Error::Session("it generated by itself".into())),
         }
-        self.backend.decode(&mut *session.slot, tokens, observer)
     }
+}
+
+/// What stands before the first of these strings, if one is there.
+fn before_stop<'t>(text: &'t str, stop_strings: &[String]) -> Option<&'t str> {
+    let ends = stop_strings.iter().filter(|stop| !stop.is_empty());
+    let end = ends.filter_map(|stop| text.find(stop.as_str())).min()?;
+    Some(&text[..end])
 }
 
 #[cfg(test)]
@@ -360,6 +474,13 @@ mod tests {
             steps += ids.len();
         }
         assert_eq!(steps, 90 * 36);
+    }
+
+    #[test]
+    fn the_first_stop_string_counts() {
+        let stop = ["b", "", "ab"].map(str::to_owned);
+        assert_eq!(before_stop("xaby", &stop), Some("x"));
+        assert_eq!(before_stop("xay", &stop), None);
     }
 
     fn refused(model: &Model, pictures: &[&Picture], splitting: bool) -> String {

@@ -1,7 +1,7 @@
 //! A loaded model.
 
 use std::sync::{
-    Mutex,
+    Arc, Mutex,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -28,7 +28,7 @@ use crate::{
     },
     image,
     machine::device::DeviceInfo,
-    run::{options::LoadOptions, session::Session},
+    run::{caches::Caches, options::LoadOptions, scheduler::Scheduler, session::Session},
     text::prompt::{self, Prompter, Span},
 };
 
@@ -42,7 +42,9 @@ pub struct Model {
     pub(crate) config: Config,
     pub(crate) preprocessor: PreprocessorConfig,
     pub(crate) prompter: Prompter,
-    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) caches: Caches,
     /// Tokens that end a caption.
     pub(crate) stop: Vec<u32>,
     pub(crate) info: DeviceInfo,
@@ -101,7 +103,7 @@ impl Model {
             false => report(checkpoint, error::plain(&error)),
         };
         let info = device.info();
-        let backend: Box<dyn Backend> = match device {
+        let backend: Arc<dyn Backend> = match device {
             #[cfg(feature = "cuda")]
             OpenDevice::Cuda(gpu) => {
                 let loader = Loader {
@@ -110,7 +112,7 @@ impl Model {
                     progress: &add,
                 };
                 let dtype = options.dtype;
-                Box::new(cuda::Network::load(
+                Arc::new(cuda::Network::load(
                     *gpu, checkpoint, dtype, loader, &stop, failed,
                 )?)
             }
@@ -118,10 +120,10 @@ impl Model {
                 let has_quantized = options.has_quantized(checkpoint);
                 let formats = (formats, &add as &(dyn Fn(u64) -> bool + Sync));
                 match matches!(device, OpenDevice::Cpu) && has_quantized {
-                    true => Box::new(TensorBackend::<Fused>::load(
+                    true => Arc::new(TensorBackend::<Fused>::load(
                         checkpoint, &device, formats, failed, threads,
                     )?),
-                    false => Box::new(TensorBackend::<Candle>::load(
+                    false => Arc::new(TensorBackend::<Candle>::load(
                         checkpoint, &device, formats, failed, threads,
                     )?),
                 }
@@ -135,6 +137,8 @@ impl Model {
             preprocessor: checkpoint.preprocessor.clone(),
             config,
             prompter,
+            scheduler: Scheduler::new(backend.clone())?,
+            caches: Caches::default(),
             backend,
             stop,
             info,
@@ -158,7 +162,7 @@ impl Model {
 
     /// An empty session, for one caller.
     pub fn session(&self) -> Session {
-        Session::new(self.id, self.backend.new_slot())
+        Session::new(self.id, self.caches.new_place())
     }
 
     /// What `config.json` says.

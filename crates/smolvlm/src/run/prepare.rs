@@ -4,11 +4,11 @@ use candle_core::Tensor;
 use vlmnarrate_engine::{Picture, Request};
 
 use crate::{
-    backends::request_size::RequestSize,
+    backends::{SequenceSlot, request_size::RequestSize},
     error::{Error, Result},
     image::{self, Processed, Processor},
-    machine::memory::check_available,
     run::{
+        caches::Claim,
         model::Model,
         session::{PromptKey, Session},
     },
@@ -29,6 +29,8 @@ pub(crate) struct PreparedRequest {
     pub(crate) max_tokens: usize,
     /// Tokens of prompt and answer.
     pub(crate) capacity: usize,
+    /// Until the caption is finished.
+    pub(crate) claim: Option<Claim>,
 }
 
 /// Square pictures that a request's are made into.
@@ -124,7 +126,8 @@ impl Model {
         };
         let prompt = session.prompt(&self.prompter, key)?;
         prompt.check(self.config.text_config.vocab_size)?;
-        let capacity = self.check_memory(squares, &prompt, max_tokens)?;
+        let rows = self.backend.limits().rows;
+        let (capacity, claim) = self.claim_memory(session, squares, (&prompt, rows), max_tokens)?;
         let tiled = processor.map(|processor| pictures.map(|p| processor.split(p)).collect());
         Ok(PreparedRequest {
             choices,
@@ -132,6 +135,7 @@ impl Model {
             tiled,
             max_tokens,
             capacity,
+            claim,
         })
     }
 
@@ -177,29 +181,44 @@ impl Model {
         Ok(())
     }
 
-    /// Checks that there is memory for a request; returns the tokens of prompt and answer.
-    pub(crate) fn check_memory(
+    /// Claims the memory of a request whose prompt is run so many rows at once; returns the tokens of prompt and answer
+    /// too.
+    pub(crate) fn claim_memory(
         &self,
+        session: &Session,
         squares: Squares,
-        prompt: &Prompt,
+        (prompt, rows): (&Prompt, usize),
         max_tokens: usize,
-    ) -> Result<usize> {
+    ) -> Result<(usize, Option<Claim>)> {
         let capacity = self.capacity(prompt.ids.len(), max_tokens)?;
         let size = RequestSize {
             squares: squares.count,
             tiles: squares.most,
             side: squares.side,
             tokens: prompt.ids.len(),
+            rows: prompt.ids.len().min(rows),
             capacity,
         };
-        if let Some(bytes) = self.backend.memory(&size) {
-            check_available(bytes).map_err(|shortage| Error::Memory {
-                megabytes: bytes / 1_000_000,
-                pictures: size.squares,
-                tokens: size.capacity,
-                shortage: shortage.to_string(),
-            })?;
+        let Some(mut memory) = self.backend.memory(&size) else {
+            return Ok((capacity, None));
+        };
+        let holds = |slot: &dyn SequenceSlot| slot.capacity() >= capacity;
+        if session.cache.look(holds) == Some(true) {
+            memory.cache = 0;
         }
-        Ok(capacity)
+        loop {
+            match Claim::new(memory) {
+                Ok(claim) => return Ok((capacity, Some(claim))),
+                Err(_) if self.caches.evict(&session.cache) => (),
+                Err(shortage) => {
+                    return Err(Error::Memory {
+                        megabytes: memory.bytes() / 1_000_000,
+                        pictures: size.squares,
+                        tokens: size.capacity,
+                        shortage: shortage.to_string(),
+                    });
+                }
+            }
+        }
     }
 }

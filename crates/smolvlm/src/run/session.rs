@@ -1,8 +1,11 @@
 //! What a caller keeps from caption to caption, and what the next has of the last.
 
+use std::sync::Arc;
+
 use crate::{
-    backends::SequenceSlot,
+    backends::{Backend, SequenceSlot},
     error::{Error, Result},
+    run::{caches::CachePlace, scheduler::Turn},
     text::{
         message::Message,
         prompt::{Prompt, Prompter, Span},
@@ -16,17 +19,20 @@ use vlmnarrate_engine::Picture;
 pub struct Session {
     /// The model's, by [`Model::session`](super::Model::session).
     model: u64,
-    pub(crate) slot: Box<dyn SequenceSlot>,
+    pub(crate) cache: Arc<CachePlace>,
+    /// Of the next caption, if it has come already.
+    pub(crate) turn: Option<Turn>,
     pub(crate) last: Option<Last>,
     /// The last prompt that was tokenized: mostly it is the next one too.
     encoded: Option<(PromptKey, Prompt)>,
 }
 
 impl Session {
-    pub(crate) fn new(model: u64, slot: Box<dyn SequenceSlot>) -> Self {
+    pub(crate) fn new(model: u64, cache: Arc<CachePlace>) -> Self {
         Self {
             model,
-            slot,
+            cache,
+            turn: None,
             last: None,
             encoded: None,
         }
@@ -57,7 +63,23 @@ impl Session {
     /// Makes the next caption as if it were the first, in the same memory.
     pub fn forget(&mut self) {
         self.last = None;
-        self.slot.truncate(0);
+    }
+
+    /// Gives back a turn that no caption needs any more.
+    pub(crate) fn give_up_turn(&mut self) {
+        self.turn = None;
+    }
+
+    /// Runs work on the cache outside of the batch, as tests do.
+    pub(crate) fn with_slot<T>(
+        &mut self,
+        backend: &dyn Backend,
+        work: impl FnOnce(&mut dyn SequenceSlot) -> T,
+    ) -> T {
+        let mut slot = self.cache.take().unwrap_or_else(|| backend.new_slot());
+        let result = work(slot.as_mut());
+        self.cache.put(slot);
+        result
     }
 }
 

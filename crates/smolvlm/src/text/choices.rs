@@ -7,14 +7,17 @@ use crate::{
 };
 
 /// The token ids of each choice.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Choices(Vec<Vec<u32>>);
 
 /// The state of a constrained decoding: the choices that the tokens so far begin.
 #[derive(Debug)]
-pub(crate) struct ChoiceState<'c> {
-    /// The remaining tokens of each choice that is still possible.
-    remaining: Vec<&'c [u32]>,
+pub(crate) struct ChoiceState {
+    choices: Choices,
+    /// Which of them are still possible.
+    possible: Vec<usize>,
+    /// Number of tokens so far.
+    len: usize,
     /// Probability of the tokens so far, each among the tokens that were allowed.
     probability: f64,
 }
@@ -41,10 +44,12 @@ impl Choices {
     }
 
     /// The state before the first token; `None` if there are no choices, and every token is allowed.
-    pub(crate) fn start(&self) -> Option<ChoiceState<'_>> {
-        let remaining = self.0.iter().map(Vec::as_slice).collect::<Vec<_>>();
-        (!remaining.is_empty()).then_some(ChoiceState {
-            remaining,
+    pub(crate) fn start(self) -> Option<ChoiceState> {
+        let possible = (0..self.0.len()).collect::<Vec<_>>();
+        (!possible.is_empty()).then_some(ChoiceState {
+            choices: self,
+            possible,
+            len: 0,
             probability: 1.0,
         })
     }
@@ -55,7 +60,13 @@ impl Choices {
     }
 }
 
-impl ChoiceState<'_> {
+impl ChoiceState {
+    /// The remaining tokens of each choice that is still possible.
+    fn remaining(&self) -> impl Iterator<Item = &[u32]> {
+        let rest = |i: &usize| &self.choices.0[*i][self.len..];
+        self.possible.iter().map(rest)
+    }
+
     /// Probability of the tokens so far, 0 to 1.
     pub(crate) fn probability(&self) -> f64 {
         self.probability
@@ -63,14 +74,14 @@ impl ChoiceState<'_> {
 
     /// Whether a choice is complete and none continues.
     pub(crate) fn is_done(&self) -> bool {
-        self.remaining.iter().all(|rest| rest.is_empty())
+        self.remaining().all(|rest| rest.is_empty())
     }
 
     /// The next token if only one is allowed, which needs no forward pass to choose.
     pub(crate) fn forced_token(&self) -> Option<u32> {
-        let first = *self.remaining.first()?.first()?;
-        let same = |rest: &&[u32]| rest.first() == Some(&first);
-        self.remaining.iter().all(same).then_some(first)
+        let first = *self.remaining().next()?.first()?;
+        let same = |rest: &[u32]| rest.first() == Some(&first);
+        self.remaining().all(same).then_some(first)
     }
 
     /// Masks the logits of all tokens but those that continue a choice, or end a complete one.
@@ -112,19 +123,17 @@ impl ChoiceState<'_> {
     }
 
     fn advance(&mut self, token: u32, ends: bool) {
-        self.remaining.retain_mut(|rest| match rest.split_first() {
-            Some((first, after)) if !ends && *first == token => {
-                *rest = after;
-                true
-            }
+        let (choices, len) = (&self.choices.0, self.len);
+        self.possible.retain(|i| match choices[*i].get(len) {
+            Some(next) => !ends && *next == token,
             None => ends,
-            _ => false,
         });
+        self.len += usize::from(!ends);
     }
 
     fn allowed(&self, stop: &[u32]) -> Vec<u32> {
         let mut allowed = Vec::new();
-        for rest in &self.remaining {
+        for rest in self.remaining() {
             match rest.first() {
                 Some(first) => allowed.push(*first),
                 None => allowed.extend_from_slice(stop),
@@ -173,7 +182,7 @@ mod tests {
     fn a_choice_may_be_the_beginning_of_another() {
         let choices = choices(&[&[1], &[1, 2]]);
         for (token, text_goes_on) in [(2, true), (9, false)] {
-            let mut state = choices.start().unwrap();
+            let mut state = choices.clone().start().unwrap();
             state.accept_forced(state.forced_token().unwrap());
             assert!(!state.is_done());
             assert_eq!(state.forced_token(), None);

@@ -4,12 +4,12 @@
 //! `candle_transformers::models::llama` would fit but for its cache: private, grown by concatenation,
 //! without a way back to a prefix.
 
-use candle_core::{D, DType, Device, Module, Result as CandleResult, Tensor};
+use candle_core::{D, DType, Device, Error as CandleError, Module, Result as CandleResult, Tensor};
 use candle_nn::{RmsNorm, VarBuilder, ops::silu, rms_norm, rotary_emb::rope};
 use vlmnarrate_engine::Observer;
 
 use super::{
-    DecoderLayer, Head as _, Kv, Parts,
+    DecoderLayer, Head as _, Kv, LayerRows, Parts,
     encoder::softmax_f32,
     kv_cache::{KvCache, LayerKv},
     linear::{Embedding, Linear, Matrices},
@@ -91,47 +91,104 @@ impl<P: Parts> Decoder<P> {
         self.head.is_fused() && self.layers.iter().all(DecoderLayer::is_fused)
     }
 
-    /// Runs `[n, hidden]` embeddings, which make way, behind what `cache` holds, in room that the caller has
-    /// reserved, and returns the logits (`[last, vocab]`, f32) of the last positions. They are on the CPU, where
-    /// the choice is made.
+    /// Runs `[rows, hidden]` embeddings, which make way: those of the sequences, one behind the other, each behind what
+    /// its cache holds, in room that the caller has reserved. Of more than one sequence if all layers are fused.
+    ///
+    /// Returns logits of each sequence, `[vocabulary]` of each row of which they are wanted, f32, on the CPU, where the
+    /// choice is made.
     pub(crate) fn forward(
         &self,
         embeds: Tensor,
-        last: usize,
-        cache: &mut KvCache<Kv<P>>,
+        sequences: &mut [BatchRows<'_, Kv<P>>],
         observer: &mut Observer<'_>,
-    ) -> Result<Tensor> {
-        let n = embeds.dim(0)?;
-        let angles = self.rope.at(cache.len(), n, &embeds)?;
-        let mask = (n > 1 && !self.is_fused())
-            .then(|| causal_mask(n, cache.len(), embeds.dtype(), embeds.device()))
-            .transpose()?;
+    ) -> Result<Vec<Vec<Tensor>>> {
+        let positions = sequences.iter().flat_map(|sequence| {
+            let past = sequence.cache.len();
+            past..past + sequence.rows
+        });
+        let angles = self.rope.at(positions, &embeds)?;
+        let mask = match &*sequences {
+            [alone] if alone.rows > 1 && !self.is_fused() => {
+                let (dtype, device) = (embeds.dtype(), embeds.device());
+                Some(causal_mask(alone.rows, alone.cache.len(), dtype, device)?)
+            }
+            _ => None,
+        };
         let mut workspace = P::Workspace::default();
         let mut x = embeds;
-        let past = cache.len();
-        for (layer, kv) in self.layers.iter().zip(cache.layers()) {
-            x = layer.forward(x, &angles, mask.as_ref(), (kv, past), &mut workspace)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let mut layer_rows: Vec<_> = sequences
+                .iter_mut()
+                .map(|sequence| LayerRows {
+                    rows: sequence.rows,
+                    past: sequence.cache.len(),
+                    kv: sequence.cache.layer(i),
+                })
+                .collect();
+            x = layer.forward(x, &angles, mask.as_ref(), &mut layer_rows, &mut workspace)?;
             layer_done(observer)?;
         }
-        cache.advance(n);
-        let broken = match x.device().is_cpu() {
-            true => first_broken(&x)?,
-            false => None,
-        };
-        // Those before are never read; of one position the head is as large as a quarter of the rest.
-        let states = x.narrow(0, n - last, last)?.contiguous()?;
-        let logits = self.head.forward(&states, &mut workspace)?;
-        match broken {
-            None => Ok(logits),
-            // As floats have it: what attends to a value that is not finite is not finite either.
-            Some(row) => {
-                let finite = row.saturating_sub(n - last);
-                let none =
-                    Tensor::full(f32::NAN, (last - finite, logits.dim(1)?), logits.device())?;
-                Ok(Tensor::cat(&[&logits.narrow(0, 0, finite)?, &none], 0)?)
-            }
+        let logits = self.logits(&x, sequences, &mut workspace)?;
+        // Last: after a failure the rows may be run again.
+        for sequence in sequences {
+            sequence.cache.advance(sequence.rows);
         }
+        Ok(logits)
     }
+
+    /// Logits of the last rows of each sequence, from all rows' last states.
+    fn logits(
+        &self,
+        x: &Tensor,
+        sequences: &[BatchRows<'_, Kv<P>>],
+        workspace: &mut P::Workspace,
+    ) -> Result<Vec<Vec<Tensor>>> {
+        let is_cpu = x.device().is_cpu();
+        // Of each sequence its first row, and the first that is broken.
+        let (mut start, mut broken, mut wanted) = (0, Vec::new(), Vec::new());
+        for sequence in sequences {
+            let end = start + sequence.rows;
+            broken.push(match is_cpu {
+                true => first_broken(&x.narrow(0, start, sequence.rows)?)?,
+                false => None,
+            });
+            // Those before are never read; of one position the head is as large as a quarter of the rest.
+            if sequence.logits > 0 {
+                wanted.push(x.narrow(0, end - sequence.logits, sequence.logits)?);
+            }
+            start = end;
+        }
+        let states = match &wanted[..] {
+            [] => return Ok(sequences.iter().map(|_| Vec::new()).collect()),
+            [states] => states.contiguous()?,
+            all => Tensor::cat(all, 0)?,
+        };
+        let logits = self.head.forward(&states, workspace)?;
+        let mut row = 0;
+        let mut all = Vec::with_capacity(sequences.len());
+        for (sequence, broken) in sequences.iter().zip(broken) {
+            let first = sequence.rows - sequence.logits;
+            let of_row = |i| match broken {
+                // As floats have it: what attends to a value that is not finite is not finite either.
+                Some(broken) if first + i >= broken => {
+                    Tensor::full(f32::NAN, logits.dim(1)?, logits.device())
+                }
+                _ => logits.get(row + i),
+            };
+            let of_sequence = (0..sequence.logits).map(of_row);
+            all.push(of_sequence.collect::<CandleResult<Vec<_>>>()?);
+            row += sequence.logits;
+        }
+        Ok(all)
+    }
+}
+
+/// Rows of one sequence in a batch.
+pub(crate) struct BatchRows<'a, C> {
+    pub(crate) rows: usize,
+    /// The last rows, of which logits are wanted.
+    pub(crate) logits: usize,
+    pub(crate) cache: &'a mut KvCache<C>,
 }
 
 /// candle's last norm and head.
@@ -179,9 +236,10 @@ impl Rope {
         }
     }
 
-    /// For `n` positions from `start` on, in the type and on the device of `like`.
-    fn at(&self, start: usize, n: usize, like: &Tensor) -> CandleResult<Angles> {
-        let positions = (start..start + n).map(|position| position as f32);
+    /// For a row of each position, in the type and on the device of `like`.
+    fn at(&self, positions: impl Iterator<Item = usize>, like: &Tensor) -> CandleResult<Angles> {
+        let n = like.dim(0)?;
+        let positions = positions.map(|position| position as f32);
         let angles = positions.flat_map(|p| self.inv_freq.iter().map(move |f| p * f));
         let (sin, cos): (Vec<_>, Vec<_>) = angles.map(|angle| (angle.sin(), angle.cos())).unzip();
         let tensor = |values: &[f32]| {
@@ -255,8 +313,14 @@ impl Layer {
         x: &Tensor,
         angles: &Angles,
         mask: Option<&Tensor>,
-        cache: (&LayerKv, usize),
+        sequences: &[LayerRows<'_, LayerKv>],
     ) -> CandleResult<Tensor> {
+        let [LayerRows { kv, past, .. }] = sequences else {
+            return Err(CandleError::msg(
+                "candle's layers run one sequence at a time",
+            ));
+        };
+        let cache = (&**kv, *past);
         let normed = self.input_layernorm.forward(x)?;
         let x = (x + self.attention(&normed, angles, mask, cache)?)?;
         let normed = self.post_attention_layernorm.forward(&x)?;

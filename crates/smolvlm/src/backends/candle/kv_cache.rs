@@ -32,6 +32,11 @@ impl<C> KvCache<C> {
         self.len
     }
 
+    /// Number of tokens that the buffers have room for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Number of tokens that there is room for beside those held.
     pub(crate) fn room(&self) -> usize {
         self.limit - self.len
@@ -63,8 +68,13 @@ impl<C> KvCache<C> {
         Ok(())
     }
 
-    pub(crate) fn layers(&mut self) -> impl Iterator<Item = &mut C> {
-        self.layers.iter_mut()
+    /// Buffers of a layer.
+    ///
+    /// # Panics
+    ///
+    /// Before room was [reserved](Self::reserve).
+    pub(crate) fn layer(&mut self, index: usize) -> &mut C {
+        &mut self.layers[index]
     }
 
     /// New tokens were seen by all layers.

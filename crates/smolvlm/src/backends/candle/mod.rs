@@ -20,10 +20,10 @@ use candle_nn::{RmsNorm, VarBuilder};
 use vlmnarrate_engine::{Observer, Picture};
 
 use super::{
-    Backend, ImageInput, Needs, SequenceSlot,
+    Backend, BatchLimits, EncodeJob, Needs, SequenceSlot, StepInput, StepJob, StepOutput, Stepped,
     device::{OpenDevice, with_autorelease_pool},
     own,
-    request_size::RequestSize,
+    request_size::{RequestMemory, RequestSize},
 };
 use crate::{
     error::{Error, Result},
@@ -31,9 +31,8 @@ use crate::{
     files::{checkpoint::Checkpoint, formats::Formats, weights::Loader},
     image,
     machine::pool::Pool,
-    text::prompt::Prompt,
 };
-use decoder::Decoder;
+use decoder::{BatchRows, Decoder};
 use encoder::Encoder;
 use kv_cache::{KvCache, LayerKv};
 use linear::{Linear, Matrices};
@@ -74,13 +73,14 @@ pub(crate) trait DecoderLayer<W>: Debug + Send + Sync {
         device: &Device,
     ) -> CandleResult<Self::Kv>;
 
-    /// From `[tokens, hidden]`, which makes way, to the next state; `past` tokens are in the cache.
+    /// From `[rows, hidden]`, which makes way, to the next state. The rows are those of the sequences, one behind the
+    /// other; of more than one if the layer is fused.
     fn forward(
         &self,
         x: Tensor,
         rope: &decoder::Angles,
         mask: Option<&Tensor>,
-        cache: (&mut Self::Kv, usize),
+        sequences: &mut [LayerRows<'_, Self::Kv>],
         workspace: &mut W,
     ) -> CandleResult<Tensor>;
 
@@ -88,6 +88,14 @@ pub(crate) trait DecoderLayer<W>: Debug + Send + Sync {
     fn is_fused(&self) -> bool {
         false
     }
+}
+
+/// Rows of one sequence in a layer.
+pub(crate) struct LayerRows<'a, C> {
+    pub(crate) rows: usize,
+    pub(crate) kv: &'a mut C,
+    /// Tokens in the cache, behind which the rows come.
+    pub(crate) past: usize,
 }
 
 /// The last norm, and the layer that gives each token of the vocabulary its logit.
@@ -151,12 +159,24 @@ struct Slot<C> {
 }
 
 impl<C: Debug + Send + 'static> SequenceSlot for Slot<C> {
+    fn len(&self) -> usize {
+        self.cache.len()
+    }
+
     fn room(&self) -> usize {
         self.cache.room()
     }
 
     fn truncate(&mut self, len: usize) {
         self.cache.truncate(len);
+    }
+
+    fn kept_features(&self, needs: &Needs) -> usize {
+        self.features.len().min(needs.pictures)
+    }
+
+    fn capacity(&self) -> usize {
+        self.cache.capacity()
     }
 }
 
@@ -209,6 +229,21 @@ impl<P: Parts> TensorBackend<P> {
     fn own<'s>(&self, slot: &'s mut dyn SequenceSlot) -> Result<&'s mut Slot<Kv<P>>> {
         own(slot)
     }
+
+    /// Embeddings of rows behind those that a slot holds: `[rows, hidden]`.
+    fn embed(&self, slot: &Slot<Kv<P>>, input: StepInput<'_>) -> Result<Tensor> {
+        match input {
+            StepInput::Tokens(tokens) => Ok(self.decoder.embed(tokens)?),
+            StepInput::Prompt(prompt, end) => {
+                let embeds = self.decoder.embed(&prompt.ids)?;
+                for (&(start, _), features) in prompt.images.iter().zip(&slot.features) {
+                    embeds.slice_set(&features.contiguous()?, 0, start)?;
+                }
+                let held = slot.cache.len();
+                Ok(embeds.narrow(0, held, end - held)?)
+            }
+        }
+    }
 }
 
 impl<P: Parts> Backend for TensorBackend<P> {
@@ -223,83 +258,90 @@ impl<P: Parts> Backend for TensorBackend<P> {
         self.decoder.is_fused()
     }
 
-    fn install(&self, work: &mut (dyn FnMut() + Send)) {
-        self.pool.install(|| with_autorelease_pool(work));
+    fn limits(&self) -> BatchLimits {
+        BatchLimits {
+            // Where rows are run alone, more sequences at once would only make each of them later.
+            sequences: match self.is_batch_invariant() {
+                true => 8,
+                false => 1,
+            },
+            pictures: 1,
+            rows: 256,
+            answer_rows: usize::MAX,
+        }
     }
 
-    fn memory(&self, size: &RequestSize) -> Option<u64> {
+    fn install(&self, work: &mut (dyn FnMut() + Send)) {
+        self.pool.install(work);
+    }
+
+    fn memory(&self, size: &RequestSize) -> Option<RequestMemory> {
         let is_fused = self.encoder.is_fused() && self.decoder.is_fused();
         let is_cpu = self.device.is_cpu();
-        is_cpu.then(|| size.bytes(&self.config, self.dtype, is_fused))
-    }
-
-    fn keeps_features(&self, _slot: &dyn SequenceSlot, _rows: usize) -> bool {
-        true
+        is_cpu.then(|| size.memory(&self.config, self.dtype, is_fused))
     }
 
     fn reserve(&self, slot: &mut dyn SequenceSlot, needs: &Needs) -> Result<()> {
         let slot = self.own(slot)?;
+        slot.features.truncate(needs.pictures);
         let layers = self
             .decoder
             .new_kv(needs.capacity, self.dtype, &self.device);
         Ok(slot.cache.reserve(needs.capacity, layers)?)
     }
 
-    fn encode(
-        &self,
-        slot: &mut dyn SequenceSlot,
-        images: &[ImageInput<'_>],
-        observer: &mut Observer<'_>,
-    ) -> Result<()> {
-        let slot = self.own(slot)?;
-        let held = std::mem::take(&mut slot.features);
-        let mut features = Vec::with_capacity(images.len());
-        for (i, image) in images.iter().enumerate() {
-            features.push(match image {
-                ImageInput::CachedFeatures { .. } => held
-                    .get(i)
-                    .cloned()
-                    .ok_or_else(|| Error::Session("it holds no such features".into()))?,
-                ImageInput::Pixels(picture) => {
-                    self.encoder.forward(&self.pixels(picture)?, observer)?
+    fn encode(&self, batch: &mut [EncodeJob<'_>], observer: &mut Observer<'_>) -> Result<()> {
+        with_autorelease_pool(|| {
+            for job in batch {
+                let slot = self.own(job.slot)?;
+                for picture in job.pictures {
+                    let pixels = self.pixels(picture.picture)?;
+                    let features = self.encoder.forward(&pixels, observer)?;
+                    match slot.features.get_mut(picture.index) {
+                        Some(old) => *old = features,
+                        None => slot.features.push(features),
+                    }
                 }
-            });
-        }
-        // A GPU has only been told so far.
-        self.device.synchronize()?;
-        slot.features = features;
-        Ok(())
+            }
+            // A GPU has only been told so far.
+            Ok(self.device.synchronize()?)
+        })
     }
 
-    fn prefill(
-        &self,
-        slot: &mut dyn SequenceSlot,
-        prompt: &Prompt,
-        observer: &mut Observer<'_>,
-    ) -> Result<Tensor> {
-        let slot = self.own(slot)?;
-        let embeds = self.decoder.embed(&prompt.ids)?;
-        for (&(start, _), features) in prompt.images.iter().zip(&slot.features) {
-            embeds.slice_set(&features.contiguous()?, 0, start)?;
-        }
-        let held = slot.cache.len();
-        let embeds = embeds.narrow(0, held, prompt.ids.len() - held)?;
-        let logits = self.decoder.forward(embeds, 1, &mut slot.cache, observer)?;
-        Ok(logits.squeeze(0)?)
-    }
-
-    fn decode(
-        &self,
-        slot: &mut dyn SequenceSlot,
-        tokens: &[u32],
-        observer: &mut Observer<'_>,
-    ) -> Result<Vec<Tensor>> {
-        let slot = self.own(slot)?;
-        let embeds = self.decoder.embed(tokens)?;
-        let logits = self
-            .decoder
-            .forward(embeds, tokens.len(), &mut slot.cache, observer)?;
-        (0..tokens.len()).map(|row| Ok(logits.get(row)?)).collect()
+    fn step(&self, batch: &mut [StepJob<'_>], observer: &mut Observer<'_>) -> Result<Stepped> {
+        with_autorelease_pool(|| {
+            let mut embeds = Vec::with_capacity(batch.len());
+            let mut sequences = Vec::with_capacity(batch.len());
+            for job in batch {
+                let slot = self.own(job.slot)?;
+                embeds.push(self.embed(slot, job.input)?);
+                sequences.push(BatchRows {
+                    rows: job.input.rows(slot.cache.len()),
+                    logits: job.input.logits(),
+                    cache: &mut slot.cache,
+                });
+            }
+            let output = |logits| Ok(StepOutput::Logits(logits));
+            let outputs = if self.decoder.is_fused() {
+                let embeds = match &embeds[..] {
+                    [embeds] => embeds.clone(),
+                    all => Tensor::cat(all, 0)?,
+                };
+                let logits = self.decoder.forward(embeds, &mut sequences, observer)?;
+                logits.into_iter().map(output).collect()
+            } else {
+                let alone = sequences.iter_mut().zip(embeds).map(|(sequence, embeds)| {
+                    let sequences = std::slice::from_mut(sequence);
+                    let mut logits = self.decoder.forward(embeds, sequences, observer)?;
+                    output(logits.remove(0))
+                });
+                alone.collect()
+            };
+            Ok(Stepped {
+                outputs,
+                times: None,
+            })
+        })
     }
 
     fn set_features(&self, slot: &mut dyn SequenceSlot, features: &[Tensor]) -> Result<()> {
@@ -337,10 +379,10 @@ impl DecoderLayer<()> for decoder::Layer {
         x: Tensor,
         rope: &decoder::Angles,
         mask: Option<&Tensor>,
-        (kv, past): (&mut LayerKv, usize),
+        sequences: &mut [LayerRows<'_, LayerKv>],
         (): &mut (),
     ) -> CandleResult<Tensor> {
-        self.forward(&x, rope, mask, (&*kv, past))
+        self.forward(&x, rope, mask, sequences)
     }
 }
 

@@ -9,7 +9,7 @@ use candle_nn::{LayerNorm, RmsNorm};
 use crate::backends::candle::{decoder, encoder, linear::Linear, values::numbers};
 use vlmnarrate_kernels::{
     self as kernels, ActivationBuffers, BlockQ4_0x16, BlockQ8_0x16, Epilogue, F32Rows, Gelu,
-    GgmlBlock, LANES, PackedKv, PackedWeights, QkvRows, QkvShape, RowSource, SwiGlu,
+    GgmlBlock, LANES, PackedWeights, QkvRows, QkvShape, RowSource, SequenceRows, SwiGlu,
     bidirectional_attention, causal_attention, matmul,
 };
 
@@ -327,13 +327,12 @@ impl DecoderLayer {
         }))
     }
 
-    /// Of `x`, `[tokens, hidden]`, to what takes its place; `past` tokens are in `kv`.
+    /// Of `x`, `[rows, hidden]` of all sequences, to what takes its place.
     pub(crate) fn forward(
         &self,
         x: &mut [f32],
         rope: (&[f32], &[f32]),
-        kv: &mut PackedKv,
-        past: usize,
+        sequences: &mut [SequenceRows<'_>],
         workspace: &mut Workspace,
     ) {
         let Workspace {
@@ -352,7 +351,7 @@ impl DecoderLayer {
         );
         let width = self.shape.heads * self.shape.head_size;
         let attn_out = room(attn_out, tokens * width);
-        causal_attention(qkv, self.shape, rope, kv, past, attn_out);
+        causal_attention(qkv, self.shape, rope, sequences, attn_out);
         self.o_proj
             .multiply(&F32Rows::new(attn_out, width), quantized, Epilogue::Add, x);
 

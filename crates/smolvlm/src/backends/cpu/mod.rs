@@ -4,10 +4,10 @@ pub(crate) mod layers;
 
 use candle_core::{DType, Device, Module, Result as CandleResult, Tensor};
 use candle_nn::RmsNorm;
-use vlmnarrate_kernels::PackedKv;
+use vlmnarrate_kernels::{PackedKv, SequenceRows};
 
 use super::candle::{
-    self, Parts, decoder, encoder, kv_cache::LayerKv, linear::Linear, values::in_place,
+    self, LayerRows, Parts, decoder, encoder, kv_cache::LayerKv, linear::Linear, values::in_place,
 };
 use layers::{Matrix, Precision, Workspace};
 
@@ -99,6 +99,22 @@ pub(crate) enum Kv {
     Fused(PackedKv),
 }
 
+impl Kv {
+    fn candle(&mut self) -> &mut LayerKv {
+        match self {
+            Self::Candle(kv) => kv,
+            Self::Fused(_) => unreachable!("each layer made its own"),
+        }
+    }
+
+    fn fused(&mut self) -> &mut PackedKv {
+        match self {
+            Self::Fused(kv) => kv,
+            Self::Candle(_) => unreachable!("each layer made its own"),
+        }
+    }
+}
+
 impl candle::DecoderLayer<Workspace> for DecoderLayer {
     type Kv = Kv;
 
@@ -119,15 +135,34 @@ impl candle::DecoderLayer<Workspace> for DecoderLayer {
         x: Tensor,
         rope: &decoder::Angles,
         mask: Option<&Tensor>,
-        (kv, past): (&mut Kv, usize),
+        sequences: &mut [LayerRows<'_, Kv>],
         workspace: &mut Workspace,
     ) -> CandleResult<Tensor> {
-        match (self, kv) {
-            (Self::Candle(layer), Kv::Candle(kv)) => layer.forward(&x, rope, mask, (&*kv, past)),
-            (Self::Fused(layer), Kv::Fused(kv)) => in_place(x, |x| {
-                layer.forward(x, rope.values(), kv, past, workspace);
-            }),
-            _ => unreachable!("each layer made its own"),
+        match self {
+            Self::Candle(layer) => {
+                let sequences: Vec<_> = sequences
+                    .iter_mut()
+                    .map(|LayerRows { rows, kv, past }| LayerRows {
+                        rows: *rows,
+                        kv: kv.candle(),
+                        past: *past,
+                    })
+                    .collect();
+                layer.forward(&x, rope, mask, &sequences)
+            }
+            Self::Fused(layer) => {
+                let mut sequences: Vec<_> = sequences
+                    .iter_mut()
+                    .map(|LayerRows { rows, kv, past }| SequenceRows {
+                        rows: *rows,
+                        kv: kv.fused(),
+                        past: *past,
+                    })
+                    .collect();
+                in_place(x, |x| {
+                    layer.forward(x, rope.values(), &mut sequences, workspace);
+                })
+            }
         }
     }
 

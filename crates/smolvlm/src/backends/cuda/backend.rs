@@ -1,27 +1,44 @@
-//! The network as a [`Backend`]: work is put together into jobs for the GPU's thread.
-
-use std::{any::Any, ops::ControlFlow};
+//! The network as a [`Backend`]: rows are put together into jobs for the GPU.
 
 use candle_core::{Device, Tensor};
 use vlmnarrate_engine::{Observer, Picture};
 
-use super::{GpuJob, Network, Outcome, Slot, StagedPicture};
+use super::{
+    MAX_SEQUENCES, Network, Slot,
+    engine::{GpuJob, Outcome, StagedPicture},
+};
 use crate::{
     backends::{
-        Backend, Greedy, ImageInput, Needs, Next, SequenceSlot, StartJob, Started, layer_done, own,
-        request_size::RequestSize,
+        Backend, BatchLimits, EncodeJob, EncodePicture, Needs, SequenceSlot, StepInput, StepJob,
+        StepOutput, Stepped, layer_done, own,
+        request_size::{RequestMemory, RequestSize},
     },
-    error::Result,
+    error::{Error, Result},
     text::prompt::Prompt,
 };
 
 impl SequenceSlot for Slot {
+    fn len(&self) -> usize {
+        self.len()
+    }
+
     fn room(&self) -> usize {
         self.room()
     }
 
     fn truncate(&mut self, len: usize) {
         self.truncate(len);
+    }
+
+    fn kept_features(&self, needs: &Needs) -> usize {
+        match self.features() >= needs.feature_rows {
+            true => needs.pictures,
+            false => 0,
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity()
     }
 }
 
@@ -38,68 +55,95 @@ fn rows(prompt: &Prompt) -> Vec<i32> {
     rows
 }
 
-fn go_on(_: &[u32]) -> ControlFlow<()> {
-    ControlFlow::Continue(())
+/// Stages pictures in their slot.
+fn stage<'a>(
+    slot: &'a mut Slot,
+    pictures: &[EncodePicture<'_>],
+) -> Result<impl Iterator<Item = StagedPicture<'a>>> {
+    let (mut staged, mut places) = (0, Vec::new());
+    for picture in pictures {
+        slot.stage(staged, &picture.picture.rgb);
+        let side = picture.picture.width as usize;
+        places.push((staged, side, picture.first_row));
+        staged += picture.picture.rgb.len();
+    }
+    let slot = slot.buffers()?;
+    let places = places.into_iter();
+    Ok(places.map(move |(at, side, features)| StagedPicture {
+        slot,
+        at,
+        side,
+        features,
+    }))
 }
 
 impl Network {
-    /// Stages the pictures that are to be encoded.
-    fn stage(&self, slot: &mut Slot, images: &[ImageInput<'_>]) -> Vec<StagedPicture> {
-        let (mut staged, mut features) = (0, 0);
-        let mut pictures = Vec::new();
-        for image in images {
-            match image {
-                ImageInput::CachedFeatures { rows } => features += rows,
-                ImageInput::Pixels(picture) => {
-                    let side = picture.width as usize;
-                    slot.stage(staged, &picture.rgb);
-                    staged += picture.rgb.len();
-                    pictures.push(StagedPicture { side, features });
-                    features += self.config.tokens_per_picture(side);
-                }
+    /// Rows of one sequence as a job, and the tokens that its slot then holds beside those that are generated.
+    fn job<'a>(&self, job: &'a mut StepJob<'_>) -> Result<(GpuJob<'a>, usize)> {
+        let slot = own::<Slot>(job.slot)?;
+        let past = slot.len();
+        let slot = slot.buffers()?;
+        let greedy = job.greedy.as_mut();
+        let (prompt, token, drafts, held) = match job.input {
+            StepInput::Prompt(prompt, end) => {
+                let is_whole = end == prompt.ids.len();
+                // The last token of a prompt is the one to go on from.
+                let end = end - usize::from(is_whole);
+                let rows = rows(prompt)[past..end].to_vec();
+                (rows, prompt.ids[end], &[][..], end)
             }
+            StepInput::Tokens(tokens) => {
+                // The kernel that decodes has few rows; of those before nobody needs logits.
+                let first = tokens.len().saturating_sub(self.max_rows());
+                let rows = tokens[..first].iter().map(|token| *token as i32);
+                let [token, drafts @ ..] = &tokens[first..] else {
+                    return Err(Error::Session("there is nothing to run".into()));
+                };
+                (rows.collect(), *token, drafts, past + first)
+            }
+        };
+        let wants = job.input.logits();
+        let mut job = GpuJob {
+            slot,
+            prompt,
+            past,
+            token,
+            max_tokens: wants,
+            draft_tokens: drafts.to_vec(),
+            logits: wants > 0,
+            on_tokens: None,
+        };
+        if let Some(greedy) = greedy {
+            job.max_tokens = greedy.max_tokens;
+            job.draft_tokens = greedy.draft[..greedy.draft.len().min(greedy.max_tokens)].to_vec();
+            job.logits = false;
+            job.on_tokens = Some(&mut *greedy.on_tokens);
         }
-        pictures
+        Ok((job, held))
     }
 
-    /// Encodes staged pictures and runs a prompt, from which `job` goes on. Until that is done the slot holds nothing.
-    fn run_prompt(
-        &self,
-        slot: &mut Slot,
-        prompt: &Prompt,
-        job: GpuJob,
-        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
-    ) -> Result<Outcome> {
-        let rows = rows(prompt);
-        let (held, end) = (slot.len(), rows.len() - 1);
-        let job = GpuJob {
-            prompt: rows[held..end].to_vec(),
-            past: held,
-            token: prompt.ids[end],
-            ..job
-        };
-        slot.set_len(0);
-        let outcome = self.run_job(slot, job, on_tokens)?;
-        slot.set_len(prompt.ids.len());
-        Ok(outcome)
-    }
-
-    /// The same for the logits that choose the next token.
-    fn run_for_logits(
-        &self,
-        slot: &mut Slot,
-        prompt: &Prompt,
-        pictures: Vec<StagedPicture>,
-    ) -> Result<(Tensor, Outcome)> {
-        let job = GpuJob {
-            pictures,
-            max_tokens: 1,
-            logits: true,
-            ..GpuJob::default()
-        };
-        let outcome = self.run_prompt(slot, prompt, job, &mut go_on)?;
-        let logits = Tensor::new(outcome.logits.as_slice(), &Device::Cpu)?;
-        Ok((logits, outcome))
+    /// What came of a job, and the tokens that its slot holds.
+    fn output(&self, outcome: Outcome, held: usize) -> Result<(StepOutput, usize)> {
+        let Outcome {
+            generated,
+            stopped,
+            not_finite,
+            logits,
+        } = outcome;
+        if not_finite {
+            return Err(Error::NotFinite);
+        }
+        if logits.is_empty() && (stopped || !generated.is_empty()) {
+            let held = held + generated.len();
+            let tokens = generated;
+            return Ok((StepOutput::Generated { tokens, stopped }, held));
+        }
+        let logits = logits.chunks_exact(self.vocabulary);
+        let logits = logits
+            .map(|row| Tensor::new(row, &Device::Cpu))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        let held = held + logits.len();
+        Ok((StepOutput::Logits(logits), held))
     }
 }
 
@@ -112,13 +156,17 @@ impl Backend for Network {
         true
     }
 
-    fn memory(&self, _size: &RequestSize) -> Option<u64> {
-        None
+    fn limits(&self) -> BatchLimits {
+        BatchLimits {
+            sequences: MAX_SEQUENCES,
+            pictures: MAX_SEQUENCES,
+            rows: 2048,
+            answer_rows: self.max_rows(),
+        }
     }
 
-    fn keeps_features(&self, slot: &dyn SequenceSlot, rows: usize) -> bool {
-        let slot = (slot as &dyn Any).downcast_ref::<Slot>();
-        slot.is_some_and(|slot| slot.features() >= rows)
+    fn memory(&self, _size: &RequestSize) -> Option<RequestMemory> {
+        None
     }
 
     fn reserve(&self, slot: &mut dyn SequenceSlot, needs: &Needs) -> Result<()> {
@@ -130,107 +178,39 @@ impl Backend for Network {
         )?)
     }
 
-    fn encode(
-        &self,
-        slot: &mut dyn SequenceSlot,
-        images: &[ImageInput<'_>],
-        observer: &mut Observer<'_>,
-    ) -> Result<()> {
+    fn encode(&self, batch: &mut [EncodeJob<'_>], observer: &mut Observer<'_>) -> Result<()> {
         layer_done(observer)?;
-        let slot = own::<Slot>(slot)?;
-        let job = GpuJob {
-            pictures: self.stage(slot, images),
-            ..GpuJob::default()
-        };
-        self.run_job(slot, job, &mut go_on)?;
+        let mut pictures = Vec::new();
+        for job in batch {
+            pictures.extend(stage(own::<Slot>(job.slot)?, job.pictures)?);
+        }
+        self.engine().encode(&pictures, false)?;
         Ok(())
     }
 
-    fn prefill(
-        &self,
-        slot: &mut dyn SequenceSlot,
-        prompt: &Prompt,
-        observer: &mut Observer<'_>,
-    ) -> Result<Tensor> {
+    fn step(&self, batch: &mut [StepJob<'_>], observer: &mut Observer<'_>) -> Result<Stepped> {
         layer_done(observer)?;
-        let (logits, _) = self.run_for_logits(own::<Slot>(slot)?, prompt, Vec::new())?;
-        Ok(logits)
-    }
-
-    fn decode(
-        &self,
-        slot: &mut dyn SequenceSlot,
-        tokens: &[u32],
-        observer: &mut Observer<'_>,
-    ) -> Result<Vec<Tensor>> {
-        let slot = own::<Slot>(slot)?;
-        let mut logits = Vec::new();
-        for tokens in tokens.chunks(self.max_rows()) {
-            layer_done(observer)?;
-            let [token, draft @ ..] = tokens else { break };
-            let job = GpuJob {
-                past: slot.len(),
-                token: *token,
-                max_tokens: tokens.len(),
-                draft_tokens: draft.to_vec(),
-                logits: true,
-                ..GpuJob::default()
-            };
-            let len = slot.len() + tokens.len();
-            let outcome = self.run_job(slot, job, &mut go_on)?;
-            slot.set_len(len);
-            for row in outcome.logits.chunks_exact(self.vocabulary()) {
-                logits.push(Tensor::new(row, &Device::Cpu)?);
-            }
+        let (mut jobs, mut held) = (Vec::new(), Vec::new());
+        for job in &mut *batch {
+            let (job, tokens) = self.job(job)?;
+            jobs.push(job);
+            held.push(tokens);
         }
-        Ok(logits)
-    }
-
-    /// Pictures, prompt and, of the likeliest tokens, the whole answer in one job.
-    fn start(
-        &self,
-        slot: &mut dyn SequenceSlot,
-        job: StartJob<'_>,
-        observer: &mut Observer<'_>,
-    ) -> Result<Started> {
-        layer_done(observer)?;
-        let StartJob {
-            images,
-            prompt,
-            greedy,
-        } = job;
-        let slot = own::<Slot>(slot)?;
-        let pictures = self.stage(slot, images);
-        let (next, outcome) = match greedy {
-            None => {
-                let (logits, outcome) = self.run_for_logits(slot, prompt, pictures)?;
-                (Next::Logits(logits), outcome)
-            }
-            Some(Greedy {
-                max_tokens,
-                draft,
-                on_tokens,
-            }) => {
-                let job = GpuJob {
-                    pictures,
-                    max_tokens,
-                    draft_tokens: draft.to_vec(),
-                    ..GpuJob::default()
-                };
-                let mut on_tokens = |tokens: &[u32]| on_tokens(tokens, observer);
-                let mut outcome = self.run_prompt(slot, prompt, job, &mut on_tokens)?;
-                let next = Next::Generated {
-                    tokens: std::mem::take(&mut outcome.generated),
-                    stopped: outcome.stopped,
-                };
-                (next, outcome)
-            }
-        };
-        Ok(Started {
-            next,
-            vision: outcome.vision,
-            prefill: outcome.prefill,
-            decode: outcome.decode,
+        let (outcomes, times) = self.engine().step(&mut jobs)?;
+        drop(jobs);
+        let mut outputs = Vec::with_capacity(batch.len());
+        for ((job, outcome), held) in batch.iter_mut().zip(outcomes).zip(held) {
+            let output = self.output(outcome, held).map(|(output, held)| {
+                if let Ok(slot) = own::<Slot>(job.slot) {
+                    slot.set_len(held);
+                }
+                output
+            });
+            outputs.push(output);
+        }
+        Ok(Stepped {
+            outputs,
+            times: Some(times),
         })
     }
 
@@ -246,12 +226,13 @@ impl Backend for Network {
         let mut slot = self.slot();
         let tokens = self.config.tokens_per_picture(picture.width as usize);
         slot.reserve(0, 1, tokens, picture.rgb.len())?;
-        let job = GpuJob {
-            pictures: self.stage(&mut slot, &[ImageInput::Pixels(picture)]),
-            states: true,
-            ..GpuJob::default()
+        let picture = EncodePicture {
+            picture,
+            index: 0,
+            first_row: 0,
         };
-        let mut states = self.run_job(&mut slot, job, &mut go_on)?.states;
+        let staged: Vec<_> = stage(&mut slot, &[picture])?.collect();
+        let mut states = self.engine().encode(&staged, true)?;
         let tensor = |values: Vec<f32>, width: usize| {
             let rows = values.len() / width;
             Tensor::from_vec(values, (rows, width), &Device::Cpu)

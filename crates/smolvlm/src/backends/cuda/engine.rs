@@ -1,39 +1,35 @@
-//! The thread that works for the GPU: takes what was asked for, and runs it at once.
+//! What runs on the GPU: pictures of several sequences at once, and steps.
 
 use std::{
     collections::{HashMap, HashSet},
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        mpsc::{Receiver, RecvTimeoutError, Sender},
-    },
+    sync::Arc,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use crate::{
-    backends::cuda::{
+use crate::backends::{
+    OnTokens, StepTimes,
+    cuda::{
         CANCELLED, COUNT, END, GENERATED, MAX_SEQUENCES, decoder::Decoder, encoder::Encoder,
-        scratch::Scratch, slot::SlotBuffers,
+        scratch::Scratch, slot::SlotBuffers, take_new,
     },
-    error::Error,
 };
 use vlmnarrate_cuda::{
     DecodePlan, Event, Gpu, Graph, Kernels, MAX_ROWS, Memory, PromptRow, Result, Sequence,
 };
 
-/// A picture that is staged, and the row of the features that its own start at.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct StagedPicture {
+/// A picture that is staged in its slot from this byte on, and the row of the features that its own start at.
+#[derive(Clone, Copy)]
+pub(crate) struct StagedPicture<'a> {
+    pub(crate) slot: &'a SlotBuffers,
+    pub(crate) at: usize,
     pub(crate) side: usize,
     pub(crate) features: usize,
 }
 
-/// What to run, in this order.
-#[derive(Debug, Default)]
-pub(crate) struct GpuJob {
-    /// As they were staged, one behind the other.
-    pub(crate) pictures: Vec<StagedPicture>,
+/// Rows of one sequence to run.
+pub(crate) struct GpuJob<'a> {
+    pub(crate) slot: &'a SlotBuffers,
     /// Tokens to put into the cache behind `past` others; below zero they are rows of features, −1 the first.
     pub(crate) prompt: Vec<i32>,
     pub(crate) past: usize,
@@ -45,8 +41,8 @@ pub(crate) struct GpuJob {
     pub(crate) draft_tokens: Vec<u32>,
     /// Logits behind `token` and each draft token, instead of an answer.
     pub(crate) logits: bool,
-    /// Also the features and the states of the encoder, for tests.
-    pub(crate) states: bool,
+    /// Called with all generated tokens whenever there are more; `Break` ends the answer.
+    pub(crate) on_tokens: Option<&'a mut OnTokens<'a>>,
 }
 
 #[derive(Debug, Default)]
@@ -57,16 +53,6 @@ pub(crate) struct Outcome {
     /// By logits that no token can be chosen by.
     pub(crate) not_finite: bool,
     pub(crate) logits: Vec<f32>,
-    pub(crate) states: Vec<Vec<f32>>,
-    pub(crate) vision: Duration,
-    pub(crate) prefill: Duration,
-    pub(crate) decode: Duration,
-}
-
-pub(crate) struct Job {
-    pub(crate) slot: SlotBuffers,
-    pub(crate) work: GpuJob,
-    pub(crate) reply: Sender<(SlotBuffers, Result<Outcome, Error>)>,
 }
 
 /// What a graph depends on.
@@ -120,10 +106,11 @@ impl Graphs {
     }
 }
 
-/// Events at the start of a batch, behind its pictures, behind its prompts and at its end.
+/// Events around pictures, and at the start of a step, behind its prompts and at its end.
 struct StageEvents {
-    start: Event,
+    look: Event,
     seen: Event,
+    start: Event,
     read: Event,
     end: Event,
 }
@@ -137,6 +124,8 @@ pub(crate) struct Engine {
     scratch: Scratch,
     graphs: Graphs,
     events: StageEvents,
+    /// Whether pictures were encoded since the last step.
+    has_seen: bool,
     /// Made when they are first wanted.
     scores: Option<Memory>,
     /// As [`DecodeInput`](vlmnarrate_cuda::DecodeInput) has them.
@@ -156,13 +145,15 @@ impl Engine {
         let event = || gpu.event();
         Ok(Self {
             events: StageEvents {
-                start: event()?,
+                look: event()?,
                 seen: event()?,
+                start: event()?,
                 read: event()?,
                 end: event()?,
             },
             scratch: Scratch::new(&gpu, kernels.dtype(), most_tokens)?,
             graphs: Graphs::default(),
+            has_seen: false,
             scores: None,
             gpu,
             kernels,
@@ -173,68 +164,70 @@ impl Engine {
         })
     }
 
-    /// Works until no job can come any more.
-    pub(crate) fn serve(mut self, queue: &Receiver<Job>) {
-        let mut last = Batch::default();
-        while let Ok(first) = queue.recv() {
-            let jobs = last.gather(first, queue);
-            let start = Instant::now();
-            let outcomes = catch_unwind(AssertUnwindSafe(|| self.run(&jobs)));
-            last = Batch {
-                jobs: jobs.len(),
-                time: start.elapsed(),
-            };
-            let outcomes = outcomes.unwrap_or_else(|_| {
-                Err(vlmnarrate_cuda::Error::Failed(
-                    "a bug of this element".into(),
-                ))
-            });
-            answer(jobs, outcomes);
-        }
-    }
-
-    fn run(&mut self, jobs: &[Job]) -> Result<Vec<Outcome>> {
+    /// Runs a step and waits for it. The outcomes are those of the jobs.
+    pub(crate) fn step(&mut self, jobs: &mut [GpuJob<'_>]) -> Result<(Vec<Outcome>, StepTimes)> {
         self.gpu.record(&self.events.start)?;
-        let states = self.encode_images(jobs)?;
-        self.gpu.record(&self.events.seen)?;
         let sequences = self.prefill(jobs)?;
         self.gpu.record(&self.events.read)?;
         let scores = self.decode(jobs, &sequences)?;
         self.gpu.record(&self.events.end)?;
+        let mut generated = vec![Vec::new(); jobs.len()];
         while !self.events.end.is_complete()? {
-            thread::sleep(Duration::from_micros(20));
+            listen(jobs, &mut generated);
+            thread::sleep(POLL_INTERVAL);
         }
         let StageEvents {
-            start,
+            look,
             seen,
+            start,
             read,
             end,
         } = &self.events;
-        let times = (
-            start.elapsed_until(seen)?,
-            seen.elapsed_until(read)?,
-            read.elapsed_until(end)?,
-        );
-        let outcomes = jobs.iter().zip(scores).map(|(job, scores)| {
-            let words = job.slot.words();
+        let times = StepTimes {
+            vision: match std::mem::take(&mut self.has_seen) {
+                true => look.elapsed_until(seen)?,
+                false => Duration::ZERO,
+            },
+            prefill: start.elapsed_until(read)?,
+            decode: read.elapsed_until(end)?,
+        };
+        let outcomes = jobs.iter().zip(scores).map(|(job, logits)| {
+            let words = &job.slot.words;
             let count = words.get(COUNT);
             let said = 0..(count & ((1 << END) - 1)) as usize;
             Outcome {
                 generated: said.map(|i| words.get(GENERATED + i) as u32).collect(),
                 stopped: count >> END == STOPPED,
-                not_finite: count >> END == NOT_FINITE,
-                logits: scores,
-                states: states.clone(),
-                vision: times.0,
-                prefill: times.1,
-                decode: times.2,
+                // Callers that get logits look at them themselves.
+                not_finite: count >> END == NOT_FINITE && !job.logits,
+                logits,
             }
         });
-        Ok(outcomes.collect())
+        Ok((outcomes.collect(), times))
+    }
+
+    /// Encodes pictures; the GPU has only been told so when this returns. With `states` also returns the encoder's
+    /// states and the features, for tests.
+    pub(crate) fn encode(
+        &mut self,
+        pictures: &[StagedPicture<'_>],
+        states: bool,
+    ) -> Result<Vec<Vec<f32>>> {
+        if !self.has_seen {
+            self.gpu.record(&self.events.look)?;
+        }
+        let states = self.encode_images(pictures, states)?;
+        self.gpu.record(&self.events.seen)?;
+        self.has_seen = true;
+        Ok(states)
     }
 
     /// Encodes all pictures, those of one size as a batch.
-    fn encode_images(&mut self, jobs: &[Job]) -> Result<Vec<Vec<f32>>> {
+    fn encode_images(
+        &mut self,
+        pictures: &[StagedPicture<'_>],
+        wants_states: bool,
+    ) -> Result<Vec<Vec<f32>>> {
         let Self {
             gpu,
             kernels,
@@ -243,33 +236,26 @@ impl Engine {
             graphs,
             ..
         } = self;
-        let mut all = Vec::new();
-        for job in jobs {
-            let mut at = 0;
-            for picture in &job.work.pictures {
-                all.push((&job.slot, at, *picture));
-                at += bytes(picture.side);
-            }
-        }
-        all.sort_by_key(|(_, _, picture)| picture.side);
+        let mut all = pictures.to_vec();
+        all.sort_by_key(|picture| picture.side);
         let mut states = Vec::new();
-        let same = |a: &(_, _, StagedPicture), b: &(_, _, StagedPicture)| a.2.side == b.2.side;
+        let same = |a: &StagedPicture<'_>, b: &StagedPicture<'_>| a.side == b.side;
         for pictures in all
             .chunk_by(same)
             .flat_map(|same| same.chunks(MAX_SEQUENCES))
         {
-            let (count, side) = (pictures.len(), pictures[0].2.side);
+            let (count, side) = (pictures.len(), pictures[0].side);
             graphs.moved(encoder.reserve(gpu, scratch, count, side))?;
-            for (i, (slot, at, _)) in pictures.iter().enumerate() {
+            for (i, picture) in pictures.iter().enumerate() {
                 gpu.copy_pinned(
-                    &slot.pixels,
-                    *at,
+                    &picture.slot.pixels,
+                    picture.at,
                     &mut scratch.rgb,
                     i * bytes(side),
                     bytes(side),
                 )?;
             }
-            if jobs.iter().any(|job| job.work.states) {
+            if wants_states {
                 let mut keep = |x: &Memory, rows: usize| {
                     states.push(gpu.read(x, 0, rows * encoder.hidden())?);
                     Ok(())
@@ -288,11 +274,11 @@ impl Engine {
             }
             let row = self.decoder.shape().hidden * size_of::<f32>();
             let length = encoder.tokens(side) * row;
-            for (i, (slot, _, picture)) in pictures.iter().enumerate() {
+            for (i, picture) in pictures.iter().enumerate() {
                 gpu.copy(
                     &scratch.features,
                     i * length,
-                    &slot.features,
+                    &picture.slot.features,
                     picture.features * row,
                     length,
                 )?;
@@ -302,7 +288,7 @@ impl Engine {
     }
 
     /// Prefills all prompts, and describes all jobs as sequences.
-    fn prefill(&mut self, jobs: &[Job]) -> Result<Vec<Sequence>> {
+    fn prefill(&mut self, jobs: &[GpuJob<'_>]) -> Result<Vec<Sequence>> {
         let Self {
             gpu,
             kernels,
@@ -314,9 +300,9 @@ impl Engine {
         let mut rows = Vec::new();
         let mut draft_tokens = Vec::new();
         let mut sequences = Vec::new();
-        for (sequence, job) in jobs.iter().enumerate() {
-            let (slot, work) = (&job.slot, &job.work);
-            let words = slot.words();
+        for (sequence, work) in jobs.iter().enumerate() {
+            let slot = work.slot;
+            let words = &slot.words;
             let first = draft_tokens.len();
             draft_tokens.extend(work.draft_tokens.iter().map(|token| *token as i32));
             let position = work.past + work.prompt.len();
@@ -367,7 +353,7 @@ impl Engine {
     }
 
     /// Generates all answers as a batch; logits are for callers that sample, one after the other.
-    fn decode(&mut self, jobs: &[Job], sequences: &[Sequence]) -> Result<Vec<Vec<f32>>> {
+    fn decode(&mut self, jobs: &[GpuJob<'_>], sequences: &[Sequence]) -> Result<Vec<Vec<f32>>> {
         let Self {
             gpu,
             kernels,
@@ -379,7 +365,7 @@ impl Engine {
         let captions = jobs
             .iter()
             .zip(sequences)
-            .filter(|(job, _)| job.work.max_tokens > 0 && !job.work.logits);
+            .filter(|(job, _)| job.max_tokens > 0 && !job.logits);
         let captions: Vec<Sequence> = captions.map(|(_, sequence)| *sequence).collect();
         if !captions.is_empty() {
             gpu.write(&captions, &mut scratch.sequences, 0)?;
@@ -394,7 +380,7 @@ impl Engine {
         }
         let mut all = Vec::new();
         for (job, sequence) in jobs.iter().zip(sequences) {
-            if !job.work.logits {
+            if !job.logits {
                 all.push(Vec::new());
                 continue;
             }
@@ -412,7 +398,7 @@ impl Engine {
                 Some(scores),
                 &self.stops,
             )?;
-            all.push(gpu.read(scores, 0, (1 + job.work.draft_tokens.len()) * vocabulary)?);
+            all.push(gpu.read(scores, 0, (1 + job.draft_tokens.len()) * vocabulary)?);
         }
         Ok(all)
     }
@@ -422,51 +408,22 @@ impl Engine {
 const STOPPED: i32 = 2;
 const NOT_FINITE: i32 = 4;
 
+/// How often the step that runs is looked at.
+const POLL_INTERVAL: Duration = Duration::from_micros(20);
+
 fn bytes(side: usize) -> usize {
     side * side * 3
 }
 
-/// What was run last.
-#[derive(Default)]
-struct Batch {
-    jobs: usize,
-    time: Duration,
-}
-
-impl Batch {
-    /// The jobs that wait, and those that will come in a moment, as they did last time: a batch takes little longer than
-    /// one job.
-    fn gather(&self, first: Job, queue: &Receiver<Job>) -> Vec<Job> {
-        let mut jobs = Vec::new();
-        let mut take = |job: Job| match job.slot.words().get(CANCELLED) {
-            0 => jobs.push(job),
-            _ => answer(vec![job], Ok(vec![Outcome::default()])),
-        };
-        take(first);
-        let mut count = 1;
-        let deadline = Instant::now() + self.time / 10;
-        while count < MAX_SEQUENCES {
-            let patience = match count < self.jobs {
-                true => deadline.saturating_duration_since(Instant::now()),
-                false => Duration::ZERO,
-            };
-            match queue.recv_timeout(patience) {
-                Ok(job) => take(job),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-            }
-            count += 1;
+/// Shows new tokens to those who generate them, and tells the GPU who wants no more.
+fn listen(jobs: &mut [GpuJob<'_>], generated: &mut [Vec<u32>]) {
+    for (job, generated) in jobs.iter_mut().zip(generated) {
+        let words = &job.slot.words;
+        if let Some(on_tokens) = &mut job.on_tokens
+            && take_new(words, generated)
+            && on_tokens(generated).is_break()
+        {
+            words.set(CANCELLED, 1);
         }
-        jobs
-    }
-}
-
-fn answer(jobs: Vec<Job>, outcomes: Result<Vec<Outcome>>) {
-    let outcomes: Vec<Result<Outcome>> = match outcomes {
-        Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
-        Err(error) => jobs.iter().map(|_| Err(error.clone())).collect(),
-    };
-    for (Job { slot, reply, .. }, outcome) in jobs.into_iter().zip(outcomes) {
-        // A caller that has gone is not an error.
-        let _ = reply.send((slot, outcome.map_err(Error::from)));
     }
 }

@@ -4,7 +4,8 @@
 //! the smallest model would take as long on the fastest GPU as on two cores of a CPU. Here a caption is a graph for
 //! the encoder, one for the prompt, and a single launch for all of its tokens.
 //!
-//! All work of a model is done by one thread, which takes what several callers ask for at once.
+//!
+//! A step generates up to as many tokens as its caller wants, for several sequences, in one launch.
 
 mod backend;
 mod decoder;
@@ -15,13 +16,8 @@ mod slot;
 mod weights;
 
 use std::{
-    ops::ControlFlow,
-    sync::{
-        Arc, Mutex,
-        mpsc::{self, Receiver, RecvTimeoutError, Sender},
-    },
-    thread::JoinHandle,
-    time::Duration,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use crate::{
@@ -31,63 +27,27 @@ use crate::{
 };
 use decoder::Decoder;
 use encoder::Encoder;
-use engine::{Engine, Job};
+use engine::Engine;
 use vlmnarrate_cuda::{self as cuda, Gpu, Kernels, MAX_ROWS, MappedWords};
-use vlmnarrate_engine::{DType, Remedy, threads};
+use vlmnarrate_engine::{DType, Remedy};
 
-use engine::{GpuJob, Outcome, StagedPicture};
 pub(crate) use slot::Slot;
 
 /// Sequences that are decoded at once.
 const MAX_SEQUENCES: usize = 8;
-/// Name of the thread that works for the GPU.
-pub(crate) const THREAD: &str = "vlmnarrate-gpu";
-/// How often a waiting caller looks for new tokens.
-const POLL_INTERVAL: Duration = Duration::from_micros(200);
-
 /// A model on the GPU.
-#[derive(Debug)]
 pub(crate) struct Network {
     gpu: Arc<Gpu>,
-    worker: Worker,
+    engine: Mutex<Engine>,
     kv_bytes_per_token: usize,
     config: Config,
     vocabulary: usize,
     max_rows: usize,
 }
 
-/// The thread that works for the GPU. Dropped, it waits until that has ended and its memory is free.
-#[derive(Debug)]
-struct Worker {
-    jobs: Option<Sender<Job>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Worker {
-    fn new(work: impl FnOnce(Receiver<Job>) + Send + 'static) -> Result<Self> {
-        let (jobs, queue) = mpsc::channel();
-        let thread = threads::spawn(THREAD, move || work(queue))
-            .map_err(|error| Error::Device(format!("no thread: {error}")))?;
-        Ok(Self {
-            jobs: Some(jobs),
-            thread: Some(thread),
-        })
-    }
-
-    /// Hands a job over. Returns whether the thread is there to take it.
-    fn submit(&self, job: Job) -> bool {
-        self.jobs
-            .as_ref()
-            .is_some_and(|jobs| jobs.send(job).is_ok())
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Network").finish_non_exhaustive()
     }
 }
 
@@ -172,7 +132,7 @@ impl Network {
         )?;
         Ok(Self {
             gpu,
-            worker: Worker::new(move |queue| engine.serve(&queue))?,
+            engine: Mutex::new(engine),
             kv_bytes_per_token,
             config: config.clone(),
             vocabulary: c.vocab_size,
@@ -185,10 +145,6 @@ impl Network {
         self.max_rows.min(MAX_ROWS)
     }
 
-    pub(crate) fn vocabulary(&self) -> usize {
-        self.vocabulary
-    }
-
     pub(crate) fn slot(&self) -> Slot {
         Slot::new(
             self.gpu.clone(),
@@ -197,51 +153,8 @@ impl Network {
         )
     }
 
-    /// Runs a job and waits for it. `on_tokens` is called with all tokens so far whenever there are more, and may end the
-    /// answer.
-    pub(crate) fn run_job(
-        &self,
-        slot: &mut Slot,
-        work: GpuJob,
-        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
-    ) -> Result<Outcome> {
-        let inner = slot.take()?;
-        let words = inner.words();
-        // Callers that get logits look at them themselves.
-        let generates = !work.logits;
-        let (reply, answer) = mpsc::channel();
-        let job = Job {
-            slot: inner,
-            work,
-            reply,
-        };
-        let gone = || Error::Device("the thread that works for the GPU is gone".into());
-        if !self.worker.submit(job) {
-            return Err(gone());
-        }
-        let (mut generated, mut ended) = (Vec::new(), false);
-        let mut listen = |words: &MappedWords| {
-            if !ended && take_new(words, &mut generated) && on_tokens(&generated).is_break() {
-                words.set(CANCELLED, 1);
-                ended = true;
-            }
-        };
-        loop {
-            match answer.recv_timeout(POLL_INTERVAL) {
-                Ok((inner, outcome)) => {
-                    listen(&words);
-                    slot.put_back(inner);
-                    return outcome.and_then(|outcome| match outcome.not_finite && generates {
-                        true => Err(Error::NotFinite),
-                        false => Ok(outcome),
-                    });
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    listen(&words);
-                }
-                Err(RecvTimeoutError::Disconnected) => return Err(gone()),
-            }
-        }
+    fn engine(&self) -> MutexGuard<'_, Engine> {
+        self.engine.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 

@@ -12,7 +12,7 @@ use vlmnarrate_cuda::{Gpu, MappedWords, Memory, Pinned, Result};
 #[derive(Debug)]
 pub(crate) struct Slot {
     gpu: Arc<Gpu>,
-    /// `None` while a job has the buffers.
+    /// `None` before anything is reserved.
     buffers: Option<SlotBuffers>,
     /// Tokens in the KV cache.
     len: usize,
@@ -22,7 +22,7 @@ pub(crate) struct Slot {
     hidden: usize,
 }
 
-/// The buffers of a slot, which move to a job and back.
+/// The buffers of a slot.
 #[derive(Debug)]
 pub(crate) struct SlotBuffers {
     pub(crate) kv_cache: Memory,
@@ -32,13 +32,8 @@ pub(crate) struct SlotBuffers {
     pub(crate) features: Memory,
     /// Staged pictures.
     pub(crate) pixels: Pinned,
-    words: Arc<MappedWords>,
-}
-
-impl SlotBuffers {
-    pub(crate) fn words(&self) -> Arc<MappedWords> {
-        self.words.clone()
-    }
+    /// Words that the GPU and this process both read and write.
+    pub(crate) words: MappedWords,
 }
 
 impl Slot {
@@ -55,6 +50,11 @@ impl Slot {
 
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Tokens that there is memory for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.buffers.as_ref().map_or(0, |buffers| buffers.capacity)
     }
 
     /// Tokens that there is room for beside those held.
@@ -89,7 +89,7 @@ impl Slot {
                 capacity: 0,
                 features: gpu.memory(0)?,
                 pixels: gpu.pinned(0)?,
-                words: Arc::new(gpu.mapped_words(GENERATED + max_tokens)?),
+                words: gpu.mapped_words(GENERATED + max_tokens)?,
             }),
         };
         if buffers.capacity < capacity {
@@ -106,7 +106,7 @@ impl Slot {
             buffers.pixels = gpu.pinned(bytes)?;
         }
         if buffers.words.len() < GENERATED + max_tokens {
-            buffers.words = Arc::new(gpu.mapped_words(GENERATED + max_tokens)?);
+            buffers.words = gpu.mapped_words(GENERATED + max_tokens)?;
         }
         self.limit = capacity;
         self.len = self.len.min(capacity);
@@ -137,16 +137,12 @@ impl Slot {
         }
     }
 
-    /// Takes the buffers for a job.
-    pub(crate) fn take(&mut self) -> Result<SlotBuffers, Error> {
-        let lost = || Error::Device("its memory is lost with an earlier error".into());
-        let buffers = self.buffers.take().ok_or_else(lost)?;
+    /// The buffers, with words as a job starts from them.
+    pub(crate) fn buffers(&mut self) -> Result<&SlotBuffers, Error> {
+        let none = || Error::Session("there is no room in its cache".into());
+        let buffers = self.buffers.as_ref().ok_or_else(none)?;
         buffers.words.set(CANCELLED, 0);
         buffers.words.set(COUNT, 0);
         Ok(buffers)
-    }
-
-    pub(crate) fn put_back(&mut self, buffers: SlotBuffers) {
-        self.buffers = Some(buffers);
     }
 }
