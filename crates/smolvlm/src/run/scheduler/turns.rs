@@ -240,6 +240,10 @@ mod tests {
                 }
             }
             drop(request);
+            // Beside the first there is one place, so requests take it one after the other.
+            while order.lock().unwrap().len() < 2 {
+                thread::yield_now();
+            }
             drop(first);
         });
         assert_eq!(order.into_inner().unwrap(), [1, 3, 0, 2]);
