@@ -26,7 +26,7 @@ impl ActivationFormat for I16PerRow {
 
     #[inline(always)]
     fn quantize<L: Lanes>(l: L, row: &[[f32; LANES]], values: &mut [i16], params: &mut [f32]) {
-        params[0] = quantize_i16(l, row, I16_MAX, values.as_chunks_mut().0);
+        PlainI16PerRow::quantize(l, row, values, params);
         if L::SPLITS_I16 {
             for four in values.as_chunks_mut::<QUAD>().0 {
                 let low = four.map(|x| x as u8);

@@ -155,7 +155,8 @@ impl Sequence {
         time: Duration,
         times: Option<StepTimes>,
     ) -> Result<()> {
-        let times = times.unwrap_or(match self.is_prompt() {
+        let is_prompt = self.is_prompt();
+        let times = times.unwrap_or(match is_prompt {
             true => StepTimes {
                 prefill: time,
                 ..StepTimes::default()
@@ -165,7 +166,10 @@ impl Sequence {
                 ..StepTimes::default()
             },
         });
-        self.timings.vision += times.vision;
+        // Pictures that were encoded since the last step are those of prompts that begin.
+        if is_prompt {
+            self.timings.vision += times.vision;
+        }
         self.timings.prefill += times.prefill;
         self.timings.decode += times.decode;
         match output {
