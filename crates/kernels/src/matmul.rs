@@ -3,7 +3,7 @@
 //! Sums of 32 products are exact in an `i32`, whatever their order, and the blocks of a row are added from the first to
 //! the last. So a row comes out the same, to the bit, whatever rows are computed beside it and on every processor.
 
-use std::{marker::PhantomData, ops::Range};
+use std::ops::Range;
 
 use bytemuck::Pod;
 use rayon::prelude::*;
@@ -50,155 +50,146 @@ pub fn matmul<B: Pod + Send + Sync, F: MatMul<B>>(
     let rows = x.rows();
     assert_eq!(x.length, weights.columns());
     assert_eq!(out.len(), rows * weights.rows());
-    let threads = rayon::current_num_threads();
+    // The weights are split among the threads, not the rows: each is prepared once, and the work comes out even.
     let panels = weights.panels();
-    if rows >= MIN_ROWS_TO_SPLIT {
-        // So many rows stay in the second cache while all weights pass by.
-        let part = rows.div_ceil(2 * threads).min((192 << 10) / x.length);
-        let part = part
-            .max(1)
-            .next_multiple_of(dispatch(TileRows::<B, F>(rows, PhantomData)));
-        let parts = out.par_chunks_mut(part * weights.rows()).enumerate();
-        parts.for_each(|(i, out)| {
-            dispatch(Gemm {
-                x: x.slice(i * part..rows.min((i + 1) * part)),
-                weights,
-                bias,
-                panels: 0..panels,
-                epilogue,
-                out,
-                stride: weights.rows(),
-            })
-        });
-        return;
+    let part = panels.div_ceil(PARTS_PER_THREAD * rayon::current_num_threads());
+    let mut parts: Vec<_> = (0..panels.div_ceil(part))
+        .map(|_| Pieces(Vec::with_capacity(rows)))
+        .collect();
+    for row in out.chunks_exact_mut(weights.rows()) {
+        for (piece, part) in row.chunks_mut(part * LANES).zip(&mut parts) {
+            part.0.push(piece);
+        }
     }
-    let part = panels.div_ceil(2 * threads);
-    let product = |i: usize, epilogue, out: &mut [f32]| {
+    parts.into_par_iter().enumerate().for_each(|(i, out)| {
         dispatch(Gemm {
             x,
             weights,
             bias,
             panels: i * part..panels.min((i + 1) * part),
             epilogue,
-            stride: out.len() / rows,
             out,
         })
-    };
-    let width = part * LANES;
-    if rows == 1 {
-        let parts = out.par_chunks_mut(width).enumerate();
-        return parts.for_each(|(i, out)| product(i, epilogue, out));
-    }
-    // Each thread writes its columns to memory of its own. They are interleaved afterwards.
-    let mut columns = vec![0.0; panels * LANES * rows];
-    let parts = columns.par_chunks_mut(width * rows).enumerate();
-    parts.for_each(|(i, columns)| product(i, Epilogue::Store, columns));
-    let columns = &columns;
-    let min_len = (1 << 14) / weights.rows() + 1;
-    out.par_chunks_exact_mut(weights.rows())
-        .enumerate()
-        .with_min_len(min_len)
-        .for_each(|(row, out)| {
-            let parts = columns.chunks(width * rows);
-            for (columns, out) in parts.zip(out.chunks_mut(width)) {
-                epilogue.apply(out, &columns[row * (columns.len() / rows)..]);
-            }
-        });
+    });
 }
 
-/// Fewer rows are not split among the threads: the weights are, and each is prepared once.
-const MIN_ROWS_TO_SPLIT: usize = 100;
+/// More than one, so that a thread that is late has less left to do.
+const PARTS_PER_THREAD: usize = 2;
+/// Bytes of activations that stay in a core's second cache while weights pass by.
+const CACHED: usize = 256 << 10;
 
-/// A product of rows with some panels of the weights, to rows of `out` that are `stride` apart.
-pub(crate) struct Gemm<'a, B, F: ActivationFormat> {
+/// Rows that a product is written to.
+pub(crate) trait OutRows {
+    /// A part of a row.
+    fn part(&mut self, row: usize, columns: Range<usize>) -> &mut [f32];
+}
+
+/// Rows that begin `stride` apart.
+pub(crate) struct Strided<'a> {
+    pub(crate) out: &'a mut [f32],
+    pub(crate) stride: usize,
+}
+
+impl OutRows for Strided<'_> {
+    #[inline(always)]
+    fn part(&mut self, row: usize, columns: Range<usize>) -> &mut [f32] {
+        &mut self.out[row * self.stride..][columns]
+    }
+}
+
+/// Parts of rows whose other parts are other threads'.
+struct Pieces<'a>(Vec<&'a mut [f32]>);
+
+impl OutRows for Pieces<'_> {
+    #[inline(always)]
+    fn part(&mut self, row: usize, columns: Range<usize>) -> &mut [f32] {
+        &mut self.0[row][columns]
+    }
+}
+
+/// A product of rows with some panels of the weights.
+pub(crate) struct Gemm<'a, B, F: ActivationFormat, O> {
     pub(crate) x: QuantizedRows<'a, F>,
     pub(crate) weights: &'a PackedWeights<B>,
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) panels: Range<usize>,
     pub(crate) epilogue: Epilogue,
-    pub(crate) out: &'a mut [f32],
-    pub(crate) stride: usize,
+    pub(crate) out: O,
 }
 
-impl<B: Pod, F: MatMul<B>> Kernel for Gemm<'_, B, F> {
+impl<B: Pod, F: MatMul<B>, O: OutRows> Kernel for Gemm<'_, B, F, O> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
-        let first = self.panels.start;
+    fn run<L: Lanes>(mut self, l: L) {
         let rows = self.x.rows();
+        let tile_rows = F::tile_rows::<L>(rows);
+        let cached = CACHED / (self.x.length * size_of::<F::Value>());
+        let cached = cached.max(1).next_multiple_of(tile_rows);
         let mut prepared = F::Prepared::default();
-        for panel in self.panels {
-            let start = panel * LANES;
-            let width = LANES.min(self.weights.rows() - start);
-            let mut bias = [0.0; LANES];
-            if let Some(all) = self.bias {
-                bias[..width].copy_from_slice(&all[start..][..width]);
-            }
-            let weights = self.weights.panel(panel);
-            F::prepare(l, rows, weights, &mut prepared);
-            let tile = Tile {
-                x: self.x,
-                weights,
-                prepared: &prepared,
-                bias: &bias,
-                width,
-                epilogue: self.epilogue,
-                stride: self.stride,
-            };
-            let tile_rows = F::tile_rows::<L>(rows);
-            let mut row = 0;
-            while row < rows {
-                let out = &mut self.out[row * self.stride + (panel - first) * LANES..];
-                row += match tile_rows.min(rows - row) {
-                    MAX_TILE_ROWS if L::MANY_REGISTERS => tile.run::<L, MAX_TILE_ROWS>(l, row, out),
-                    8.. if L::MANY_REGISTERS => tile.run::<L, 8>(l, row, out),
-                    6.. if L::MANY_REGISTERS || F::MAX_FEW_REGISTER_ROWS >= 6 => {
-                        tile.run::<L, 6>(l, row, out)
-                    }
-                    5.. => tile.run::<L, 5>(l, row, out),
-                    4 => tile.run::<L, 4>(l, row, out),
-                    3 => tile.run::<L, 3>(l, row, out),
-                    2 => tile.run::<L, 2>(l, row, out),
-                    _ => tile.run::<L, 1>(l, row, out),
+        let mut first_row = 0;
+        while first_row < rows {
+            let end = rows.min(first_row + cached);
+            for panel in self.panels.clone() {
+                let start = panel * LANES;
+                let width = LANES.min(self.weights.rows() - start);
+                let mut bias = [0.0; LANES];
+                if let Some(all) = self.bias {
+                    bias[..width].copy_from_slice(&all[start..][..width]);
+                }
+                let weights = self.weights.panel(panel);
+                F::prepare(l, end - first_row, weights, &mut prepared);
+                let column = (panel - self.panels.start) * LANES;
+                let mut tile = Tile {
+                    x: self.x,
+                    weights,
+                    prepared: &prepared,
+                    bias: &bias,
+                    columns: column..column + width,
+                    epilogue: self.epilogue,
+                    out: &mut self.out,
                 };
+                let mut row = first_row;
+                while row < end {
+                    row += match tile_rows.min(end - row) {
+                        MAX_TILE_ROWS if L::MANY_REGISTERS => tile.run::<L, MAX_TILE_ROWS>(l, row),
+                        8.. if L::MANY_REGISTERS => tile.run::<L, 8>(l, row),
+                        6.. if L::MANY_REGISTERS || F::MAX_FEW_REGISTER_ROWS >= 6 => {
+                            tile.run::<L, 6>(l, row)
+                        }
+                        5.. => tile.run::<L, 5>(l, row),
+                        4 => tile.run::<L, 4>(l, row),
+                        3 => tile.run::<L, 3>(l, row),
+                        2 => tile.run::<L, 2>(l, row),
+                        _ => tile.run::<L, 1>(l, row),
+                    };
+                }
             }
+            first_row = end;
         }
     }
 }
 
-/// Asks for the rows of a tile.
-struct TileRows<B, F>(usize, PhantomData<(B, F)>);
-
-impl<B, F: MatMul<B>> Kernel for TileRows<B, F> {
-    type Output = usize;
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, _: L) -> usize {
-        F::tile_rows::<L>(self.0)
-    }
-}
-
 /// A product of some rows with one panel: up to sixteen columns.
-struct Tile<'a, B, F: MatMul<B>> {
+struct Tile<'a, B, F: MatMul<B>, O> {
     x: QuantizedRows<'a, F>,
     weights: &'a [B],
     prepared: &'a F::Prepared,
     bias: &'a [f32; LANES],
-    width: usize,
+    columns: Range<usize>,
     epilogue: Epilogue,
-    stride: usize,
+    out: &'a mut O,
 }
 
-impl<B, F: MatMul<B>> Tile<'_, B, F> {
+impl<B, F: MatMul<B>, O: OutRows> Tile<'_, B, F, O> {
     /// Computes `ROWS` rows from `first` on and returns their number.
     #[inline(always)]
-    fn run<L: Lanes, const ROWS: usize>(&self, l: L, first: usize, out: &mut [f32]) -> usize {
+    fn run<L: Lanes, const ROWS: usize>(&mut self, l: L, first: usize) -> usize {
         let products: [_; ROWS] = F::dot_rows(l, self.x, first, self.weights, self.prepared);
         let bias = l.load(self.bias);
         for (row, y) in products.into_iter().enumerate() {
             let y = l.add(y, bias);
-            let out = &mut out[row * self.stride..][..self.width];
+            let out = self.out.part(first + row, self.columns.clone());
             if let ([out], []) = out.as_chunks_mut() {
                 match self.epilogue {
                     Epilogue::Store => l.store(y, out),
@@ -216,6 +207,8 @@ impl<B, F: MatMul<B>> Tile<'_, B, F> {
 
 #[cfg(test)]
 mod tests {
+    use std::marker::PhantomData;
+
     use super::{
         super::{
             activations::{
@@ -307,8 +300,10 @@ mod tests {
                 bias: Some(self.bias),
                 panels: 0..self.weights.panels(),
                 epilogue: Epilogue::Store,
-                stride: self.weights.rows(),
-                out: &mut out,
+                out: Strided {
+                    stride: self.weights.rows(),
+                    out: &mut out,
+                },
             }
             .run(l);
             out

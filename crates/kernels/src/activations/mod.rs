@@ -2,7 +2,7 @@
 
 mod i16;
 
-use std::{fmt::Debug, hint::black_box, ops::Range};
+use std::{fmt::Debug, hint::black_box};
 
 pub use i16::I16PerRow;
 pub(crate) use i16::PlainI16PerRow;
@@ -88,15 +88,6 @@ impl<'a, F: ActivationFormat> QuantizedRows<'a, F> {
     /// Number of rows.
     pub fn rows(self) -> usize {
         self.values.len() / self.length
-    }
-
-    pub(crate) fn slice(self, rows: Range<usize>) -> Self {
-        let params = F::params_per_row(self.length / BLOCK);
-        Self {
-            values: &self.values[rows.start * self.length..rows.end * self.length],
-            params: &self.params[rows.start * params..rows.end * params],
-            length: self.length,
-        }
     }
 
     /// Blocks of `ROWS` rows from `first` on.

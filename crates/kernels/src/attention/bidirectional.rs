@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::{
     activations::{I16_MAX, PlainI16PerRow, QuantizedRows, quantize_i16},
     lanes::{Kernel, LANES, Lanes, PAIR, dispatch},
-    matmul::{Epilogue, Gemm},
+    matmul::{Epilogue, Gemm, Strided},
     pointwise::exp,
     weights::{BLOCK, BlockI16x16, PackedWeights},
 };
@@ -183,8 +183,10 @@ impl Kernel for AttendRows<'_> {
                 bias: None,
                 panels: 0..keys.panels(),
                 epilogue: Epilogue::Store,
-                out: &mut scores,
-                stride: padded,
+                out: Strided {
+                    out: &mut scores,
+                    stride: padded,
+                },
             }
             .run(l);
             let softmax = scores
@@ -205,8 +207,10 @@ impl Kernel for AttendRows<'_> {
                 bias: None,
                 panels: 0..values.panels(),
                 epilogue: Epilogue::Store,
-                out: &mut self.attn_out[head * head_size..],
-                stride: width,
+                out: Strided {
+                    out: &mut self.attn_out[head * head_size..],
+                    stride: width,
+                },
             }
             .run(l);
         }
