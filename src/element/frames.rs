@@ -149,10 +149,10 @@ impl VlmNarrate {
                 ..settings.sampler
             }
         };
-        let is_idle = !live || model.worker.is_idle();
+        let is_wanted = !live || model.worker.wants_frame();
         let number = self.stats.frames.increment();
         self.stream
-            .advance(buffer, number, &settings, live, is_idle)
+            .advance(buffer, number, &settings, live, is_wanted)
     }
 
     /// Submits the frame for all that want it described: a complete clip, and requests. A recorded frame waits until it

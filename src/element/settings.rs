@@ -388,7 +388,7 @@ pub(crate) fn properties() -> Vec<Property<Settings>> {
              longer. Not used in recorded mode (0 = 30 s with an endpoint, none otherwise)"),
         row(Playing, ("interval", "Interval"), (), |s| &mut s.sampler.interval,
             "Stream time in nanoseconds between described frames \
-             (0 = every frame in recorded mode, whenever the model is idle in live mode)"),
+             (0 = every frame in recorded mode, in live mode the newest whenever the model has time)"),
         row(Playing, ("frames", "Frames"), 1..=64, |s| &mut s.sampler.frames,
             "Number of frames that are described together, as a clip, with SmolVLM2's prompt for video. \
              They are spread evenly over interval, or consecutive if interval is 0. The caption comes with \

@@ -145,7 +145,7 @@ impl Stream {
         frame: u64,
         settings: &SamplerSettings,
         is_live: bool,
-        is_idle: bool,
+        is_wanted: bool,
     ) -> FrameInfo {
         let pts = buffer.pts();
         let mut state = self.lock();
@@ -166,7 +166,7 @@ impl Stream {
             *sampler = Sampler::default();
         }
         let due = match is_inside && has_picture(buffer) {
-            true => sampler.sample(elapsed, settings, is_idle),
+            true => sampler.sample(elapsed, settings, is_wanted),
             false => None,
         };
         let timing = time.filter(|_| is_inside).map(|time| {

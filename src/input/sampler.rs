@@ -58,12 +58,12 @@ struct Grid {
 
 impl Sampler {
     /// Decides about the frame at this playback time. With an interval of 0, or without a known time, every frame
-    /// is due, but a clip begins only when the worker is `idle`.
+    /// is due, but a clip begins only when the worker wants one: when `is_wanted`.
     pub(crate) fn sample(
         &mut self,
         elapsed: Option<ClockTime>,
         settings: &SamplerSettings,
-        idle: bool,
+        is_wanted: bool,
     ) -> Option<DueFrame> {
         let on_grid = elapsed.filter(|_| !settings.interval.is_zero());
         let is_due = on_grid.is_none_or(|elapsed| self.enters_cell(elapsed, settings));
@@ -77,9 +77,9 @@ impl Sampler {
                 self.passed = 0;
             }
         }
-        // On the grid the worker need not be idle: the newest clip wins its slot.
+        // On the grid the worker need not want one: the newest clip wins its slot.
         let index = self.clip?;
-        if !is_due || !(idle || on_grid.is_some() || index > 0) {
+        if !is_due || !(is_wanted || on_grid.is_some() || index > 0) {
             return None;
         }
         let is_last = index + 1 >= settings.frames;

@@ -206,9 +206,13 @@ impl Worker {
         self.0.mailbox.check()
     }
 
-    /// Whether the model is loaded and there is no job.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.0.mailbox.is_idle()
+    /// Whether a frame is welcome: the model is loaded and there is no job, or one whose frame has grown old while it
+    /// waited for its turn.
+    pub(crate) fn wants_frame(&self) -> bool {
+        /// Scaling a frame for each one that comes would cost more than its youth is worth.
+        const OLD: Duration = Duration::from_millis(250);
+        let is_old = |job: &Job| job.sampled_at.elapsed() >= OLD;
+        self.0.mailbox.is_idle() || self.0.mailbox.has_newest(is_old)
     }
 
     /// Whether a failure of the worker was reported.

@@ -150,6 +150,29 @@ fn interval_zero_samples_when_the_worker_is_free() {
     assert_eq!(stat(&narrator, "dropped"), 0);
 }
 
+/// With many elements on one model a turn is a long time coming. The caption is of what is there when it comes.
+#[test]
+fn a_frame_that_waits_for_its_turn_is_replaced_as_it_ages() {
+    let fake = Fake::new();
+    fake.plan().turn_time = Duration::from_secs(1);
+    let (mut harness, narrator, log) = live_harness(&fake);
+    narrator.set_property("interval", 0u64);
+    let mut pushed = 0;
+    let heard = loop {
+        harness.push_and_pull(frame(10 * pushed)).unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+        pushed += 1;
+        let heard = log.heard();
+        if !heard.captions.is_empty() {
+            break heard;
+        }
+    };
+    let replaced = stat(&narrator, "dropped");
+    assert!((1..=4).contains(&replaced), "{replaced} replaced");
+    let described = heard.timestamps()[0];
+    assert!(described > ms(0), "the first one of {pushed}");
+}
+
 fn live_harness(
     fake: &Fake,
 ) -> (

@@ -276,6 +276,11 @@ impl<J> Mailbox<J> {
         slots.worker == WorkerState::Idle && slots.is_empty()
     }
 
+    /// Whether a job waits in the slot where the newest wins, and is such.
+    pub fn has_newest(&self, is_such: impl FnOnce(&J) -> bool) -> bool {
+        self.lock().newest.as_ref().is_some_and(is_such)
+    }
+
     /// Waits until the worker is loaded.
     pub fn wait_loaded(&self) -> Result<(), Refused> {
         let mut slots = self.lock();

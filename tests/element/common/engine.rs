@@ -12,8 +12,8 @@ use std::{
 
 use gstvlmnarrate::engine::{
     Answer, Checkpoint, Clip, Download, DownloadObserver, Engine, EngineInfo, EngineLoader, Error,
-    ErrorKind, Event, Found, ImageSize, LoadObserver, ModelSettings, Observer, Request, Sampling,
-    Timings,
+    ErrorKind, Event, Found, ImageSize, LoadObserver, ModelSettings, Observer, Priority, Request,
+    Sampling, Timings,
 };
 
 /// Behaviour of the engine; can be changed while it runs.
@@ -24,6 +24,8 @@ pub struct Plan {
     /// Makes the model one that must be downloaded, which fails with this error.
     pub download_error: Option<Error>,
     pub load_time: Duration,
+    /// Time that others have their turn.
+    pub turn_time: Duration,
     /// Error at the end of the load.
     pub load_error: Option<Error>,
     /// Time before the first word of a caption.
@@ -90,6 +92,7 @@ impl Fake {
             plan: Mutex::new(Plan {
                 open_error: None,
                 load_time: Duration::ZERO,
+                turn_time: Duration::ZERO,
                 load_error: None,
                 caption_time: Duration::ZERO,
                 word_time: Duration::ZERO,
@@ -252,6 +255,17 @@ impl Engine for FakeEngine {
         info.quantization = "q1-0".into();
         info.weights_memory = 9;
         info
+    }
+
+    fn wait_turn(&mut self, _: Priority, watch: &mut Observer<'_>) -> Result<(), Error> {
+        let end = Instant::now() + self.0.plan().turn_time;
+        while Instant::now() < end {
+            thread::sleep(Duration::from_millis(1));
+            if watch(Event::Layer).is_break() {
+                return Err(Error::cancelled());
+            }
+        }
+        Ok(())
     }
 
     fn describe(
