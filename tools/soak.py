@@ -2,13 +2,19 @@
 """Narrates for an hour while all that may change does, and plots the memory that the process takes.
 
     GST_PLUGIN_PATH=target/release /usr/bin/python3 tools/soak.py [--minutes 60] [--every 2] [--plot soak.svg]
+        [--narrators 1] [--model DIR]
 
-60 frames a second go through the element in live mode. Every so many seconds something happens, drawn at random: a
-flushing seek at another rate or backwards, another prompt, size, interval or number of frames, a question about a
-frame, and now and then a way down to READY or NULL and up again. What the process holds while it plays depends on what
-was asked last, so what it holds in NULL, its model gone, is judged. Exits 1 if the element posts an ERROR or a WARNING,
-if captions stop, or if the memory in NULL is in the last quarter more than 5 % above that in the second (medians); 2 if
-there is no element. Needs python3-gi (GStreamer 1.0), nothing else.
+Frames go through elements in live mode, 60 a second through one, 10 a second through each of several, which share a
+model. Every so many seconds something happens to one of them, drawn at random: a flushing seek at another rate or
+backwards, another prompt, size, interval, number of frames or choices, a question about a frame, and now and then a way
+down to READY or NULL and up again; of several also the end of one element and a new one in its place. Every five minutes
+all of several rest in NULL. What the process holds while it plays depends on what was asked last, so what it holds when
+all are in NULL, the model gone, is judged.
+
+Exits 1 if an element posts an ERROR or a WARNING, if captions stop, if a frame came in and did not go out, if a frame
+that was sampled is neither described nor counted as dropped nor lost by a flush, or if the memory in NULL is in the last
+quarter more than 5 % above that in the second (medians); 2 if there is no element. Needs python3-gi (GStreamer 1.0),
+nothing else.
 """
 
 import argparse
@@ -23,15 +29,16 @@ import gi
 gi.require_version("Gst", "1.0")
 from gi.repository import GLib, Gst  # noqa: E402
 
-RATE = 60
-PIPELINE = f"""
-    videotestsrc name=source ! video/x-raw,width=640,height=360,framerate={RATE}/1
-    ! vlmnarrate name=n mode=live scene-threshold=0.02
+PIPELINE = """
+    videotestsrc name=source ! video/x-raw,width={width},height={height},framerate={rate}/1
+    ! vlmnarrate name=n mode=live scene-threshold=0.02 {model}
     n.src ! queue ! fakesink name=sink sync=true
     n.text_src ! queue ! fakesink async=false
 """
+ALONE = {"width": 640, "height": 360, "rate": 60}
+OF_MANY = {"width": 320, "height": 240, "rate": 10}
+REST_EVERY = 300
 SECOND = Gst.SECOND
-STATES = {"ready": Gst.State.READY, "null": Gst.State.NULL}
 
 
 def resident():
@@ -52,36 +59,41 @@ def worker_is_there():
     return False
 
 
-class Soak:
-    def __init__(self, options):
-        self.random = random.Random(options.seed)
-        self.pipeline = Gst.parse_launch(PIPELINE)
+class Narrator:
+    """A pipeline with an element, and what has become of its frames."""
+
+    def __init__(self, soak, line):
+        self.soak, self.random, self.counts = soak, soak.random, soak.counts
+        self.pipeline = Gst.parse_launch(line)
         self.narrator = self.pipeline.get_by_name("n")
         self.source = self.pipeline.get_by_name("source")
-        self.counts = dict.fromkeys(["frames", "captions", "seeks", "settings", "questions", "restarts"], 0)
-        self.problems = []
-        self.spoke = time.monotonic()
-        self.samples = []
-        self.rests = []
-        self.end = options.minutes * 60
-        self.every = round(1000 * options.every)
-        self.loop = GLib.MainLoop()
+        self.show()
+        # Frames on their way through the element; a flush may end the way of one.
+        self.entered = self.left = self.flushes = 0
+        for name in ("sink", "src"):
+            self.narrator.get_static_pad(name).add_probe(Gst.PadProbeType.BUFFER, self.on_frame, name)
         bus = self.pipeline.get_bus()
         bus.add_signal_watch()
-        bus.connect("message", self.on_message)
-        pad = self.narrator.get_static_pad("src")
-        pad.add_probe(Gst.PadProbeType.BUFFER, self.on_frame)
+        self.watch = bus.connect("message", self.on_message)
+        self.spoke = time.monotonic()
+        self.pipeline.set_state(Gst.State.PLAYING)
 
-    def on_frame(self, _pad, _info):
-        self.counts["frames"] += 1
+    def show(self):
+        self.source.set_property("pattern", self.random.choice(["smpte", "snow", "ball", "red", "checkers-8"]))
+
+    def on_frame(self, _pad, _info, name):
+        if name == "sink":
+            self.entered += 1
+        else:
+            self.left += 1
+            self.counts["frames"] += 1
         return Gst.PadProbeReturn.OK
 
     def on_message(self, _bus, message):
         if message.type in (Gst.MessageType.ERROR, Gst.MessageType.WARNING):
             parse = message.parse_error if message.type == Gst.MessageType.ERROR else message.parse_warning
             error, detail = parse()
-            self.problems.append(f"{message.src.get_name()}: {error.message} ({detail})")
-            self.loop.quit()
+            self.soak.fail(f"{message.src.get_name()}: {error.message} ({detail})")
         elif message.type == Gst.MessageType.EOS:
             # Backwards, it is at the start.
             self.seek()
@@ -96,6 +108,7 @@ class Soak:
         flags = Gst.SeekFlags.FLUSH | Gst.SeekFlags.ACCURATE
         # Each seek sets both ends: an earlier one's stop may be before this one's start.
         kind = Gst.SeekType.SET
+        self.flushes += 1
         self.pipeline.seek(rate, Gst.Format.TIME, flags, kind, start, kind, stop)
         self.counts["seeks"] += 1
 
@@ -117,56 +130,129 @@ class Soak:
         self.narrator.set_property(name, value)
         self.counts["settings"] += 1
 
-    def restart(self, state):
-        self.pipeline.set_state(STATES[state])
-        if state == "null":
-            self.rest()
+    def ask(self):
+        self.narrator.emit("describe-now", None, 0)
+        self.counts["questions"] += 1
+
+    def stop(self, state):
+        """Goes down. The element counts anew when it starts again."""
+        self.pipeline.set_state(state)
+        stats = self.narrator.get_property("stats")
+        value = {name: stats.get_value(name) for name in FATES + ("sampled",)}
+        lost = value["sampled"] - sum(value[name] for name in FATES)
+        # One under way, one that waited and one that was asked for, at each flush and at the end.
+        if not 0 <= lost <= 3 * (self.flushes + 1):
+            self.soak.fail(f"{lost} of the sampled frames are lost, with {self.flushes} flushes: {value}")
+        if not 0 <= self.entered - self.left <= self.flushes + 1:
+            self.soak.fail(f"{self.entered} frames came in, {self.left} went out, with {self.flushes} flushes")
+        for name in value:
+            self.soak.fates[name] += value[name]
+        self.soak.fates["flushed"] += lost
+        self.entered = self.left = self.flushes = 0
+
+    def start(self):
+        self.spoke = time.monotonic()
         self.pipeline.set_state(Gst.State.PLAYING)
-        self.counts["restarts"] += 1
+
+    def leave(self):
+        self.stop(Gst.State.NULL)
+        bus = self.pipeline.get_bus()
+        bus.disconnect(self.watch)
+        bus.remove_signal_watch()
+
+
+FATES = ("captions", "dropped", "unanswered", "errors")
+
+
+class Soak:
+    def __init__(self, options):
+        self.random = random.Random(options.seed)
+        self.counts = dict.fromkeys(
+            ["frames", "captions", "seeks", "settings", "questions", "restarts", "elements"], 0
+        )
+        self.fates = dict.fromkeys(("sampled", *FATES, "flushed"), 0)
+        self.problems = []
+        self.samples = []
+        self.rests = []
+        self.end = options.minutes * 60
+        self.every = round(1000 * options.every)
+        self.loop = GLib.MainLoop()
+        shape = ALONE if options.narrators == 1 else OF_MANY
+        model = f"model={options.model}" if options.model else ""
+        self.line = PIPELINE.format(model=model, **shape)
+        self.begun = time.monotonic()
+        self.narrators = [self.new() for _ in range(options.narrators)]
+        self.rested = time.monotonic()
+
+    def new(self):
+        self.counts["elements"] += 1
+        return Narrator(self, self.line)
+
+    def fail(self, problem):
+        self.problems.append(problem)
+        self.loop.quit()
 
     def rest(self):
-        """Measures in NULL, once the worker has left."""
+        """Measures when all are in NULL, once the worker has left."""
         patience = time.monotonic() + 30
         while worker_is_there():
             if time.monotonic() > patience:
-                self.problems.append("the worker is still there, 30 s after NULL")
+                self.fail("the worker is still there, 30 s after NULL")
                 return
             time.sleep(0.01)
         self.rests.append((time.monotonic() - self.begun, resident()))
+        self.rested = time.monotonic()
+
+    def restart(self, narrators, state):
+        for narrator in narrators:
+            narrator.stop(state)
+        if state == Gst.State.NULL and len(narrators) == len(self.narrators):
+            self.rest()
+        for narrator in narrators:
+            narrator.start()
+        self.counts["restarts"] += len(narrators)
 
     def act(self):
+        if len(self.narrators) > 1 and time.monotonic() - self.rested >= REST_EVERY:
+            self.restart(self.narrators, Gst.State.NULL)
+            return True
+        index = self.random.randrange(len(self.narrators))
+        narrator = self.narrators[index]
         chance = self.random.random()
         if chance < 0.01:
-            self.restart("null")
+            self.restart([narrator], Gst.State.NULL)
         elif chance < 0.03:
-            self.restart("ready")
+            self.restart([narrator], Gst.State.READY)
+        elif chance < 0.06 and len(self.narrators) > 1:
+            narrator.leave()
+            self.narrators[index] = self.new()
         elif chance < 0.3:
-            self.seek()
+            narrator.seek()
         elif chance < 0.6:
-            self.change()
+            narrator.change()
         elif chance < 0.8:
-            self.narrator.emit("describe-now", None, 0)
-            self.counts["questions"] += 1
+            narrator.ask()
         else:
-            self.source.set_property("pattern", self.random.choice(["smpte", "snow", "ball", "red", "checkers-8"]))
+            narrator.show()
         return True
 
     def sample(self):
         elapsed = time.monotonic() - self.begun
         self.samples.append((elapsed, resident(), *self.counts.values()))
-        if time.monotonic() - self.spoke > 120:
-            self.problems.append("no caption for two minutes")
+        silent = [narrator for narrator in self.narrators if time.monotonic() - narrator.spoke > 120]
+        # One alone shows changing pictures; among many some show a still one.
+        if len(silent) == len(self.narrators):
+            self.fail("no caption for two minutes")
         if elapsed >= self.end or self.problems:
             self.loop.quit()
         return True
 
     def run(self):
-        self.begun = time.monotonic()
-        self.pipeline.set_state(Gst.State.PLAYING)
         GLib.timeout_add(self.every, self.act)
         GLib.timeout_add(5000, self.sample)
         self.loop.run()
-        self.pipeline.set_state(Gst.State.NULL)
+        for narrator in self.narrators:
+            narrator.leave()
 
 
 def plot(samples, rests, path):
@@ -209,6 +295,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--every", type=float, default=2, metavar="SECONDS", help="between two things that happen")
+    parser.add_argument("--narrators", type=int, default=1, metavar="N", help="elements that share the model")
+    parser.add_argument("--model", metavar="DIR", help="a model's folder (default: the element's)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--plot", metavar="FILE", help="write an SVG of the memory")
     options = parser.parse_args()
@@ -225,6 +313,7 @@ def main():
         plot(samples, soak.rests, options.plot)
     counted = ", ".join(f"{count} {name}" for name, count in soak.counts.items())
     print(f"{samples[-1][0] / 60:.1f} minutes: {counted}")
+    print("frames that were " + ", ".join(f"{name}: {count}" for name, count in soak.fates.items()))
     most = max(s[1] for s in samples)
     quarter = soak.end / 4
     parts = [[memory for at, memory in soak.rests if i * quarter <= at < (i + 1) * quarter] for i in range(4)]

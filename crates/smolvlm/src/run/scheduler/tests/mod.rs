@@ -1,5 +1,7 @@
 //! What sequences do to each other: nothing but take time.
 
+mod faults;
+
 use std::{
     ops::ControlFlow,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -28,6 +30,20 @@ enum Said {
     Whole(String, usize, Option<f64>),
     Cancelled(Vec<String>),
     Refused(String),
+}
+
+/// The demo model, which goes on behind the end, where it isn't sure of anything.
+fn model(quantization: Quantization) -> Model {
+    let checkpoint = Checkpoint::open(&Source::Demo).unwrap();
+    let options = LoadOptions {
+        quantization,
+        threads: 2,
+        ..Default::default()
+    };
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    let mut model = Model::load(&checkpoint, &options, go_on).unwrap();
+    model.stop.clear();
+    model
 }
 
 fn wishes(model: &Model, caller: u64, count: usize) -> Vec<Wish> {
@@ -107,22 +123,12 @@ fn say(model: &Model, session: &mut Session, wish: &Wish) -> Said {
 #[test]
 fn everybody_gets_what_they_would_get_alone() {
     const CALLERS: u64 = 12;
-    let checkpoint = Checkpoint::open(&Source::Demo).unwrap();
     for (quantization, captions) in [
         (Quantization::Q8_0, 16),
         (Quantization::Q4_0, 8),
         (Quantization::None, 6),
     ] {
-        let options = LoadOptions {
-            quantization,
-            threads: 2,
-            ..Default::default()
-        };
-        let go_on = &mut |_, _| ControlFlow::Continue(());
-        let mut model = Model::load(&checkpoint, &options, go_on).unwrap();
-        // To go on behind the end, where it isn't sure of anything.
-        model.stop.clear();
-        let model = &model;
+        let model = &model(quantization);
         let all: Vec<_> = (0..CALLERS)
             .map(|caller| wishes(model, caller, captions))
             .collect();

@@ -1,4 +1,17 @@
-//! Many live elements on one remote engine: `cargo bench --bench remote -- [OPTIONS]`
+//! Many live elements on one engine: `cargo bench --bench many -- [OPTIONS]`
+//!
+//! With `--in-process`, elements that share a model in this process, all of them always busy: captions per second, their
+//! latency beside a fair share, and memory. Otherwise elements that ask a server.
+//!
+//! | option | default | |
+//! |---|---|---|
+//! | `--in-process N,…` | | numbers of elements |
+//! | `--model DIR` | the demo model | its folder, by its whole path |
+//! | `--against FILE` | | another build of this program, measured in turn with this one |
+//! | `--rounds N` | 1 | how often all is measured |
+//! | `--seconds S`, `--set NAME=VALUE`, `--fps F` | 60, none, 10 | as below |
+//!
+//! # On a server
 //!
 //! Prints a Markdown table: captions per second beside what the server can do at most, latency, fairness, bursts of
 //! requests, and CPU time and memory of the process that has the elements. Each element has a pipeline of its own, and
@@ -23,11 +36,13 @@
 mod clients;
 mod elements;
 mod figures;
+mod in_process;
 mod server;
 
 use std::{
     error::Error,
     io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::Duration,
 };
@@ -49,9 +64,13 @@ struct Options {
     delay: Duration,
     tokens: u32,
     endpoint: Option<String>,
-    model: String,
+    /// By default the scripted server's or the demo model.
+    model: Option<String>,
     in_flight: Vec<usize>,
     ceiling_only: bool,
+    in_process: Vec<usize>,
+    against: Option<PathBuf>,
+    rounds: usize,
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
@@ -66,9 +85,12 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
         delay: Duration::from_millis(300),
         tokens: 12,
         endpoint: None,
-        model: vlmnarrate_scripted_server::MODEL.into(),
+        model: None,
         in_flight: vec![1, 2, 4, 8],
         ceiling_only: false,
+        in_process: Vec::new(),
+        against: None,
+        rounds: 1,
     };
     while let Some(name) = arguments.next() {
         if name == "--ceiling" {
@@ -91,12 +113,23 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
             "--delay-ms" => options.delay = millis()?,
             "--tokens" => options.tokens = value.parse()?,
             "--endpoint" => options.endpoint = Some(value),
-            "--model" => options.model = value,
+            "--model" => options.model = Some(value),
+            "--in-process" => options.in_process = list(&value)?,
+            "--against" => options.against = Some(value.into()),
+            "--rounds" => options.rounds = value.parse()?,
             "--in-flight" => options.in_flight = list(&value)?,
             _ => return Err(format!("no option is named {name}").into()),
         }
     }
     Ok(options)
+}
+
+impl Options {
+    /// The elements' `model`.
+    fn model(&self, endpoint: Option<&str>) -> Option<&str> {
+        let scripted = endpoint.map(|_| vlmnarrate_scripted_server::MODEL);
+        self.model.as_deref().or(scripted)
+    }
 }
 
 fn list<T: std::str::FromStr<Err: Error + 'static>>(value: &str) -> Result<Vec<T>> {
@@ -115,7 +148,11 @@ struct Helper {
 
 impl Helper {
     fn start(role: &str, settings: &Value) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
+        Self::start_program(&std::env::current_exe()?, role, settings)
+    }
+
+    fn start_program(program: &Path, role: &str, settings: &Value) -> Result<Self> {
+        let mut child = Command::new(program)
             .args([role, &settings.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -172,7 +209,8 @@ fn processor_time() -> f64 {
 /// The elements of one run.
 struct Run<'a> {
     options: &'a Options,
-    endpoint: &'a str,
+    /// `None` for a model in this process.
+    endpoint: Option<&'a str>,
     /// `vlmnarrate`, or `identity` for what the pipelines cost without it.
     element: &'a str,
     elements: usize,
@@ -182,14 +220,16 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Starts the elements; each of those that describe has a caption then.
-    fn start(&self) -> Result<Helper> {
-        let mut elements = Helper::start(
+    fn start(&self, program: Option<&Path>) -> Result<Helper> {
+        let this = std::env::current_exe()?;
+        let mut elements = Helper::start_program(
+            program.unwrap_or(&this),
             "elements",
             &json!({
                 "element": self.element,
                 "elements": self.elements,
                 "endpoint": self.endpoint,
-                "model": self.options.model,
+                "model": self.options.model(self.endpoint),
                 "interval_ns": self.interval.as_nanos() as u64,
                 "fps": self.options.fps,
                 "properties": self.options.properties,
@@ -200,11 +240,20 @@ impl Run<'_> {
     }
 
     /// Returns what the elements measured, and what the server counted at the start and in the measured time.
-    fn measure(&self, mut server: Option<&mut Helper>) -> Result<(Value, Value, Value)> {
+    fn measure(&self, server: Option<&mut Helper>) -> Result<(Value, Value, Value)> {
+        self.measure_with(None, server)
+    }
+
+    /// With another build of this program.
+    fn measure_with(
+        &self,
+        program: Option<&Path>,
+        mut server: Option<&mut Helper>,
+    ) -> Result<(Value, Value, Value)> {
         if let Some(server) = &mut server {
             server.ask("reset")?;
         }
-        let mut elements = self.start()?;
+        let mut elements = self.start(program)?;
         let start = match &mut server {
             Some(server) => server.ask("report")?,
             None => Value::Null,
@@ -257,7 +306,7 @@ fn record(options: &Options, endpoint: &str) -> Result<Vec<String>> {
     });
     Run {
         options,
-        endpoint: &server.url(),
+        endpoint: Some(&server.url()),
         element: "vlmnarrate",
         elements: options.elements.min(20),
         interval: Duration::from_millis(100),
@@ -281,6 +330,9 @@ fn main() -> Result<()> {
         _ => {}
     }
     let options = options(std::env::args().skip(1))?;
+    if !options.in_process.is_empty() {
+        return in_process::measure(&options);
+    }
     let mut server = None;
     let endpoint = match &options.endpoint {
         Some(endpoint) => endpoint.clone(),
@@ -301,7 +353,7 @@ fn main() -> Result<()> {
     let ceiling = match &mut server {
         Some(server) => {
             if options.ceiling_only {
-                let body = json!({"model": options.model, "stream": true, "messages": []});
+                let body = json!({"model": options.model(Some(&endpoint)), "stream": true, "messages": []});
                 server.ask("reset")?;
                 ceiling(&options, &endpoint, &[body.to_string()])?;
                 let counted = server.ask("report")?;
@@ -319,14 +371,14 @@ fn main() -> Result<()> {
             // A server on the same machine has no more of its processors here than beside the elements.
             let pipelines = Run {
                 options: &options,
-                endpoint: &endpoint,
+                endpoint: Some(&endpoint),
                 element: "identity",
                 elements: options.elements,
                 interval: options.interval,
                 seconds: 0.0,
             };
             let beside = (!options.ceiling_only)
-                .then(|| pipelines.start())
+                .then(|| pipelines.start(None))
                 .transpose()?;
             let ceiling = ceiling(&options, &endpoint, &bodies)?;
             beside.map_or(Ok(()), Helper::end)?;
@@ -339,7 +391,7 @@ fn main() -> Result<()> {
 
     let run = |element, elements, interval, seconds| Run {
         options: &options,
-        endpoint: &endpoint,
+        endpoint: Some(&endpoint),
         element,
         elements,
         interval,
