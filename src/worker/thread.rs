@@ -1,7 +1,6 @@
 //! The thread that owns the engine.
 
 use std::{
-    any::Any,
     io,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -24,7 +23,7 @@ use crate::{
 };
 use vlmnarrate_engine::{
     Checkpoint, Clip, Download, Engine, EngineInfo, Error, ErrorKind, Found, Picture,
-    threads::{self, TimedJoinHandle},
+    threads::{self, TimedJoinHandle, panic_message},
 };
 use vlmnarrate_mailbox::{Epoch, Mailbox, Refused, Wait};
 
@@ -279,7 +278,9 @@ impl Shared {
         let failure = match result {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(WorkerFailure::Error(error)),
-            Err(panic) => Some(WorkerFailure::Panic(panic_message(panic.as_ref()))),
+            Err(panic) => Some(WorkerFailure::Panic(
+                panic_message(panic.as_ref()).to_owned(),
+            )),
         };
         if let Some(failure) = failure {
             self.call_back(|callbacks| {
@@ -412,15 +413,6 @@ impl Shared {
         spare.extend(memory);
         spare.truncate(count);
     }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message")
-        .to_owned()
 }
 
 /// Lets threads that decode, draw or play go first.

@@ -2,6 +2,7 @@
 //! application's.
 
 use std::{
+    any::Any,
     cell::Cell,
     convert::Infallible,
     io,
@@ -53,6 +54,13 @@ pub fn spawn<T: Send + 'static>(
         mark_own();
         work()
     })
+}
+
+/// What a caught panic says.
+pub fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let owned = panic.downcast_ref::<String>().map(String::as_str);
+    let message = owned.or_else(|| panic.downcast_ref::<&str>().copied());
+    message.unwrap_or("no message")
 }
 
 /// A thread that can be joined with a timeout, which [`JoinHandle`] lacks.

@@ -1,7 +1,6 @@
 //! The loop that runs the sequences of a batch: pictures, then a step of all, then whoever is done leaves.
 
 use std::{
-    any::Any,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -13,7 +12,7 @@ use std::{
 };
 
 use rayon::prelude::*;
-use vlmnarrate_engine::Event;
+use vlmnarrate_engine::{Event, threads::panic_message};
 
 use super::{sequence::Sequence, turns::Turns};
 use crate::{
@@ -287,12 +286,6 @@ fn observer(cancelled: &[Arc<AtomicBool>]) -> impl FnMut(Event<'_>) -> ControlFl
 
 /// A panic as an error: it ends the caption that it came from, not those beside it.
 fn guard<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic: Box<dyn Any + Send>| {
-        let message = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no message");
-        Err(Error::Panic(message.to_owned()))
-    })
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(Error::Panic(panic_message(panic.as_ref()).to_owned())))
 }
