@@ -279,12 +279,13 @@ mod tests {
             let length = self.weights.columns();
             let source = &F32Rows::new(self.x, length);
             let rows = source.rows();
-            let mut values = vec![F::Value::default(); rows * length];
+            let places = rows.next_multiple_of(F::interleaved::<L>());
+            let mut values = vec![F::Value::default(); places * length];
             let mut params =
-                vec![F::QuantParams::default(); rows * F::params_per_row(length / BLOCK)];
+                vec![F::QuantParams::default(); places * F::params_per_row(length / BLOCK)];
             QuantizeRows::<_, F> {
                 source,
-                first: 0,
+                rows: 0..rows,
                 values: &mut values,
                 params: &mut params,
             }
@@ -294,6 +295,7 @@ mod tests {
                 x: QuantizedRows::<F> {
                     values: &values,
                     params: &params,
+                    rows,
                     length,
                 },
                 weights: self.weights,
@@ -380,6 +382,7 @@ mod tests {
         let x = QuantizedRows::<PlainI16PerRow> {
             values: &[32767; 32],
             params: &[1.0 / 32767.0],
+            rows: 1,
             length: 32,
         };
         matmul(x, &packed, None, Epilogue::Store, &mut out);

@@ -140,7 +140,8 @@ impl BlockQ8_0x16 {
         wide
     }
 
-    /// Dot products with blocks of some rows of activations, none above 127.
+    /// Dot products with blocks of some rows of activations, none above 127: of fours, the first of each row, then the
+    /// second of each, and so on, `stride` apart.
     ///
     /// `quads` is [`QUADS`] as a variable: with a constant, compilers unroll the loop, put rows before weights and run
     /// out of registers.
@@ -148,15 +149,16 @@ impl BlockQ8_0x16 {
     pub(crate) fn dot_u7_rows<L: Lanes, const ROWS: usize>(
         &self,
         l: L,
-        x: [&[u8; BLOCK]; ROWS],
+        x: &[[u8; QUAD]],
+        stride: usize,
         quads: usize,
     ) -> [L::Int; ROWS] {
         let mut sums = [l.splat_int(0); ROWS];
-        for i in 0..quads {
-            let i = i % QUADS;
-            let weights = l.load_quads(&self.weights[i]);
+        for (weights, x) in self.weights[..quads].iter().zip(x.chunks(stride)) {
+            let weights = l.load_quads(weights);
+            let x: &[_; ROWS] = x.first_chunk().expect("as many rows");
             for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = l.dot_quads(*sum, l.splat_quad(x.as_chunks().0[i]), weights);
+                *sum = l.dot_quads(*sum, l.splat_quad(*x), weights);
             }
         }
         sums

@@ -25,8 +25,14 @@ impl ActivationFormat for I16PerRow {
     }
 
     #[inline(always)]
-    fn quantize<L: Lanes>(l: L, row: &[[f32; LANES]], values: &mut [i16], params: &mut [f32]) {
-        PlainI16PerRow::quantize(l, row, values, params);
+    fn quantize<L: Lanes>(
+        l: L,
+        row: &[[f32; LANES]],
+        place: usize,
+        values: &mut [i16],
+        params: &mut [f32],
+    ) {
+        PlainI16PerRow::quantize(l, row, place, values, params);
         if L::SPLITS_I16 {
             for four in values.as_chunks_mut::<QUAD>().0 {
                 let low = four.map(|x| x as u8);
@@ -113,7 +119,13 @@ impl ActivationFormat for PlainI16PerRow {
     }
 
     #[inline(always)]
-    fn quantize<L: Lanes>(l: L, row: &[[f32; LANES]], values: &mut [i16], params: &mut [f32]) {
+    fn quantize<L: Lanes>(
+        l: L,
+        row: &[[f32; LANES]],
+        _: usize,
+        values: &mut [i16],
+        params: &mut [f32],
+    ) {
         params[0] = quantize_i16(l, row, I16_MAX, values.as_chunks_mut().0);
     }
 }

@@ -175,6 +175,7 @@ impl Kernel for AttendRows<'_> {
             let x = QuantizedRows::<PlainI16PerRow> {
                 values: &queries,
                 params: &scales,
+                rows,
                 length,
             };
             Gemm {
@@ -199,6 +200,7 @@ impl Kernel for AttendRows<'_> {
             let x = QuantizedRows::<PlainI16PerRow> {
                 values: &probs,
                 params: &scales,
+                rows,
                 length: padded,
             };
             Gemm {
