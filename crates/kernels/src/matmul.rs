@@ -154,6 +154,7 @@ impl<B: Pod, F: MatMul<B>, O: OutRows> Kernel for Gemm<'_, B, F, O> {
                     row += match tile_rows.min(end - row) {
                         MAX_TILE_ROWS if L::MANY_REGISTERS => tile.run::<L, MAX_TILE_ROWS>(l, row),
                         8.. if L::MANY_REGISTERS => tile.run::<L, 8>(l, row),
+                        7 if L::MANY_REGISTERS => tile.run::<L, 7>(l, row),
                         6.. if L::MANY_REGISTERS || F::MAX_FEW_REGISTER_ROWS >= 6 => {
                             tile.run::<L, 6>(l, row)
                         }
@@ -279,13 +280,15 @@ mod tests {
             let length = self.weights.columns();
             let source = &F32Rows::new(self.x, length);
             let rows = source.rows();
-            let places = rows.next_multiple_of(F::interleaved::<L>());
+            let interleaved = F::interleaved::<L>(rows);
+            let places = rows.next_multiple_of(interleaved);
             let mut values = vec![F::Value::default(); places * length];
             let mut params =
                 vec![F::QuantParams::default(); places * F::params_per_row(length / BLOCK)];
             QuantizeRows::<_, F> {
                 source,
                 rows: 0..rows,
+                interleaved,
                 values: &mut values,
                 params: &mut params,
             }

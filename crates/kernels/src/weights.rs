@@ -2,7 +2,7 @@
 //!
 //! As llama.cpp repacks them (`block_q8_0x8`, `block_q4_0x8`): one vector holds the same columns of sixteen rows.
 
-use bytemuck::{Pod, Zeroable, cast_ref};
+use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 
 use super::lanes::{LANES, Lanes, PAIR, QUAD};
@@ -16,10 +16,10 @@ pub const PAIRS: usize = BLOCK / PAIR;
 /// Fours in a block.
 pub const QUADS: usize = BLOCK / QUAD;
 
-/// Blocks of sixteen rows of weights that are multiplied with 16-bit activations, laid out as `Layout` says.
+/// Blocks of sixteen rows of weights that are multiplied with 16-bit activations, one behind the other.
 ///
 /// A trait rather than a function that is passed: nothing else is sure to be compiled for the instruction set.
-pub trait DotI16<Layout>: Pod + Send + Sync {
+pub trait DotI16: Pod + Send + Sync {
     /// A scale for each row of weights.
     fn scales<L: Lanes>(&self, l: L) -> L::Float;
 
@@ -30,12 +30,6 @@ pub trait DotI16<Layout>: Pod + Send + Sync {
         x: [&[i16; BLOCK]; ROWS],
     ) -> [L::Int; ROWS];
 }
-
-/// One activation behind the other.
-pub enum Plain {}
-
-/// The bytes of four activations [split](Lanes::SPLITS_I16).
-pub enum Split {}
 
 /// Blocks of sixteen rows of weights that can be read from a row format of ggml.
 pub trait GgmlBlock: Pod + Send + Sync {
@@ -52,7 +46,7 @@ pub struct BlockQ8_0x16 {
     weights: [[[i8; QUAD]; LANES]; QUADS],
 }
 
-impl DotI16<Plain> for BlockQ8_0x16 {
+impl DotI16 for BlockQ8_0x16 {
     #[inline(always)]
     fn scales<L: Lanes>(&self, l: L) -> L::Float {
         l.load_f16(&self.scales)
@@ -79,43 +73,6 @@ impl DotI16<Plain> for BlockQ8_0x16 {
     }
 }
 
-impl DotI16<Split> for BlockQ8_0x16 {
-    #[inline(always)]
-    fn scales<L: Lanes>(&self, l: L) -> L::Float {
-        l.load_f16(&self.scales)
-    }
-
-    #[inline(always)]
-    fn dot_rows<L: Lanes, const ROWS: usize>(
-        &self,
-        l: L,
-        x: [&[i16; BLOCK]; ROWS],
-    ) -> [L::Int; ROWS] {
-        let x: [&[[[u8; QUAD]; 2]; QUADS]; ROWS] = std::array::from_fn(
-            #[inline(always)]
-            |row| cast_ref(x[row]),
-        );
-        let mut low = [l.splat_int(0); ROWS];
-        let mut high = [l.splat_int(0); ROWS];
-        // The higher bytes are 128 too large.
-        let mut excess = l.splat_int(0);
-        for (i, weights) in self.weights.iter().enumerate() {
-            let weights = l.load_quads(weights);
-            excess = l.dot_quads(excess, l.splat_quad([128; QUAD]), weights);
-            for (row, x) in x.into_iter().enumerate() {
-                // Where they lie: as one number they would take the way through a register.
-                let [lower, higher] = &x[i];
-                low[row] = l.dot_quads(low[row], l.splat_quad(*lower), weights);
-                high[row] = l.dot_quads(high[row], l.splat_quad(*higher), weights);
-            }
-        }
-        for (low, high) in low.iter_mut().zip(high) {
-            *low = l.join_bytes(l.sub_int(high, excess), *low);
-        }
-        low
-    }
-}
-
 impl GgmlBlock for BlockQ8_0x16 {
     fn set_row(&mut self, row: usize, scale: u16, weights: &[u8]) {
         self.scales[row] = scale;
@@ -138,6 +95,37 @@ impl BlockQ8_0x16 {
             l.store_pairs(last, to_last);
         }
         wide
+    }
+
+    /// Dot products with blocks of some rows of 16-bit activations whose bytes are [split](Lanes::SPLITS_I16): of fours,
+    /// the first of each row, then the second of each, and so on, `stride` apart. `quads` is as for
+    /// [`dot_u7_rows`](Self::dot_u7_rows).
+    #[inline(always)]
+    pub(crate) fn dot_split_rows<L: Lanes, const ROWS: usize>(
+        &self,
+        l: L,
+        x: &[[[u8; QUAD]; 2]],
+        stride: usize,
+        quads: usize,
+    ) -> [L::Int; ROWS] {
+        let mut low = [l.splat_int(0); ROWS];
+        let mut high = [l.splat_int(0); ROWS];
+        // The higher bytes are 128 too large.
+        let mut excess = l.splat_int(0);
+        for (weights, x) in self.weights[..quads].iter().zip(x.chunks(stride)) {
+            let weights = l.load_quads(weights);
+            let x: &[_; ROWS] = x.first_chunk().expect("as many rows");
+            excess = l.dot_quads(excess, l.splat_quad([128; QUAD]), weights);
+            // Bytes are read where they lie: as one number they would take the way through a register.
+            for (row, [lower, higher]) in x.iter().enumerate() {
+                low[row] = l.dot_quads(low[row], l.splat_quad(*lower), weights);
+                high[row] = l.dot_quads(high[row], l.splat_quad(*higher), weights);
+            }
+        }
+        for (low, high) in low.iter_mut().zip(high) {
+            *low = l.join_bytes(l.sub_int(high, excess), *low);
+        }
+        low
     }
 
     /// Dot products with blocks of some rows of activations, none above 127: of fours, the first of each row, then the
@@ -282,7 +270,7 @@ pub struct BlockI16x16 {
     pub weights: [[[i16; PAIR]; LANES]; PAIRS],
 }
 
-impl DotI16<Plain> for BlockI16x16 {
+impl DotI16 for BlockI16x16 {
     #[inline(always)]
     fn scales<L: Lanes>(&self, l: L) -> L::Float {
         l.load(&self.scales)

@@ -1,17 +1,22 @@
 //! Activations in 16 bits.
 
-use bytemuck::cast;
+use std::hint::black_box;
 
-use super::{ActivationFormat, I16_MAX, MatMul, QuantizedRows, column, quantize_i16};
+use bytemuck::{cast, cast_slice};
+
+use super::{
+    ActivationFormat, I16_MAX, MatMul, QuantizedRows, column, quantize_i16, symmetric_scale,
+};
 use crate::{
     lanes::{LANES, Lanes, QUAD},
-    weights::{BlockI16x16, BlockQ8_0x16, DotI16, MAX_TILE_ROWS, Plain, Split},
+    weights::{BlockI16x16, BlockQ8_0x16, DotI16, MAX_TILE_ROWS, QUADS},
 };
 
 /// 16 bits with a scale for each row. The error of a product is that of its weights alone.
 ///
 /// Where bytes are multiplied fastest, four activations lie as their four lower bytes and then their four higher ones,
-/// both without signs. So 8-bit weights need not be widened, and whole sums are the same integers.
+/// both without signs, and the rows of a tile are interleaved by such fours. So 8-bit weights need not be widened, and
+/// whole sums are the same integers.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct I16PerRow;
 
@@ -25,19 +30,37 @@ impl ActivationFormat for I16PerRow {
     }
 
     #[inline(always)]
+    fn interleaved<L: Lanes>(rows: usize) -> usize {
+        match L::SPLITS_I16 {
+            true => rows.clamp(1, SPLIT_TILE_ROWS),
+            false => 1,
+        }
+    }
+
+    #[inline(always)]
     fn quantize<L: Lanes>(
         l: L,
         row: &[[f32; LANES]],
-        place: usize,
+        (place, places): (usize, usize),
         values: &mut [i16],
         params: &mut [f32],
     ) {
-        PlainI16PerRow::quantize(l, row, place, values, params);
-        if L::SPLITS_I16 {
-            for four in values.as_chunks_mut::<QUAD>().0 {
-                let low = four.map(|x| x as u8);
-                let high = four.map(|x| (x >> 8) as u8 ^ SIGN);
-                *four = cast([low, high]);
+        if !L::SPLITS_I16 {
+            return PlainI16PerRow::quantize(l, row, (place, places), values, params);
+        }
+        let inverse_scale;
+        (inverse_scale, params[place]) = symmetric_scale(l, row, I16_MAX);
+        let fours = values.as_chunks_mut::<QUAD>().0;
+        let lanes = fours.chunks_exact_mut(places * LANES / QUAD);
+        for (x, to) in row.iter().zip(lanes) {
+            let mut quantized = [0; LANES];
+            let x = l.mul(l.load(x), l.splat(inverse_scale));
+            l.store_i16(l.round(x), &mut quantized);
+            // Bytes of a whole vector at a time.
+            let low: [[u8; QUAD]; LANES / QUAD] = cast(quantized.map(|x| x as u8));
+            let high: [[u8; QUAD]; LANES / QUAD] = cast(quantized.map(|x| (x >> 8) as u8 ^ SIGN));
+            for (four, to) in low.into_iter().zip(high).zip(to.chunks_exact_mut(places)) {
+                to[place] = cast(<[_; 2]>::from(four));
             }
         }
     }
@@ -85,13 +108,13 @@ impl MatMul<BlockQ8_0x16> for I16PerRow {
         // Each arm is compiled for no more rows than there are registers for.
         if L::SPLITS_I16 {
             return match ROWS <= SPLIT_TILE_ROWS {
-                true => dot_blocks::<Split, _, _, _, _>(l, x, first, weights),
+                true => dot_split(l, x, first, weights),
                 false => [l.splat(0.0); ROWS],
             };
         }
         match ROWS <= WITHOUT_WIDENING && wide.is_empty() {
-            true => dot_blocks::<Plain, _, _, _, _>(l, x, first, weights),
-            false => dot_blocks::<Plain, _, _, _, _>(l, x, first, wide),
+            true => dot_blocks(l, x, first, weights),
+            false => dot_blocks(l, x, first, wide),
         }
     }
 }
@@ -122,7 +145,7 @@ impl ActivationFormat for PlainI16PerRow {
     fn quantize<L: Lanes>(
         l: L,
         row: &[[f32; LANES]],
-        _: usize,
+        _: (usize, usize),
         values: &mut [i16],
         params: &mut [f32],
     ) {
@@ -153,20 +176,47 @@ impl MatMul<BlockI16x16> for PlainI16PerRow {
         weights: &[BlockI16x16],
         (): &(),
     ) -> [L::Float; ROWS] {
-        dot_blocks::<Plain, _, _, _, _>(l, x, first, weights)
+        dot_blocks(l, x, first, weights)
     }
+}
+
+/// Dot products of `ROWS` rows from `first` on, by bytes.
+#[inline(always)]
+fn dot_split<L: Lanes, const ROWS: usize>(
+    l: L,
+    x: QuantizedRows<'_, I16PerRow>,
+    first: usize,
+    weights: &[BlockQ8_0x16],
+) -> [L::Float; ROWS] {
+    let places = I16PerRow::interleaved::<L>(x.rows);
+    let (tile, place) = (first / places, first % places);
+    let values: &[[[u8; QUAD]; 2]] = cast_slice(x.values);
+    let blocks = values.chunks_exact(places * QUADS);
+    let quads = black_box(QUADS);
+    let mut y = [l.splat(0.0); ROWS];
+    for (block, x) in weights.iter().zip(blocks.skip(tile * weights.len())) {
+        let products: [_; ROWS] = block.dot_split_rows(l, &x[place..], places, quads);
+        let scales = block.scales(l);
+        for (y, products) in y.iter_mut().zip(products) {
+            *y = l.mul_add(l.to_float(products), scales, *y);
+        }
+    }
+    for (y, scale) in y.iter_mut().zip(&x.params[first..]) {
+        *y = l.mul(*y, l.splat(*scale));
+    }
+    y
 }
 
 /// Dot products of `ROWS` rows from `first` on, by the sums of each block.
 #[inline(always)]
-fn dot_blocks<Layout, B, F, L, const ROWS: usize>(
+fn dot_blocks<B, F, L, const ROWS: usize>(
     l: L,
     x: QuantizedRows<'_, F>,
     first: usize,
     weights: &[B],
 ) -> [L::Float; ROWS]
 where
-    B: DotI16<Layout>,
+    B: DotI16,
     F: ActivationFormat<Value = i16, QuantParams = f32>,
     L: Lanes,
 {

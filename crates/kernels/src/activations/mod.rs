@@ -12,8 +12,7 @@ use rayon::prelude::*;
 use super::{
     lanes::{Kernel, LANES, Lanes, QUAD, dispatch},
     weights::{
-        BLOCK, BlockQ4_0x16, BlockQ8_0x16, DotI8, DotI16, MAX_TILE_ROWS, Plain, QUADS,
-        UnpackedQ4_0x16,
+        BLOCK, BlockQ4_0x16, BlockQ8_0x16, DotI8, DotI16, MAX_TILE_ROWS, QUADS, UnpackedQ4_0x16,
     },
 };
 
@@ -40,17 +39,17 @@ pub trait ActivationFormat: Copy + Send + Sync {
 
     /// Number of [`QuantParams`](Self::QuantParams) of a row of so many blocks.
     fn params_per_row(blocks: usize) -> usize;
-    /// Rows that lie interleaved, as the format has it; 1 if each lies by itself.
+    /// Of so many rows, how many lie interleaved; 1 if each lies by itself.
     #[doc(hidden)]
-    fn interleaved<L: Lanes>() -> usize {
+    fn interleaved<L: Lanes>(_rows: usize) -> usize {
         1
     }
-    /// Quantizes a row to its place, from 0, among [interleaved](Self::interleaved) ones.
+    /// Quantizes a row to its place, from 0, of so many among [interleaved](Self::interleaved) ones.
     #[doc(hidden)]
     fn quantize<L: Lanes>(
         l: L,
         row: &[[f32; LANES]],
-        place: usize,
+        place: (usize, usize),
         values: &mut [Self::Value],
         params: &mut [Self::QuantParams],
     );
@@ -136,27 +135,23 @@ impl ActivationFormat for U7PerBlock {
     }
 
     #[inline(always)]
-    fn interleaved<L: Lanes>() -> usize {
-        match L::MANY_REGISTERS {
-            true => MAX_TILE_ROWS,
-            false => Self::MAX_FEW_REGISTER_ROWS,
-        }
+    fn interleaved<L: Lanes>(rows: usize) -> usize {
+        rows.clamp(1, Self::tile_rows::<L>(rows))
     }
 
     #[inline(always)]
     fn quantize<L: Lanes>(
         l: L,
         row: &[[f32; LANES]],
-        place: usize,
+        (place, places): (usize, usize),
         values: &mut [u8],
         params: &mut [[f32; 2]],
     ) {
         /// The largest of 7 bits.
         const U7_MAX: f32 = 127.0;
-        let rows = Self::interleaved::<L>();
         let blocks = row.as_chunks::<{ BLOCK / LANES }>().0.iter();
-        let values = values.as_chunks_mut().0.chunks_exact_mut(rows * QUADS);
-        let params = params.chunks_exact_mut(rows);
+        let values = values.as_chunks_mut().0.chunks_exact_mut(places * QUADS);
+        let params = params.chunks_exact_mut(places);
         for ((x, to), params) in blocks.zip(values).zip(params) {
             let [low, high] = [l.load(&x[0]), l.load(&x[1])];
             let min = l.reduce(l.min(low, high), f32::min);
@@ -170,7 +165,7 @@ impl ActivationFormat for U7PerBlock {
                 l.store_u8(l.round(x), to);
             }
             let quads: &[[u8; QUAD]; QUADS] = cast_ref(&quantized);
-            for (quad, to) in quads.iter().zip(to.chunks_exact_mut(rows)) {
+            for (quad, to) in quads.iter().zip(to.chunks_exact_mut(places)) {
                 to[place] = *quad;
             }
         }
@@ -185,7 +180,10 @@ impl MatMul<BlockQ8_0x16> for U7PerBlock {
     const MAX_FEW_REGISTER_ROWS: usize = 5;
 
     fn tile_rows<L: Lanes>(_: usize) -> usize {
-        Self::interleaved::<L>()
+        match L::MANY_REGISTERS {
+            true => MAX_TILE_ROWS,
+            false => Self::MAX_FEW_REGISTER_ROWS,
+        }
     }
 
     #[inline(always)]
@@ -193,7 +191,7 @@ impl MatMul<BlockQ8_0x16> for U7PerBlock {
         prepared.resize(weights.len(), [[0.0; LANES]; 2]);
         for (block, [scales, totals]) in weights.iter().zip(prepared) {
             let [sums] = block.dot_u7_rows(l, &[[1; QUAD]; QUADS], 1, QUADS);
-            let s = DotI16::<Plain>::scales(block, l);
+            let s = block.scales(l);
             l.store(s, scales);
             l.store(l.mul(l.to_float(sums), s), totals);
         }
@@ -207,18 +205,18 @@ impl MatMul<BlockQ8_0x16> for U7PerBlock {
         weights: &[BlockQ8_0x16],
         prepared: &Self::Prepared,
     ) -> [L::Float; ROWS] {
-        let rows = Self::interleaved::<L>();
-        let (tile, place) = (first / rows, first % rows);
+        let places = Self::interleaved::<L>(x.rows);
+        let (tile, place) = (first / places, first % places);
         let blocks = weights.len();
-        let values = x.values.as_chunks().0.chunks_exact(rows * QUADS);
-        let params = x.params.chunks_exact(rows);
+        let values = x.values.as_chunks().0.chunks_exact(places * QUADS);
+        let params = x.params.chunks_exact(places);
         let rounded = values.zip(params).skip(tile * blocks);
         let quads = black_box(QUADS);
         let mut y = [l.splat(0.0); ROWS];
         for ((block, [scales, totals]), (values, params)) in
             weights.iter().zip(prepared).zip(rounded)
         {
-            let products: [_; ROWS] = block.dot_u7_rows(l, &values[place..], rows, quads);
+            let products: [_; ROWS] = block.dot_u7_rows(l, &values[place..], places, quads);
             let (scales, totals) = (l.load(scales), l.load(totals));
             let params: &[_; ROWS] = params[place..].first_chunk().expect("as many rows");
             for ((y, products), params) in y.iter_mut().zip(products).zip(params) {
@@ -258,7 +256,7 @@ impl ActivationFormat for I8PerBlock {
     fn quantize<L: Lanes>(
         l: L,
         row: &[[f32; LANES]],
-        _: usize,
+        _: (usize, usize),
         values: &mut [i8],
         params: &mut [I8BlockParams],
     ) {
@@ -374,7 +372,7 @@ impl<F: ActivationFormat> ActivationBuffer<F> {
         let rows = source.rows();
         let length = source.length().next_multiple_of(BLOCK);
         let params = F::params_per_row(length / BLOCK);
-        let together = dispatch(Interleaved(PhantomData::<F>));
+        let together = dispatch(Interleaved(rows, PhantomData::<F>));
         let places = rows.next_multiple_of(together);
         self.values.resize(places * length, F::Value::default());
         self.params
@@ -389,6 +387,7 @@ impl<F: ActivationFormat> ActivationBuffer<F> {
                 dispatch(QuantizeRows::<_, F> {
                     source,
                     rows: i * part..rows.min((i + 1) * part),
+                    interleaved: together,
                     values,
                     params,
                 })
@@ -402,15 +401,15 @@ impl<F: ActivationFormat> ActivationBuffer<F> {
     }
 }
 
-/// Asks how many rows lie interleaved.
-struct Interleaved<F>(PhantomData<F>);
+/// Asks how many of some rows lie interleaved.
+struct Interleaved<F>(usize, PhantomData<F>);
 
 impl<F: ActivationFormat> Kernel for Interleaved<F> {
     type Output = usize;
 
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) -> usize {
-        F::interleaved::<L>()
+        F::interleaved::<L>(self.0)
     }
 }
 
@@ -418,6 +417,7 @@ impl<F: ActivationFormat> Kernel for Interleaved<F> {
 pub(crate) struct QuantizeRows<'a, S, F: ActivationFormat> {
     pub(crate) source: &'a S,
     pub(crate) rows: Range<usize>,
+    pub(crate) interleaved: usize,
     pub(crate) values: &'a mut [F::Value],
     pub(crate) params: &'a mut [F::QuantParams],
 }
@@ -431,7 +431,7 @@ impl<S: RowSource, F: ActivationFormat> Kernel for QuantizeRows<'_, S, F> {
         assert!(length.is_multiple_of(LANES));
         let padded = length.next_multiple_of(BLOCK);
         let mut row = vec![[0.0; LANES]; padded / LANES];
-        let together = F::interleaved::<L>();
+        let together = self.interleaved;
         let params = F::params_per_row(padded / BLOCK);
         let values = self.values.chunks_exact_mut(together * padded);
         let params = self.params.chunks_exact_mut(together * params);
@@ -439,7 +439,7 @@ impl<S: RowSource, F: ActivationFormat> Kernel for QuantizeRows<'_, S, F> {
         for (values, params) in values.zip(params) {
             for (place, i) in rows.by_ref().take(together).enumerate() {
                 self.source.write(l, i, &mut row[..length / LANES]);
-                F::quantize(l, &row, place, values, params);
+                F::quantize(l, &row, (place, together), values, params);
             }
         }
     }
@@ -474,14 +474,21 @@ fn quantize_symmetric<L: Lanes, T>(
     to: &mut [[T; LANES]],
     store: impl Fn(L::Int, &mut [T; LANES]),
 ) -> f32 {
+    let (inverse_scale, scale) = symmetric_scale(l, row, max);
+    for (x, to) in row.iter().zip(to) {
+        store(l.round(l.mul(l.load(x), l.splat(inverse_scale))), to);
+    }
+    scale
+}
+
+/// What values are multiplied with to become integers from `-max` to `max`, and these to become values.
+#[inline(always)]
+fn symmetric_scale<L: Lanes>(l: L, row: &[[f32; LANES]], max: f32) -> (f32, f32) {
     let mut largest = l.splat(0.0);
     for x in row {
         largest = l.max(l.abs(l.load(x)), largest);
     }
     let largest = l.reduce(largest, f32::max);
     let inverse_scale = if largest > 0.0 { max / largest } else { 0.0 };
-    for (x, to) in row.iter().zip(to) {
-        store(l.round(l.mul(l.load(x), l.splat(inverse_scale))), to);
-    }
-    largest / max
+    (inverse_scale, largest / max)
 }
