@@ -85,6 +85,8 @@ pub(crate) struct BatchLimits {
     pub(crate) sequences: usize,
     /// Pictures to encode.
     pub(crate) pictures: usize,
+    /// Whether pictures are encoded and steps made at once, as threads do.
+    pub(crate) overlaps: bool,
     /// Rows in a step: beyond this a prompt is run in parts, so that others don't wait for it.
     pub(crate) rows: usize,
     /// Rows of one answer: the logits of others are not returned.

@@ -266,6 +266,7 @@ impl<P: Parts> Backend for TensorBackend<P> {
                 false => 1,
             },
             pictures: 1,
+            overlaps: self.device.is_cpu(),
             rows: 256,
             answer_rows: usize::MAX,
         }

@@ -160,6 +160,7 @@ impl Backend for Network {
         BatchLimits {
             sequences: MAX_SEQUENCES,
             pictures: MAX_SEQUENCES,
+            overlaps: false,
             rows: 2048,
             answer_rows: self.max_rows(),
         }

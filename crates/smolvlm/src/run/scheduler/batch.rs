@@ -27,6 +27,9 @@ const LAUNCH: usize = 64;
 const SHORT_LAUNCH: usize = 8;
 /// Rows of drafts and answers in a step. Beyond them a draft costs others more than it is likely to save.
 const DRAFT_ROWS: usize = 64;
+/// Steps that are made at most while pictures are encoded: a thread that waits for the other's part of a picture may be
+/// the one that makes them.
+const MOST_STEPS: usize = 16;
 /// How often the loop looks whether a suspended sequence may go on.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -119,61 +122,55 @@ impl Batch {
         }
     }
 
-    /// Encodes the next pictures, as many as the backend takes at once.
+    /// Encodes the next pictures, as many as the backend takes at once. The other sequences make steps meanwhile, where
+    /// that keeps processors busy that would wait for each other.
     fn encode(&mut self) {
         let mut left = self.limits.pictures;
-        // Of each sequence, how many of its pictures.
-        let mut counts = Vec::new();
-        for (i, sequence) in self.running.iter().enumerate() {
-            let count = sequence.to_encode.len().min(left);
-            left -= count;
-            if count > 0 {
-                counts.push((i, count));
+        let mut chosen = Vec::new();
+        for sequence in std::mem::take(&mut self.running) {
+            match sequence.to_encode.len().min(left) {
+                0 => self.running.push(sequence),
+                count => {
+                    left -= count;
+                    chosen.push((sequence, count));
+                }
             }
         }
-        if counts.is_empty() {
+        if chosen.is_empty() {
             return;
         }
-        let failures = match self.encode_all(&counts) {
-            Ok(()) => Vec::new(),
-            // Whose fault it is shows when each is alone.
-            Err(_) if counts.len() > 1 => counts
-                .iter()
-                .filter_map(|one| Some((one.0, self.encode_all(&[*one]).err()?)))
-                .collect(),
-            Err(error) => vec![(counts[0].0, error)],
+        let backend = self.backend.clone();
+        let is_done = AtomicBool::new(false);
+        let mut encode = || {
+            let errors = encode_all(backend.as_ref(), &mut chosen);
+            is_done.store(true, Ordering::Relaxed);
+            errors
         };
-        self.fail(failures);
-    }
-
-    fn encode_all(&mut self, counts: &[(usize, usize)]) -> Result<()> {
-        let start = Instant::now();
-        let mut chosen = choose(&mut self.running, counts);
-        let cancelled: Vec<_> = chosen
-            .iter()
-            .map(|(sequence, _)| sequence.caller.cancelled.clone())
-            .collect();
-        let mut parts: Vec<_> = chosen
-            .iter_mut()
-            .map(|(sequence, count)| sequence.pictures(*count))
-            .collect();
-        let mut jobs: Vec<_> = parts
-            .iter_mut()
-            .map(|(slot, pictures)| EncodeJob {
-                slot: *slot,
-                pictures,
-            })
-            .collect();
-        guard(|| self.backend.encode(&mut jobs, &mut observer(&cancelled)))?;
-        for (sequence, count) in &mut chosen {
-            sequence.to_encode.drain(..*count);
-            sequence.timings.vision += start.elapsed();
+        let errors = match self.limits.overlaps {
+            true => rayon::join(encode, || self.step_until(&is_done)).0,
+            false => encode(),
+        };
+        for ((sequence, _), error) in chosen.into_iter().zip(errors) {
+            match error {
+                None => self.running.push(sequence),
+                Some(error) => sequence.finish(Err(error)),
+            }
         }
-        Ok(())
     }
 
-    /// Runs rows of all sequences whose pictures are encoded.
-    fn step(&mut self) {
+    /// Makes steps while pictures are encoded.
+    fn step_until(&mut self, is_done: &AtomicBool) {
+        for _ in 0..MOST_STEPS {
+            self.running.extend(self.inbox.try_iter());
+            self.dismiss();
+            if is_done.load(Ordering::Relaxed) || !self.step() {
+                return;
+            }
+        }
+    }
+
+    /// Runs rows of all sequences whose pictures are encoded. Returns whether there were any.
+    fn step(&mut self) -> bool {
         let ready: Vec<_> = (0..self.running.len())
             .filter(|i| self.running[*i].to_encode.is_empty())
             .collect();
@@ -195,6 +192,7 @@ impl Batch {
             }
         }
         self.fail(failures);
+        !ready.is_empty()
     }
 
     /// The rows that each sequence runs in the next step: answers first, and what is left of prompts.
@@ -257,6 +255,43 @@ impl Batch {
         Ok(failed
             .filter_map(|((i, _), error)| Some((*i, error?)))
             .collect())
+    }
+}
+
+/// Encodes so many pictures of each of these sequences. Returns an error for each that failed.
+fn encode_all(backend: &dyn Backend, chosen: &mut [(Sequence, usize)]) -> Vec<Option<Error>> {
+    let encode = |chosen: &mut [(Sequence, usize)]| -> Result<()> {
+        let start = Instant::now();
+        let cancelled: Vec<_> = chosen
+            .iter()
+            .map(|(sequence, _)| sequence.caller.cancelled.clone())
+            .collect();
+        let mut parts: Vec<_> = chosen
+            .iter_mut()
+            .map(|(sequence, count)| sequence.pictures(*count))
+            .collect();
+        let mut jobs: Vec<_> = parts
+            .iter_mut()
+            .map(|(slot, pictures)| EncodeJob {
+                slot: *slot,
+                pictures,
+            })
+            .collect();
+        guard(|| backend.encode(&mut jobs, &mut observer(&cancelled)))?;
+        for (sequence, count) in chosen {
+            sequence.to_encode.drain(..*count);
+            sequence.timings.vision += start.elapsed();
+        }
+        Ok(())
+    };
+    match encode(chosen) {
+        Ok(()) => chosen.iter().map(|_| None).collect(),
+        // Whose fault it is shows when each is alone.
+        Err(_) if chosen.len() > 1 => {
+            let alone = |one| encode(std::slice::from_mut(one)).err();
+            chosen.iter_mut().map(alone).collect()
+        }
+        Err(error) => vec![Some(error)],
     }
 }
 

@@ -97,7 +97,11 @@ impl Backend for Faulty {
     }
 
     fn limits(&self) -> BatchLimits {
-        self.inner.limits()
+        // Several pictures at once, which no backend for CPUs takes by itself.
+        BatchLimits {
+            pictures: 3,
+            ..self.inner.limits()
+        }
     }
 
     fn install(&self, work: &mut (dyn FnMut() + Send)) {
