@@ -154,8 +154,8 @@ impl ActivationFormat for U7PerBlock {
         let params = params.chunks_exact_mut(places);
         for ((x, to), params) in blocks.zip(values).zip(params) {
             let [low, high] = [l.load(&x[0]), l.load(&x[1])];
-            let min = l.reduce(l.min(low, high), f32::min);
-            let max = l.reduce(l.max(low, high), f32::max);
+            let min = l.reduce_min(l.min(low, high));
+            let max = l.reduce_max(l.max(low, high));
             let range = max - min;
             let inverse_scale = if range > 0.0 { U7_MAX / range } else { 0.0 };
             params[place] = [range / U7_MAX, min];
@@ -488,7 +488,7 @@ fn symmetric_scale<L: Lanes>(l: L, row: &[[f32; LANES]], max: f32) -> (f32, f32)
     for x in row {
         largest = l.max(l.abs(l.load(x)), largest);
     }
-    let largest = l.reduce(largest, f32::max);
+    let largest = l.reduce_max(largest);
     let inverse_scale = if largest > 0.0 { max / largest } else { 0.0 };
     (inverse_scale, largest / max)
 }

@@ -226,7 +226,7 @@ fn softmax_row<L: Lanes>(l: L, scores: &[[f32; LANES]], probs: &mut [[i16; LANES
     for x in scores {
         largest = l.max(l.load(x), largest);
     }
-    let largest = l.splat(l.reduce(largest, f32::max));
+    let largest = l.splat(l.reduce_max(largest));
     let mut sum = l.splat(0.0);
     for (x, to) in scores.iter().zip(probs) {
         let prob = exp(l, l.sub(l.load(x), largest));

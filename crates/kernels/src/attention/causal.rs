@@ -216,7 +216,7 @@ impl AttendGroup<'_> {
             }
         }
         for i in 0..N {
-            let largest = l.splat(l.reduce(largest[i], f32::max));
+            let largest = l.splat(l.reduce_max(largest[i]));
             let mut sum = l.splat(0.0);
             let probs = &mut probs[i * panels..][..panels];
             for prob in probs.iter_mut() {

@@ -150,6 +150,19 @@ pub trait Lanes: Copy + Send + Sync {
     fn min(self, a: Self::Float, b: Self::Float) -> Self::Float;
     fn abs(self, x: Self::Float) -> Self::Float;
 
+    /// The largest lane, if all are numbers.
+    #[inline(always)]
+    fn reduce_max(self, x: Self::Float) -> f32 {
+        // `f32::max` takes four instructions for what one does.
+        self.reduce(x, |a, b| if a > b { a } else { b })
+    }
+
+    /// The smallest lane, if all are numbers.
+    #[inline(always)]
+    fn reduce_min(self, x: Self::Float) -> f32 {
+        self.reduce(x, |a, b| if a < b { a } else { b })
+    }
+
     /// Combines all lanes, the upper half with the lower first.
     #[inline(always)]
     fn reduce(self, x: Self::Float, f: impl Fn(f32, f32) -> f32) -> f32 {
