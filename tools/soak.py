@@ -18,6 +18,7 @@ nothing else.
 """
 
 import argparse
+import gc
 import pathlib
 import random
 import statistics
@@ -70,8 +71,10 @@ class Narrator:
         self.show()
         # Frames on their way through the element; a flush may end the way of one.
         self.entered = self.left = self.flushes = 0
-        for name in ("sink", "src"):
-            self.narrator.get_static_pad(name).add_probe(Gst.PadProbeType.BUFFER, self.on_frame, name)
+        pads = [(name, self.narrator.get_static_pad(name)) for name in ("sink", "src")]
+        self.probes = [(pad, pad.add_probe(Gst.PadProbeType.BUFFER, self.on_frame, name)) for name, pad in pads]
+        soak.alive += 1
+        self.narrator.weak_ref(soak.on_freed)
         bus = self.pipeline.get_bus()
         bus.add_signal_watch()
         self.watch = bus.connect("message", self.on_message)
@@ -159,6 +162,10 @@ class Narrator:
         bus = self.pipeline.get_bus()
         bus.disconnect(self.watch)
         bus.remove_signal_watch()
+        # Python can't see that a probe holds what holds the pad.
+        for pad, probe in self.probes:
+            pad.remove_probe(probe)
+        self.probes.clear()
 
 
 FATES = ("captions", "dropped", "unanswered", "errors")
@@ -171,6 +178,8 @@ class Soak:
             ["frames", "captions", "seeks", "settings", "questions", "restarts", "elements"], 0
         )
         self.fates = dict.fromkeys(("sampled", *FATES, "flushed"), 0)
+        # Elements that have not been freed.
+        self.alive = 0
         self.problems = []
         self.samples = []
         self.rests = []
@@ -187,6 +196,9 @@ class Soak:
     def new(self):
         self.counts["elements"] += 1
         return Narrator(self, self.line)
+
+    def on_freed(self):
+        self.alive -= 1
 
     def fail(self, problem):
         self.problems.append(problem)
@@ -251,8 +263,11 @@ class Soak:
         GLib.timeout_add(self.every, self.act)
         GLib.timeout_add(5000, self.sample)
         self.loop.run()
-        for narrator in self.narrators:
-            narrator.leave()
+        while self.narrators:
+            self.narrators.pop().leave()
+        gc.collect()
+        if self.alive:
+            self.problems.append(f"{self.alive} elements of {self.counts['elements']} were never freed")
 
 
 def plot(samples, rests, path):
