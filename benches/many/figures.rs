@@ -22,12 +22,12 @@ pub struct Figures<'a> {
     pub base_all: &'a Value,
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
+pub fn numbers(value: &Value) -> Vec<f64> {
     let values = value.as_array().into_iter().flatten();
     values.filter_map(Value::as_f64).collect()
 }
 
-fn number(value: &Value) -> f64 {
+pub fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or(f64::NAN)
 }
 

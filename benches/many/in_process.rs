@@ -4,7 +4,10 @@ use std::{path::Path, time::Duration};
 
 use serde_json::Value;
 
-use crate::{Options, Result, Run, figures::percentiles};
+use crate::{
+    Options, Result, Run,
+    figures::{number, numbers, percentiles},
+};
 
 /// One row of the table.
 struct Row {
@@ -27,9 +30,9 @@ pub fn measure(options: &Options) -> Result<()> {
             elements,
             interval: Duration::ZERO,
             seconds,
+            program,
         };
-        run.measure_with(program, None)
-            .map(|(measured, ..)| measured)
+        run.measure(None).map(|(measured, ..)| measured)
     };
     let mut rows = Vec::new();
     for _ in 0..options.rounds {
@@ -57,16 +60,14 @@ pub fn measure(options: &Options) -> Result<()> {
             .iter()
             .rev()
             .find(|row| row.elements == elements && row.build == "this");
-        same.map_or(f64::NAN, |row| {
-            row.measured["rss"].as_f64().unwrap_or(f64::NAN)
-        })
+        same.map_or(f64::NAN, |row| number(&row.measured["rss"]))
     };
     if most > 1 && options.in_process.contains(&1) {
         let each = |all: f64, one: f64| (all - one) / (most - 1) as f64 / 1e6;
         let mut without = [0.0; 2];
         for (elements, rss) in [1, most].into_iter().zip(&mut without) {
             let measured = run("identity", elements, None, 2.0)?;
-            *rss = measured["rss"].as_f64().unwrap_or(f64::NAN);
+            *rss = number(&measured["rss"]);
         }
         println!(
             "\nMemory of each further element: {:.1} MB, of which its pipeline has {:.1} without it.",
@@ -84,24 +85,23 @@ pub fn measure(options: &Options) -> Result<()> {
 
 impl Row {
     fn line(&self) -> String {
-        let list = |name: &str| self.measured[name].as_array().into_iter().flatten();
-        let seconds = self.measured["seconds"].as_f64().unwrap_or(f64::NAN);
-        let mut each: Vec<_> = list("captions").filter_map(Value::as_u64).collect();
-        each.sort_unstable();
-        let rate = each.iter().sum::<u64>() as f64 / seconds;
-        let latencies = list("latencies").filter_map(|pair| Some(1e3 * pair[1].as_f64()?));
+        let mut each = numbers(&self.measured["captions"]);
+        each.sort_unstable_by(f64::total_cmp);
+        let rate = each.iter().sum::<f64>() / number(&self.measured["seconds"]);
+        let pairs = self.measured["latencies"].as_array().into_iter().flatten();
+        let latencies = pairs.map(|pair| 1e3 * number(&pair[1]));
         let [p50, p95, max] = percentiles(&mut latencies.collect::<Vec<_>>());
         // What a caption would take if all were served in turn, and one alone what it takes.
         let share = 1e3 * self.elements as f64 / rate;
         let ends = each.first().zip(each.last());
-        let (least, most) = ends.map_or((0, 0), |(least, most)| (*least, *most));
+        let (least, most) = ends.map_or((0.0, 0.0), |(least, most)| (*least, *most));
         format!(
             "| {} | {} | {rate:.2} | {p50:.0} / {p95:.0} / {max:.0} | {share:.0} | {:.2}, {:.2} | {least} – {most} | {:.0} |",
             self.elements,
             self.build,
             p95 / share,
             max / share,
-            self.measured["rss"].as_f64().unwrap_or(f64::NAN) / 1e6,
+            number(&self.measured["rss"]) / 1e6,
         )
     }
 }

@@ -216,14 +216,16 @@ struct Run<'a> {
     elements: usize,
     interval: Duration,
     seconds: f64,
+    /// Another build of this program.
+    program: Option<&'a Path>,
 }
 
 impl Run<'_> {
     /// Starts the elements; each of those that describe has a caption then.
-    fn start(&self, program: Option<&Path>) -> Result<Helper> {
+    fn start(&self) -> Result<Helper> {
         let this = std::env::current_exe()?;
         let mut elements = Helper::start_program(
-            program.unwrap_or(&this),
+            self.program.unwrap_or(&this),
             "elements",
             &json!({
                 "element": self.element,
@@ -240,20 +242,11 @@ impl Run<'_> {
     }
 
     /// Returns what the elements measured, and what the server counted at the start and in the measured time.
-    fn measure(&self, server: Option<&mut Helper>) -> Result<(Value, Value, Value)> {
-        self.measure_with(None, server)
-    }
-
-    /// With another build of this program.
-    fn measure_with(
-        &self,
-        program: Option<&Path>,
-        mut server: Option<&mut Helper>,
-    ) -> Result<(Value, Value, Value)> {
+    fn measure(&self, mut server: Option<&mut Helper>) -> Result<(Value, Value, Value)> {
         if let Some(server) = &mut server {
             server.ask("reset")?;
         }
-        let mut elements = self.start(program)?;
+        let mut elements = self.start()?;
         let start = match &mut server {
             Some(server) => server.ask("report")?,
             None => Value::Null,
@@ -311,6 +304,7 @@ fn record(options: &Options, endpoint: &str) -> Result<Vec<String>> {
         elements: options.elements.min(20),
         interval: Duration::from_millis(100),
         seconds: 5.0,
+        program: None,
     }
     .measure(None)?;
     let exchanges = server.exchanges();
@@ -376,9 +370,10 @@ fn main() -> Result<()> {
                 elements: options.elements,
                 interval: options.interval,
                 seconds: 0.0,
+                program: None,
             };
             let beside = (!options.ceiling_only)
-                .then(|| pipelines.start(None))
+                .then(|| pipelines.start())
                 .transpose()?;
             let ceiling = ceiling(&options, &endpoint, &bodies)?;
             beside.map_or(Ok(()), Helper::end)?;
@@ -396,6 +391,7 @@ fn main() -> Result<()> {
         elements,
         interval,
         seconds,
+        program: None,
     };
     let short = options.seconds.min(20.0);
     let base = [1, options.elements].map(|elements| {
