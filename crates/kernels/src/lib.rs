@@ -32,6 +32,7 @@
 
 mod activations;
 mod attention;
+mod int8;
 mod lanes;
 mod matmul;
 mod pointwise;
@@ -39,12 +40,16 @@ mod weights;
 
 pub use activations::{
     ActivationBuffer, ActivationBuffers, ActivationFormat, I8BlockParams, I8PerBlock, I16PerRow,
-    MatMul, QuantizedRows, RowSource, U7PerBlock,
+    MatMul, QuantizedRows, RowSource,
 };
 pub use attention::{
-    PackedKv, QkvRows, QkvShape, SequenceRows, bidirectional_attention, causal_attention,
+    PackedKv, QkvBlocks, QkvShape, SequenceRows, bidirectional_attention, causal_attention,
+};
+pub use int8::{
+    INT8_BLOCK, Int8Buffer, Int8Rows, Int8Weights, gelu_matmul_int8, matmul_int8,
+    matmul_int8_blocks,
 };
 pub use lanes::LANES;
 pub use matmul::{Epilogue, matmul};
-pub use pointwise::{F32Rows, Gelu, LayerNorm, RmsNorm, SwiGlu};
+pub use pointwise::{F32Rows, LayerNorm, RmsNorm, SwiGlu};
 pub use weights::{BlockQ4_0x16, BlockQ8_0x16, GgmlBlock, PackedWeights};

@@ -98,8 +98,10 @@ impl BlockQ8_0x16 {
     }
 
     /// Dot products with blocks of some rows of 16-bit activations whose bytes are [split](Lanes::SPLITS_I16): of fours,
-    /// the first of each row, then the second of each, and so on, `stride` apart. `quads` is as for
-    /// [`dot_u7_rows`](Self::dot_u7_rows).
+    /// the first of each row, then the second of each, and so on, `stride` apart.
+    ///
+    /// `quads` is [`QUADS`] as a variable: with a constant, compilers unroll the loop, put rows before weights and run
+    /// out of registers.
     #[inline(always)]
     pub(crate) fn dot_split_rows<L: Lanes, const ROWS: usize>(
         &self,
@@ -126,30 +128,6 @@ impl BlockQ8_0x16 {
             *low = l.join_bytes(l.sub_int(high, excess), *low);
         }
         low
-    }
-
-    /// Dot products with blocks of some rows of activations, none above 127: of fours, the first of each row, then the
-    /// second of each, and so on, `stride` apart.
-    ///
-    /// `quads` is [`QUADS`] as a variable: with a constant, compilers unroll the loop, put rows before weights and run
-    /// out of registers.
-    #[inline(always)]
-    pub(crate) fn dot_u7_rows<L: Lanes, const ROWS: usize>(
-        &self,
-        l: L,
-        x: &[[u8; QUAD]],
-        stride: usize,
-        quads: usize,
-    ) -> [L::Int; ROWS] {
-        let mut sums = [l.splat_int(0); ROWS];
-        for (weights, x) in self.weights[..quads].iter().zip(x.chunks(stride)) {
-            let weights = l.load_quads(weights);
-            let x: &[_; ROWS] = x.first_chunk().expect("as many rows");
-            for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = l.dot_quads(*sum, l.splat_quad(*x), weights);
-            }
-        }
-        sums
     }
 }
 
@@ -178,7 +156,7 @@ pub trait DotI8 {
     fn scales<L: Lanes>(&self, l: L) -> L::Float;
 
     /// Dot products with blocks of some rows of activations, each weight taken as larger by 8. `quads` is as for
-    /// [`BlockQ8_0x16::dot_u7_rows`].
+    /// [`BlockQ8_0x16::dot_split_rows`].
     fn dot_i8_rows<L: Lanes, const ROWS: usize>(
         &self,
         l: L,
@@ -302,7 +280,7 @@ impl DotI16 for BlockI16x16 {
 /// A model's weights are mapped, so that their memory goes back to the system when they are dropped. An allocator would
 /// keep what lies below a piece that is still in use.
 #[derive(Debug)]
-enum Storage<B> {
+pub(crate) enum Storage<B> {
     Heap(Vec<B>),
     Mapped(MmapMut),
 }
@@ -311,7 +289,7 @@ impl<B: Pod> Storage<B> {
     /// Smaller pieces, such as the keys of one image, are short-lived.
     const MIN_MAPPED: usize = 256 << 10;
 
-    fn zeroed(len: usize) -> Self {
+    pub(crate) fn zeroed(len: usize) -> Self {
         let bytes = len * size_of::<B>();
         match (bytes >= Self::MIN_MAPPED).then(|| MmapMut::map_anon(bytes)) {
             Some(Ok(pages)) => Self::Mapped(pages),
@@ -319,14 +297,14 @@ impl<B: Pod> Storage<B> {
         }
     }
 
-    fn all(&self) -> &[B] {
+    pub(crate) fn all(&self) -> &[B] {
         match self {
             Self::Heap(blocks) => blocks,
             Self::Mapped(pages) => bytemuck::cast_slice(pages),
         }
     }
 
-    fn all_mut(&mut self) -> &mut [B] {
+    pub(crate) fn all_mut(&mut self) -> &mut [B] {
         match self {
             Self::Heap(blocks) => blocks,
             Self::Mapped(pages) => bytemuck::cast_slice_mut(pages),
@@ -415,7 +393,7 @@ impl<B: Pod> PackedWeights<B> {
 mod tests {
     use super::*;
 
-    /// U7PerBlock in memory that are this process's own.
+    /// Bytes in memory that are this process's own.
     fn resident() -> usize {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let line = status.lines().find(|line| line.starts_with("RssAnon:"));

@@ -46,7 +46,8 @@ impl ActivationFormat for I16PerRow {
         params: &mut [f32],
     ) {
         if !L::SPLITS_I16 {
-            return PlainI16PerRow::quantize(l, row, (place, places), values, params);
+            params[0] = quantize_i16(l, row, I16_MAX, values.as_chunks_mut().0);
+            return;
         }
         let inverse_scale;
         (inverse_scale, params[place]) = symmetric_scale(l, row, I16_MAX);
@@ -81,7 +82,8 @@ impl MatMul<BlockQ8_0x16> for I16PerRow {
             true => SPLIT_TILE_ROWS,
             false => match widens(rows) {
                 false => WITHOUT_WIDENING,
-                true => PlainI16PerRow::tile_rows::<L>(rows),
+                true if L::MANY_REGISTERS => MAX_TILE_ROWS,
+                true => Self::MAX_FEW_REGISTER_ROWS,
             },
         }
     }
@@ -128,58 +130,6 @@ fn widens(rows: usize) -> bool {
     rows > WITHOUT_WIDENING
 }
 
-/// 16 bits with a scale for each row, one behind the other, for weights in 16 bits.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct PlainI16PerRow;
-
-impl ActivationFormat for PlainI16PerRow {
-    type Value = i16;
-    /// The scale.
-    type QuantParams = f32;
-
-    fn params_per_row(_: usize) -> usize {
-        1
-    }
-
-    #[inline(always)]
-    fn quantize<L: Lanes>(
-        l: L,
-        row: &[[f32; LANES]],
-        _: (usize, usize),
-        values: &mut [i16],
-        params: &mut [f32],
-    ) {
-        params[0] = quantize_i16(l, row, I16_MAX, values.as_chunks_mut().0);
-    }
-}
-
-impl MatMul<BlockI16x16> for PlainI16PerRow {
-    type Prepared = ();
-
-    const MAX_FEW_REGISTER_ROWS: usize = 6;
-
-    fn tile_rows<L: Lanes>(_: usize) -> usize {
-        match L::MANY_REGISTERS {
-            true => MAX_TILE_ROWS,
-            false => Self::MAX_FEW_REGISTER_ROWS,
-        }
-    }
-
-    #[inline(always)]
-    fn prepare<L: Lanes>(_: L, _: usize, _: &[BlockI16x16], (): &mut ()) {}
-
-    #[inline(always)]
-    fn dot_rows<L: Lanes, const ROWS: usize>(
-        l: L,
-        x: QuantizedRows<'_, Self>,
-        first: usize,
-        weights: &[BlockI16x16],
-        (): &(),
-    ) -> [L::Float; ROWS] {
-        dot_blocks(l, x, first, weights)
-    }
-}
-
 /// Dot products of `ROWS` rows from `first` on, by bytes.
 #[inline(always)]
 fn dot_split<L: Lanes, const ROWS: usize>(
@@ -209,17 +159,12 @@ fn dot_split<L: Lanes, const ROWS: usize>(
 
 /// Dot products of `ROWS` rows from `first` on, by the sums of each block.
 #[inline(always)]
-fn dot_blocks<B, F, L, const ROWS: usize>(
+fn dot_blocks<B: DotI16, L: Lanes, const ROWS: usize>(
     l: L,
-    x: QuantizedRows<'_, F>,
+    x: QuantizedRows<'_, I16PerRow>,
     first: usize,
     weights: &[B],
-) -> [L::Float; ROWS]
-where
-    B: DotI16,
-    F: ActivationFormat<Value = i16, QuantParams = f32>,
-    L: Lanes,
-{
+) -> [L::Float; ROWS] {
     let rows = x.blocks::<ROWS>(first);
     let mut y = [l.splat(0.0); ROWS];
     for (i, block) in weights.iter().enumerate() {

@@ -4,22 +4,18 @@ mod i16;
 
 use std::{fmt::Debug, hint::black_box, marker::PhantomData, ops::Range};
 
-use bytemuck::cast_ref;
 pub use i16::I16PerRow;
-pub(crate) use i16::PlainI16PerRow;
 use rayon::prelude::*;
 
 use super::{
-    lanes::{Kernel, LANES, Lanes, QUAD, dispatch},
-    weights::{
-        BLOCK, BlockQ4_0x16, BlockQ8_0x16, DotI8, DotI16, MAX_TILE_ROWS, QUADS, UnpackedQ4_0x16,
-    },
+    lanes::{Kernel, LANES, Lanes, dispatch},
+    weights::{BLOCK, BlockQ4_0x16, DotI8, MAX_TILE_ROWS, QUADS, UnpackedQ4_0x16},
 };
 
 /// Rows of f32 activations, computed one at a time while they are in the first cache.
 ///
 /// Implemented by what can stand before a product: [`F32Rows`](crate::F32Rows), [`LayerNorm`](crate::LayerNorm),
-/// [`RmsNorm`](crate::RmsNorm), [`Gelu`](crate::Gelu) and [`SwiGlu`](crate::SwiGlu).
+/// [`RmsNorm`](crate::RmsNorm) and [`SwiGlu`](crate::SwiGlu).
 pub trait RowSource: Sync {
     /// Number of rows.
     fn rows(&self) -> usize;
@@ -115,119 +111,6 @@ fn column<'a, T, const ROWS: usize>(rows: &[&'a [T]; ROWS], block: usize) -> [&'
         #[inline(always)]
         |row| &rows[row][block],
     )
-}
-
-/// Unsigned 7 bits with a scale and an offset for each block of 32.
-///
-/// Two products of 7 with 8 bits fit 16, so AVX2 takes three instructions for 32 products instead of four. Meant for
-/// many rows, where arithmetic is what takes the time: the rows of a tile are interleaved by fours, in the order in
-/// which a product takes them, so that one pointer is enough.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct U7PerBlock;
-
-impl ActivationFormat for U7PerBlock {
-    type Value = u8;
-    /// The scale, and the activation that 0 stands for.
-    type QuantParams = [f32; 2];
-
-    fn params_per_row(blocks: usize) -> usize {
-        blocks
-    }
-
-    #[inline(always)]
-    fn interleaved<L: Lanes>(rows: usize) -> usize {
-        rows.clamp(1, Self::tile_rows::<L>(rows))
-    }
-
-    #[inline(always)]
-    fn quantize<L: Lanes>(
-        l: L,
-        row: &[[f32; LANES]],
-        (place, places): (usize, usize),
-        values: &mut [u8],
-        params: &mut [[f32; 2]],
-    ) {
-        /// The largest of 7 bits.
-        const U7_MAX: f32 = 127.0;
-        let blocks = row.as_chunks::<{ BLOCK / LANES }>().0.iter();
-        let values = values.as_chunks_mut().0.chunks_exact_mut(places * QUADS);
-        let params = params.chunks_exact_mut(places);
-        for ((x, to), params) in blocks.zip(values).zip(params) {
-            let [low, high] = [l.load(&x[0]), l.load(&x[1])];
-            let min = l.reduce_min(l.min(low, high));
-            let max = l.reduce_max(l.max(low, high));
-            let range = max - min;
-            let inverse_scale = if range > 0.0 { U7_MAX / range } else { 0.0 };
-            params[place] = [range / U7_MAX, min];
-            let mut quantized = [[0; LANES]; BLOCK / LANES];
-            for (x, to) in [low, high].into_iter().zip(&mut quantized) {
-                let x = l.mul(l.sub(x, l.splat(min)), l.splat(inverse_scale));
-                l.store_u8(l.round(x), to);
-            }
-            let quads: &[[u8; QUAD]; QUADS] = cast_ref(&quantized);
-            for (quad, to) in quads.iter().zip(to.chunks_exact_mut(places)) {
-                to[place] = *quad;
-            }
-        }
-    }
-}
-
-impl MatMul<BlockQ8_0x16> for U7PerBlock {
-    /// Scales, and scaled sums of weights, of each block.
-    type Prepared = Vec<[[f32; LANES]; 2]>;
-
-    /// Of AVX2's registers ten hold sums, two weights, and one each activations, products and ones.
-    const MAX_FEW_REGISTER_ROWS: usize = 5;
-
-    fn tile_rows<L: Lanes>(_: usize) -> usize {
-        match L::MANY_REGISTERS {
-            true => MAX_TILE_ROWS,
-            false => Self::MAX_FEW_REGISTER_ROWS,
-        }
-    }
-
-    #[inline(always)]
-    fn prepare<L: Lanes>(l: L, _: usize, weights: &[BlockQ8_0x16], prepared: &mut Self::Prepared) {
-        prepared.resize(weights.len(), [[0.0; LANES]; 2]);
-        for (block, [scales, totals]) in weights.iter().zip(prepared) {
-            let [sums] = block.dot_u7_rows(l, &[[1; QUAD]; QUADS], 1, QUADS);
-            let s = block.scales(l);
-            l.store(s, scales);
-            l.store(l.mul(l.to_float(sums), s), totals);
-        }
-    }
-
-    #[inline(always)]
-    fn dot_rows<L: Lanes, const ROWS: usize>(
-        l: L,
-        x: QuantizedRows<'_, Self>,
-        first: usize,
-        weights: &[BlockQ8_0x16],
-        prepared: &Self::Prepared,
-    ) -> [L::Float; ROWS] {
-        let places = Self::interleaved::<L>(x.rows);
-        let (tile, place) = (first / places, first % places);
-        let blocks = weights.len();
-        let values = x.values.as_chunks().0.chunks_exact(places * QUADS);
-        let params = x.params.chunks_exact(places);
-        let rounded = values.zip(params).skip(tile * blocks);
-        let quads = black_box(QUADS);
-        let mut y = [l.splat(0.0); ROWS];
-        for ((block, [scales, totals]), (values, params)) in
-            weights.iter().zip(prepared).zip(rounded)
-        {
-            let products: [_; ROWS] = block.dot_u7_rows(l, &values[place..], places, quads);
-            let (scales, totals) = (l.load(scales), l.load(totals));
-            let params: &[_; ROWS] = params[place..].first_chunk().expect("as many rows");
-            for ((y, products), params) in y.iter_mut().zip(products).zip(params) {
-                let [scale, offset] = *params;
-                let scale = l.mul(scales, l.splat(scale));
-                *y = l.mul_add(l.to_float(products), scale, *y);
-                *y = l.mul_add(totals, l.splat(offset), *y);
-            }
-        }
-        y
-    }
 }
 
 /// Signed 8 bits with a scale for each block of 32, as ggml's Q8_0 and Q8_1.
@@ -351,10 +234,8 @@ fn dot_i8<B: DotI8, L: Lanes, const ROWS: usize>(
 /// Reusable memory for rows in each format.
 #[derive(Debug, Default)]
 pub struct ActivationBuffers {
-    /// For few rows with Q8_0 weights.
+    /// For Q8_0 weights.
     pub i16_per_row: ActivationBuffer<I16PerRow>,
-    /// For many rows with Q8_0 weights.
-    pub u7_per_block: ActivationBuffer<U7PerBlock>,
     /// For Q4_0 weights.
     pub i8_per_block: ActivationBuffer<I8PerBlock>,
 }

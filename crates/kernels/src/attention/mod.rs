@@ -3,7 +3,7 @@
 mod bidirectional;
 mod causal;
 
-pub use bidirectional::{QkvRows, bidirectional_attention};
+pub use bidirectional::{QkvBlocks, bidirectional_attention};
 pub use causal::{PackedKv, QkvShape, SequenceRows, causal_attention};
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 )]
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _mm256_dpbusd_avx_epi32, _mm256_dpwssd_avx_epi32,
+    __m128i, __m256, __m256i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
+    _mm256_dpbusd_avx_epi32, _mm256_dpwssd_avx_epi32,
 };
 
 use bytemuck::cast;
@@ -94,6 +95,7 @@ fn map3<T: Copy, U>(
 
 impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     const MANY_REGISTERS: bool = false;
+    const BYTE_OFFSET: Option<u8> = if VNNI { Some(128) } else { None };
 
     type I16Pairs = [__m256i; 2];
     type I8Quads = [__m256i; 2];
@@ -226,6 +228,39 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn load_times_128(self, from: &[i16; LANES]) -> Self::Int {
+        map(cast::<_, [__m128i; 2]>(*from), |half| {
+            let wide = self.0.avx2._mm256_cvtepi16_epi32(half);
+            self.0.avx2._mm256_slli_epi32::<7>(wide)
+        })
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::Float {
+        map(cast::<_, [__m128i; 2]>(*from), |half| {
+            let wide = self.0.avx2._mm256_cvtepu16_epi32(half);
+            cast(self.0.avx2._mm256_slli_epi32::<16>(wide))
+        })
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, [a, b, c, d]: [Self::Int; QUAD], to: &mut [[u8; QUAD]; LANES]) {
+        let avx2 = self.0.avx2;
+        let byte = self.0.avx._mm256_set1_epi32(255);
+        let [a, b, c] = [a, b, c].map(
+            #[inline(always)]
+            |x| map(x, |x| avx2._mm256_and_si256(x, byte)),
+        );
+        let or = |a, b| map2(a, b, |a, b| avx2._mm256_or_si256(a, b));
+        let low = or(a, map(b, |x| avx2._mm256_slli_epi32::<8>(x)));
+        let high = or(
+            map(c, |x| avx2._mm256_slli_epi32::<16>(x)),
+            map(d, |x| avx2._mm256_slli_epi32::<24>(x)),
+        );
+        *to = cast(or(low, high));
+    }
+
+    #[inline(always)]
     fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int {
         map2(a, b, |a, b| self.0.avx2._mm256_sub_epi32(a, b))
     }
@@ -272,6 +307,12 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
             let exponent = self.0.avx2._mm256_add_epi32(x, bias);
             cast(self.0.avx2._mm256_slli_epi32::<23>(exponent))
         })
+    }
+
+    #[inline(always)]
+    fn round_float(self, x: Self::Float) -> Self::Float {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        map(x, |x| self.0.avx._mm256_round_ps::<NEAREST>(x))
     }
 
     #[inline(always)]

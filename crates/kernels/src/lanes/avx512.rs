@@ -4,7 +4,8 @@
 )]
 
 use std::arch::x86_64::{
-    __m128i, __m256i, __m512, __m512i, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32,
+    __m128i, __m256i, __m512, __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
+    _mm512_dpbusd_epi32, _mm512_dpwssd_epi32,
 };
 
 use bytemuck::cast;
@@ -40,6 +41,9 @@ impl Avx512 {
     }
 }
 
+/// Rounding to whole numbers, ties to even, without exceptions.
+const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
 /// Runs `f`, compiled for what [`Avx512::detect`] looks for with everything that it inlines.
 #[target_feature(
     enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni"
@@ -56,6 +60,7 @@ fn map<T, U>([a, b]: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
 impl Lanes for Avx512 {
     const MANY_REGISTERS: bool = true;
     const SPLITS_I16: bool = true;
+    const BYTE_OFFSET: Option<u8> = Some(128);
 
     type I16Pairs = __m512i;
     type I8Quads = __m512i;
@@ -167,6 +172,31 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn load_times_128(self, from: &[i16; LANES]) -> Self::Int {
+        let wide = self.0.avx512f._mm512_cvtepi16_epi32(cast(*from));
+        self.0.avx512f._mm512_slli_epi32::<7>(wide)
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::Float {
+        let wide = self.0.avx512f._mm512_cvtepu16_epi32(cast(*from));
+        cast(self.0.avx512f._mm512_slli_epi32::<16>(wide))
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, [a, b, c, d]: [Self::Int; QUAD], to: &mut [[u8; QUAD]; LANES]) {
+        let f = self.0.avx512f;
+        let byte = f._mm512_set1_epi32(255);
+        let [a, b, c] = [a, b, c].map(
+            #[inline(always)]
+            |x| f._mm512_and_si512(x, byte),
+        );
+        let low = f._mm512_or_si512(a, f._mm512_slli_epi32::<8>(b));
+        let high = f._mm512_or_si512(f._mm512_slli_epi32::<16>(c), f._mm512_slli_epi32::<24>(d));
+        *to = cast(f._mm512_or_si512(low, high));
+    }
+
+    #[inline(always)]
     fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int {
         self.0.avx512f._mm512_sub_epi32(a, b)
     }
@@ -207,6 +237,16 @@ impl Lanes for Avx512 {
     fn exp2(self, x: Self::Int) -> Self::Float {
         let exponent = self.0.avx512f._mm512_add_epi32(x, self.splat_int(127));
         cast(self.0.avx512f._mm512_slli_epi32::<23>(exponent))
+    }
+
+    #[inline(always)]
+    fn round_float(self, x: Self::Float) -> Self::Float {
+        self.0.avx512f._mm512_roundscale_ps::<NEAREST>(x)
+    }
+
+    #[inline(always)]
+    fn mul_exp2(self, x: Self::Float, power: Self::Float) -> Self::Float {
+        self.0.avx512f._mm512_scalef_ps(x, power)
     }
 
     #[inline(always)]

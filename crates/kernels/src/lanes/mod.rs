@@ -28,6 +28,9 @@ pub trait Lanes: Copy + Send + Sync {
     const MANY_REGISTERS: bool;
     /// Whether 16-bit activations are multiplied byte by byte, which takes products of any unsigned with signed bytes.
     const SPLITS_I16: bool = false;
+    /// What the bytes of signed activations are XORed with for [`dot_quads`](Self::dot_quads) to take them; `None` where
+    /// 16 bits are multiplied in less time, or where that takes 7 bits only.
+    const BYTE_OFFSET: Option<u8> = None;
 
     /// `[i16; 2]` in each lane.
     type I16Pairs: Pod;
@@ -82,7 +85,7 @@ pub trait Lanes: Copy + Send + Sync {
         self.splat_quad(cast(quad))
     }
 
-    /// `sum` and four products of 7 with 8 bits.
+    /// `sum` and four products of 7 with 8 bits; of 8 with 8, where there is a [`BYTE_OFFSET`](Self::BYTE_OFFSET).
     fn dot_quads(self, sum: Self::Int, a: Self::I8Quads, b: Self::I8Quads) -> Self::Int;
     /// The low and the high halves of bytes.
     fn unpack_nibbles(self, values: &[[u8; QUAD]; LANES]) -> [Self::I8Quads; 2];
@@ -111,6 +114,8 @@ pub trait Lanes: Copy + Send + Sync {
     fn reduce_partial(self, sums: Self::PartialSums) -> Self::Int;
 
     fn splat_int(self, x: i32) -> Self::Int;
+    /// 128 times each value.
+    fn load_times_128(self, from: &[i16; LANES]) -> Self::Int;
     fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int;
     /// `256 * high + low`
     fn join_bytes(self, high: Self::Int, low: Self::Int) -> Self::Int;
@@ -122,8 +127,19 @@ pub trait Lanes: Copy + Send + Sync {
     fn store_i16(self, x: Self::Int, to: &mut [i16; LANES]);
     fn store_i8(self, x: Self::Int, to: &mut [i8; LANES]);
     fn store_u8(self, x: Self::Int, to: &mut [u8; LANES]);
+    /// Stores the lowest bytes of four vectors, lane by lane.
+    fn store_bytes(self, x: [Self::Int; QUAD], to: &mut [[u8; QUAD]; LANES]);
     /// 2 to the power of `x`, which is from -126 to 127.
     fn exp2(self, x: Self::Int) -> Self::Float;
+    /// Rounds to the nearest whole number, ties to even.
+    fn round_float(self, x: Self::Float) -> Self::Float;
+
+    /// `x` times 2 to the power of `power`, a whole number from -126 to 127. The product must be no smaller than a
+    /// normal number.
+    #[inline(always)]
+    fn mul_exp2(self, x: Self::Float, power: Self::Float) -> Self::Float {
+        self.mul(x, self.exp2(self.round(power)))
+    }
 
     fn splat(self, x: f32) -> Self::Float;
     #[inline(always)]
@@ -136,6 +152,8 @@ pub trait Lanes: Copy + Send + Sync {
         *to = cast(x);
     }
 
+    /// Widens bfloat16 floats.
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::Float;
     /// Widens finite half-precision floats.
     fn load_f16(self, from: &[u16; LANES]) -> Self::Float;
     fn add(self, a: Self::Float, b: Self::Float) -> Self::Float;
@@ -373,6 +391,11 @@ mod tests {
                 l.min(a, b),
                 l.abs(a),
                 l.exp2(power),
+                l.round_float(a),
+                l.mul_exp2(
+                    l.add(l.splat(1.0), l.abs(l.div(b, l.splat(300.0)))),
+                    l.to_float(power),
+                ),
             ];
             let bits = all.into_iter().map(
                 #[inline(always)]

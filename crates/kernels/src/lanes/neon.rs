@@ -79,6 +79,7 @@ fn map3<S, T, U>(sum: [S; 4], a: [T; 4], b: [T; 4], f: impl Fn(S, T, T) -> U) ->
 
 impl<const DOT: bool> Lanes for NeonLanes<DOT> {
     const MANY_REGISTERS: bool = false;
+    const BYTE_OFFSET: Option<u8> = if DOT { Some(0) } else { None };
 
     type I16Pairs = [int16x8_t; 4];
     type I8Quads = [int8x16_t; 4];
@@ -203,6 +204,39 @@ impl<const DOT: bool> Lanes for NeonLanes<DOT> {
     }
 
     #[inline(always)]
+    fn load_times_128(self, from: &[i16; LANES]) -> Self::Int {
+        let neon = self.0.neon;
+        map(cast::<_, [int16x4_t; 4]>(*from), |four| {
+            neon.vshlq_n_s32::<7>(neon.vmovl_s16(four))
+        })
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::Float {
+        let neon = self.0.neon;
+        map(cast::<_, [uint16x4_t; 4]>(*from), |four| {
+            cast(neon.vshlq_n_u32::<16>(neon.vmovl_u16(four)))
+        })
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, [a, b, c, d]: [Self::Int; QUAD], to: &mut [[u8; QUAD]; LANES]) {
+        let neon = self.0.neon;
+        let byte = neon.vdupq_n_s32(255);
+        let [a, b, c] = [a, b, c].map(
+            #[inline(always)]
+            |x| map(x, |x| neon.vandq_s32(x, byte)),
+        );
+        let or = |a, b| map2(a, b, |a, b| neon.vorrq_s32(a, b));
+        let low = or(a, map(b, |x| neon.vshlq_n_s32::<8>(x)));
+        let high = or(
+            map(c, |x| neon.vshlq_n_s32::<16>(x)),
+            map(d, |x| neon.vshlq_n_s32::<24>(x)),
+        );
+        *to = cast(or(low, high));
+    }
+
+    #[inline(always)]
     fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int {
         map2(a, b, |a, b| self.0.neon.vsubq_s32(a, b))
     }
@@ -251,6 +285,11 @@ impl<const DOT: bool> Lanes for NeonLanes<DOT> {
             let exponent = neon.vaddq_s32(x, neon.vdupq_n_s32(127));
             cast(neon.vshlq_n_s32::<23>(exponent))
         })
+    }
+
+    #[inline(always)]
+    fn round_float(self, x: Self::Float) -> Self::Float {
+        map(x, |x| self.0.neon.vrndnq_f32(x))
     }
 
     #[inline(always)]

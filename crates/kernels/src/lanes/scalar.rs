@@ -136,6 +136,23 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn load_times_128(self, from: &[i16; LANES]) -> Self::Int {
+        from.map(|x| 128 * i32::from(x))
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::Float {
+        from.map(|bits| f32::from_bits(u32::from(bits) << 16))
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, x: [Self::Int; QUAD], to: &mut [[u8; QUAD]; LANES]) {
+        for (lane, to) in to.iter_mut().enumerate() {
+            *to = x.map(|x| x[lane] as u8);
+        }
+    }
+
+    #[inline(always)]
     fn sub_int(self, a: Self::Int, b: Self::Int) -> Self::Int {
         std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
     }
@@ -173,6 +190,11 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn exp2(self, x: Self::Int) -> Self::Float {
         x.map(|x| f32::from_bits(((x + 127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn round_float(self, x: Self::Float) -> Self::Float {
+        x.map(f32::round_ties_even)
     }
 
     #[inline(always)]

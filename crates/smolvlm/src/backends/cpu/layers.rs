@@ -8,15 +8,17 @@ use candle_nn::{LayerNorm, RmsNorm};
 
 use crate::backends::candle::{decoder, encoder, linear::Linear, values::numbers};
 use vlmnarrate_kernels::{
-    self as kernels, ActivationBuffers, BlockQ4_0x16, BlockQ8_0x16, Epilogue, F32Rows, Gelu,
-    GgmlBlock, LANES, PackedWeights, QkvRows, QkvShape, RowSource, SequenceRows, SwiGlu,
-    bidirectional_attention, causal_attention, matmul,
+    self as kernels, ActivationBuffers, BlockQ4_0x16, BlockQ8_0x16, Epilogue, F32Rows, GgmlBlock,
+    INT8_BLOCK, Int8Buffer, Int8Rows, Int8Weights, LANES, PackedWeights, QkvBlocks, QkvShape,
+    RowSource, SequenceRows, SwiGlu, bidirectional_attention, causal_attention, gelu_matmul_int8,
+    matmul, matmul_int8, matmul_int8_blocks,
 };
 
 /// What a forward pass needs beside its input, from layer to layer.
 #[derive(Default)]
 pub(crate) struct Workspace {
     quantized: ActivationBuffers,
+    int8: [Int8Buffer; 2],
     qkv: Vec<f32>,
     attn_out: Vec<f32>,
     inner: Vec<f32>,
@@ -44,7 +46,6 @@ fn parameters(tensor: &Tensor) -> CandleResult<Vec<f32>> {
 pub(crate) struct Matrix {
     weights: Weights,
     bias: Option<Vec<f32>>,
-    precision: Precision,
 }
 
 #[derive(Debug)]
@@ -55,7 +56,7 @@ enum Weights {
 
 impl Matrix {
     /// `None` if there is no kernel for them.
-    pub(crate) fn new(layers: &[&Linear], precision: Precision) -> CandleResult<Option<Self>> {
+    pub(crate) fn new(layers: &[&Linear]) -> CandleResult<Option<Self>> {
         let mut parts = Vec::new();
         for layer in layers {
             match layer {
@@ -83,11 +84,7 @@ impl Matrix {
         });
         let biases = biases.collect::<CandleResult<Option<Vec<_>>>>()?;
         let bias = biases.map(|biases| biases.concat());
-        Ok(weights.map(|weights| Self {
-            weights,
-            bias,
-            precision,
-        }))
+        Ok(weights.map(|weights| Self { weights, bias }))
     }
 
     fn rows(&self) -> usize {
@@ -120,22 +117,15 @@ impl Matrix {
         out: &mut [f32],
     ) {
         let bias = self.bias.as_deref();
-        match (&self.weights, self.precision) {
-            (Weights::Q8_0(weights), Precision::U7PerBlock) => matmul(
-                quantized.u7_per_block.quantize(x),
-                weights,
-                bias,
-                epilogue,
-                out,
-            ),
-            (Weights::Q8_0(weights), Precision::I16PerRow) => matmul(
+        match &self.weights {
+            Weights::Q8_0(weights) => matmul(
                 quantized.i16_per_row.quantize(x),
                 weights,
                 bias,
                 epilogue,
                 out,
             ),
-            (Weights::Q4_0(weights), _) => matmul(
+            Weights::Q4_0(weights) => matmul(
                 quantized.i8_per_block.quantize(x),
                 weights,
                 bias,
@@ -144,13 +134,6 @@ impl Matrix {
             ),
         }
     }
-}
-
-/// The format of activations for Q8_0 weights. For Q4_0 it is `I8PerBlock`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Precision {
-    U7PerBlock,
-    I16PerRow,
 }
 
 fn pack<B: GgmlBlock>(parts: &[&QTensor], length: usize) -> CandleResult<Option<PackedWeights<B>>> {
@@ -163,39 +146,19 @@ fn pack<B: GgmlBlock>(parts: &[&QTensor], length: usize) -> CandleResult<Option<
     Ok(PackedWeights::from_ggml(rows, length, all))
 }
 
-/// A norm's parameters.
+/// An RMS norm's parameters.
 #[derive(Debug)]
 struct Norm {
     weight: Vec<f32>,
-    /// Empty for one without.
-    bias: Vec<f32>,
     epsilon: f32,
 }
 
 impl Norm {
-    fn layer(norm: &LayerNorm) -> CandleResult<Self> {
-        Ok(Self {
-            weight: parameters(norm.weight())?,
-            bias: norm.bias().map(parameters).transpose()?.unwrap_or_default(),
-            epsilon: norm.eps() as f32,
-        })
-    }
-
     fn rms(norm: &RmsNorm) -> CandleResult<Self> {
         Ok(Self {
             weight: parameters(norm.weight())?,
-            bias: Vec::new(),
             epsilon: norm.eps() as f32,
         })
-    }
-
-    fn layer_norm<'a>(&'a self, x: &'a [f32]) -> kernels::LayerNorm<'a> {
-        kernels::LayerNorm {
-            x: F32Rows::new(x, self.weight.len()),
-            weight: &self.weight,
-            bias: &self.bias,
-            epsilon: self.epsilon,
-        }
     }
 
     fn rms_norm<'a>(&'a self, x: &'a [f32]) -> kernels::RmsNorm<'a> {
@@ -207,6 +170,57 @@ impl Norm {
     }
 }
 
+/// Linear layers with the same input, as one whose weights and activations have 8 bits.
+#[derive(Debug)]
+struct Int8Matrix {
+    weights: Int8Weights,
+    bias: Vec<f32>,
+}
+
+impl Int8Matrix {
+    /// Of layers that come behind `norm`, whose weights they take over. `None` if there is no kernel for them.
+    fn new(layers: &[&Linear], norm: Option<&LayerNorm>) -> CandleResult<Option<Self>> {
+        let (mut rows, mut bias) = (Vec::new(), Vec::new());
+        for layer in layers {
+            let Linear::Quantized(QMatMul::QTensor(weights), layer_bias) = layer else {
+                return Ok(None);
+            };
+            if weights.dtype() != GgmlDType::Q8_0 || !weights.device().is_cpu() {
+                return Ok(None);
+            }
+            let values = weights.dequantize(&Device::Cpu)?.to_vec2::<f32>()?;
+            match layer_bias {
+                Some(values) => bias.extend(parameters(values)?),
+                None => bias.resize(bias.len() + values.len(), 0.0),
+            }
+            rows.extend(values);
+        }
+        if let Some(norm) = norm {
+            let gains = parameters(norm.weight())?;
+            let shift = norm.bias().map(parameters).transpose()?.unwrap_or_default();
+            for (row, bias) in rows.iter_mut().zip(&mut bias) {
+                *bias += row.iter().zip(&shift).map(|(w, b)| w * b).sum::<f32>();
+                for (w, gain) in row.iter_mut().zip(&gains) {
+                    *w *= gain;
+                }
+            }
+        }
+        let columns = rows.first().map_or(0, Vec::len);
+        let weights = Int8Weights::quantize(rows.len(), columns, |row, to| {
+            to.copy_from_slice(&rows[row]);
+        });
+        Ok(weights.map(|weights| Self { weights, bias }))
+    }
+
+    fn rows(&self) -> usize {
+        self.weights.rows()
+    }
+
+    fn multiply(&self, x: Int8Rows<'_>, epilogue: Epilogue, out: &mut [f32]) {
+        matmul_int8(x, &self.weights, Some(&self.bias), epilogue, out);
+    }
+}
+
 /// Whether kernels can take rows of this length, and heads.
 fn fits(length: usize) -> bool {
     length.is_multiple_of(LANES)
@@ -214,36 +228,35 @@ fn fits(length: usize) -> bool {
 
 #[derive(Debug)]
 pub(crate) struct EncoderLayer {
-    layer_norm1: Norm,
-    qkv: Matrix,
-    out_proj: Matrix,
-    layer_norm2: Norm,
-    fc1: Matrix,
-    fc2: Matrix,
+    qkv: Int8Matrix,
+    out_proj: Int8Matrix,
+    fc1: Int8Matrix,
+    fc2: Int8Matrix,
+    /// Of both norms.
+    epsilons: [f32; 2],
     heads: usize,
 }
 
 impl EncoderLayer {
     /// `None` if there are no kernels for it.
     pub(crate) fn new(layer: &encoder::Layer) -> CandleResult<Option<Self>> {
-        let matrix = |layers: &[&Linear]| Matrix::new(layers, Precision::U7PerBlock);
-        let hidden = layer.layer_norm1.weight().elem_count();
+        let (norm1, norm2) = (&layer.layer_norm1, &layer.layer_norm2);
+        let hidden = norm1.weight().elem_count();
         let (Some(qkv), Some(out_proj), Some(fc1), Some(fc2)) = (
-            matrix(&[&layer.q_proj, &layer.k_proj, &layer.v_proj])?,
-            matrix(&[&layer.out_proj])?,
-            matrix(&[&layer.fc1])?,
-            matrix(&[&layer.fc2])?,
+            Int8Matrix::new(&[&layer.q_proj, &layer.k_proj, &layer.v_proj], Some(norm1))?,
+            Int8Matrix::new(&[&layer.out_proj], None)?,
+            Int8Matrix::new(&[&layer.fc1], Some(norm2))?,
+            Int8Matrix::new(&[&layer.fc2], None)?,
         ) else {
             return Ok(None);
         };
         let fits = fits(hidden / layer.heads) && fits(fc1.rows());
         Ok(fits.then_some(Self {
-            layer_norm1: Norm::layer(&layer.layer_norm1)?,
             qkv,
             out_proj,
-            layer_norm2: Norm::layer(&layer.layer_norm2)?,
             fc1,
             fc2,
+            epsilons: [norm1, norm2].map(|norm| norm.eps() as f32),
             heads: layer.heads,
         }))
     }
@@ -251,40 +264,38 @@ impl EncoderLayer {
     /// Of `x`, `[patches, hidden]`, to what takes its place.
     pub(crate) fn forward(&self, x: &mut [f32], workspace: &mut Workspace) {
         let Workspace {
-            quantized,
+            int8: [narrow, wide],
             qkv,
-            attn_out,
-            inner,
+            ..
         } = workspace;
         let hidden = self.out_proj.rows();
         let patches = x.len() / hidden;
-        let qkv = room(qkv, patches * self.qkv.rows());
-        self.qkv.multiply(
-            &self.layer_norm1.layer_norm(x),
-            quantized,
-            Epilogue::Store,
+        let columns = self.qkv.rows().next_multiple_of(INT8_BLOCK);
+        let qkv = room(qkv, patches * columns);
+        let normed = narrow.quantize(&norm(x, hidden, self.epsilons[0]));
+        matmul_int8_blocks(normed, &self.qkv.weights, Some(&self.qkv.bias), qkv);
+        let head_size = hidden / self.heads;
+        let blocks = QkvBlocks {
             qkv,
-        );
-        let attn_out = room(attn_out, x.len());
-        let rows = QkvRows {
-            qkv,
+            rows: patches,
             heads: self.heads,
-            head_size: hidden / self.heads,
+            head_size,
+            scale: 1.0 / (head_size as f32).sqrt(),
         };
-        bidirectional_attention(rows, attn_out);
-        let attn_out = F32Rows::new(attn_out, hidden);
-        self.out_proj
-            .multiply(&attn_out, quantized, Epilogue::Add, x);
+        let attn_out = bidirectional_attention(blocks, narrow);
+        self.out_proj.multiply(attn_out, Epilogue::Add, x);
 
-        let inner = room(inner, patches * self.fc1.rows());
-        self.fc1.multiply(
-            &self.layer_norm2.layer_norm(x),
-            quantized,
-            Epilogue::Store,
-            inner,
-        );
-        let inner = Gelu(F32Rows::new(inner, self.fc1.rows()));
-        self.fc2.multiply(&inner, quantized, Epilogue::Add, x);
+        let normed = narrow.quantize(&norm(x, hidden, self.epsilons[1]));
+        let inner = gelu_matmul_int8(normed, &self.fc1.weights, Some(&self.fc1.bias), wide);
+        self.fc2.multiply(inner, Epilogue::Add, x);
+    }
+}
+
+/// A layer norm whose weight and bias are in the weights behind it.
+fn norm(x: &[f32], hidden: usize, epsilon: f32) -> kernels::LayerNorm<'_> {
+    kernels::LayerNorm {
+        x: F32Rows::new(x, hidden),
+        epsilon,
     }
 }
 
@@ -302,7 +313,7 @@ pub(crate) struct DecoderLayer {
 impl DecoderLayer {
     /// `None` if there are no kernels for it.
     pub(crate) fn new(layer: &decoder::Layer) -> CandleResult<Option<Self>> {
-        let matrix = |layers: &[&Linear]| Matrix::new(layers, Precision::I16PerRow);
+        let matrix = |layers: &[&Linear]| Matrix::new(layers);
         let (Some(qkv), Some(o_proj), Some(gate_up), Some(down_proj)) = (
             matrix(&[&layer.q_proj, &layer.k_proj, &layer.v_proj])?,
             matrix(&[&layer.o_proj])?,
@@ -340,6 +351,7 @@ impl DecoderLayer {
             qkv,
             attn_out,
             inner,
+            ..
         } = workspace;
         let tokens = x.len() / self.o_proj.rows();
         let qkv = room(qkv, tokens * self.qkv.rows());
@@ -374,7 +386,7 @@ pub(crate) struct Head {
 impl Head {
     /// `None` if there is no kernel for it.
     pub(crate) fn new(norm: &RmsNorm, lm_head: &Linear) -> CandleResult<Option<Self>> {
-        let Some(weights) = Matrix::new(&[lm_head], Precision::I16PerRow)? else {
+        let Some(weights) = Matrix::new(&[lm_head])? else {
             return Ok(None);
         };
         let norm = Norm::rms(norm)?;

@@ -9,7 +9,7 @@ use vlmnarrate_kernels::{PackedKv, SequenceRows};
 use super::candle::{
     self, LayerRows, Parts, decoder, encoder, kv_cache::LayerKv, linear::Linear, values::in_place,
 };
-use layers::{Matrix, Precision, Workspace};
+use layers::{Matrix, Workspace};
 
 /// Layers that the kernels know, fused; the others as candle has them.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Parts for Fused {
     }
 
     fn connector(linear: Linear) -> CandleResult<Connector> {
-        Ok(match Matrix::new(&[&linear], Precision::I16PerRow)? {
+        Ok(match Matrix::new(&[&linear])? {
             Some(matrix) => Connector::Fused(matrix),
             None => Connector::Candle(linear),
         })
