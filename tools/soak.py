@@ -9,7 +9,8 @@ model. Every so many seconds something happens to one of them, drawn at random: 
 backwards, another prompt, size, interval, number of frames or choices, a question about a frame, and now and then a way
 down to READY or NULL and up again; of several also the end of one element and a new one in its place. Every five minutes
 all of several rest in NULL. What the process holds while it plays depends on what was asked last, so what it holds when
-all are in NULL, the model gone, is judged.
+all are in NULL, the model gone, is judged, once glibc has given back what it keeps of freed memory: the frames of all
+pipelines come and go through its arenas.
 
 Exits 1 if an element posts an ERROR or a WARNING, if captions stop, if a frame came in and did not go out, if a frame
 that was sampled is neither described nor counted as dropped nor lost by a flush, or if the memory in NULL is in the last
@@ -18,6 +19,8 @@ nothing else.
 """
 
 import argparse
+import contextlib
+import ctypes
 import gc
 import pathlib
 import random
@@ -47,6 +50,12 @@ def resident():
     with open("/proc/self/status") as status:
         line = next(line for line in status if line.startswith("RssAnon:"))
     return int(line.split()[1]) / 1024
+
+
+def trim():
+    """Has the C library give back what is free, where it knows how."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def worker_is_there():
@@ -212,6 +221,7 @@ class Soak:
                 self.fail("the worker is still there, 30 s after NULL")
                 return
             time.sleep(0.01)
+        trim()
         self.rests.append((time.monotonic() - self.begun, resident()))
         self.rested = time.monotonic()
 
