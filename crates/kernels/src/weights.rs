@@ -4,8 +4,9 @@
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
+use rayon::prelude::*;
 
-use super::lanes::{LANES, Lanes, PAIR, QUAD};
+use super::lanes::{Kernel, LANES, Lanes, PAIR, QUAD, dispatch};
 
 /// Values of a row with a common scale.
 pub const BLOCK: usize = 32;
@@ -36,6 +37,9 @@ pub trait GgmlBlock: Pod + Send + Sync {
     /// Sets one row from a ggml block: the bits of its half-precision scale and the bytes of its weights.
     #[doc(hidden)]
     fn set_row(&mut self, row: usize, scale: u16, weights: &[u8]);
+    /// Sets one row to what ggml makes of these values. Gives the scale.
+    #[doc(hidden)]
+    fn quantize_row(&mut self, row: usize, values: &[f32; BLOCK]) -> f32;
 }
 
 /// Q8_0 blocks of sixteen rows: signed 8 bits for each weight, scales in half precision.
@@ -74,11 +78,29 @@ impl DotI16 for BlockQ8_0x16 {
 }
 
 impl GgmlBlock for BlockQ8_0x16 {
+    #[inline(always)]
     fn set_row(&mut self, row: usize, scale: u16, weights: &[u8]) {
         self.scales[row] = scale;
-        for (i, weight) in weights.iter().enumerate() {
-            self.weights[i / QUAD][row][i % QUAD] = weight.cast_signed();
+        for (quad, weights) in self.weights.iter_mut().zip(weights.as_chunks().0) {
+            let weights: [u8; QUAD] = *weights;
+            quad[row] = bytemuck::cast(weights);
         }
+    }
+
+    #[inline(always)]
+    fn quantize_row(&mut self, row: usize, values: &[f32; BLOCK]) -> f32 {
+        let mut largest = 0.0f32;
+        for x in values {
+            largest = largest.max(x.abs());
+        }
+        let scale = largest / 127.0;
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        let mut bytes = [0; BLOCK];
+        for (x, byte) in values.iter().zip(&mut bytes) {
+            *byte = ((x * inverse).round() as i8).cast_unsigned();
+        }
+        self.set_row(row, half::f16::from_f32(scale).to_bits(), &bytes);
+        scale
     }
 }
 
@@ -142,11 +164,35 @@ pub struct BlockQ4_0x16 {
 }
 
 impl GgmlBlock for BlockQ4_0x16 {
+    #[inline(always)]
     fn set_row(&mut self, row: usize, scale: u16, weights: &[u8]) {
         self.scales[row] = scale;
         for (i, weight) in weights.iter().enumerate() {
             self.weights[i / QUAD][row][i % QUAD] = *weight;
         }
+    }
+
+    #[inline(always)]
+    fn quantize_row(&mut self, row: usize, values: &[f32; BLOCK]) -> f32 {
+        let (mut largest, mut signed) = (0.0f32, 0.0);
+        for x in values {
+            if x.abs() > largest {
+                (largest, signed) = (x.abs(), *x);
+            }
+        }
+        let scale = signed / -8.0;
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let mut nibbles = [0; BLOCK];
+        for (x, nibble) in values.iter().zip(&mut nibbles) {
+            *nibble = ((x * inverse + 8.5) as u8).min(15);
+        }
+        let mut bytes = [0; BLOCK / 2];
+        let (low, high) = nibbles.split_at(BLOCK / 2);
+        for ((low, high), byte) in low.iter().zip(high).zip(&mut bytes) {
+            *byte = low | (high << 4);
+        }
+        self.set_row(row, half::f16::from_f32(scale).to_bits(), &bytes);
+        scale
     }
 }
 
@@ -363,6 +409,39 @@ impl<B: Pod> PackedWeights<B> {
         Some(packed)
     }
 
+    /// Quantizes rows as ggml does, in parallel. `write` puts a row, by its number, to where it is told. `None` if a value
+    /// or a scale is not finite.
+    ///
+    /// # Panics
+    ///
+    /// If `columns` is zero or no multiple of 32.
+    pub fn quantize(
+        rows: usize,
+        columns: usize,
+        write: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Option<Self>
+    where
+        B: GgmlBlock,
+    {
+        let mut packed = Self::zeros(rows, columns);
+        let panels = packed
+            .blocks
+            .all_mut()
+            .par_chunks_exact_mut(columns / BLOCK);
+        let is_finite = panels.enumerate().all(|(i, panel)| {
+            let mut values = vec![0.0; columns];
+            (0..LANES.min(rows - i * LANES)).all(|row| {
+                write(i * LANES + row, &mut values);
+                dispatch(QuantizeRow {
+                    values: &values,
+                    row,
+                    panel,
+                })
+            })
+        });
+        is_finite.then_some(packed)
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -387,6 +466,38 @@ impl<B: Pod> PackedWeights<B> {
         let blocks = self.columns / BLOCK;
         &mut self.blocks.all_mut()[panel * blocks..][..blocks]
     }
+}
+
+/// Quantizes a row to its place in a panel. Gives whether all is finite.
+struct QuantizeRow<'a, B> {
+    values: &'a [f32],
+    row: usize,
+    panel: &'a mut [B],
+}
+
+impl<B: GgmlBlock> Kernel for QuantizeRow<'_, B> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) -> bool {
+        let mut is_finite = true;
+        for (block, values) in self.panel.iter_mut().zip(self.values.as_chunks().0) {
+            let scale = block.quantize_row(self.row, values);
+            is_finite &= half::f16::from_f32(scale).is_finite() && all_finite(values);
+        }
+        is_finite
+    }
+}
+
+/// Whether all values are finite, asked of all at once.
+#[inline(always)]
+pub(crate) fn all_finite(values: &[f32]) -> bool {
+    // What is not finite is not 0 when it is multiplied with 0.
+    let mut sum = 0.0;
+    for x in values {
+        sum += x * 0.0;
+    }
+    sum == 0.0
 }
 
 #[cfg(all(test, target_os = "linux"))]

@@ -104,6 +104,10 @@ fn a_caption_takes_no_more_than_it_asked_for() {
             for (pictures, splitting) in [(1, false), (6, false), (1, true)] {
                 let pictures = vec![picture; pictures];
                 let (asked, taken) = costs(&model, &pictures, splitting);
+                println!(
+                    "{dtype:?} {quantization:?} {} {splitting}: {taken} of {asked} MB",
+                    pictures.len()
+                );
                 // A much too high estimate would refuse possible requests.
                 assert!(asked < 30 + 3 * taken, "{taken} of {asked} MB");
             }

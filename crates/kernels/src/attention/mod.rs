@@ -2,6 +2,7 @@
 
 mod bidirectional;
 mod causal;
+mod softmax;
 
 pub use bidirectional::{QkvBlocks, bidirectional_attention};
 pub use causal::{PackedKv, QkvShape, SequenceRows, causal_attention};

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     lanes::{Kernel, LANES, Lanes, PAIR, QUAD, dispatch},
-    weights::Storage,
+    weights::{Storage, all_finite},
 };
 
 /// The same four columns of thirty-two rows of weights.
@@ -196,9 +196,7 @@ impl Kernel for QuantizeRow<'_> {
         let blocks = self.row.as_chunks::<INT8_BLOCK>().0.iter();
         let quads = self.quads.chunks_mut(BLOCK_QUADS);
         for ((row, quads), scales) in blocks.zip(quads).zip(self.scales) {
-            // Nothing that is not finite is left of a sum.
-            let sum = row.iter().fold(0.0, |sum, x| sum + x * 0.0);
-            if sum != 0.0 {
+            if !all_finite(row) {
                 return false;
             }
             let mut bytes = [[0; QUAD]; BLOCK_QUADS];

@@ -2,11 +2,13 @@
 
 use candle_core::DType;
 
-use super::MAX_DRAFT;
+use super::{MAX_DRAFT, cpu::layers::padded_head};
 use crate::families::idefics3::config::Config;
 
-/// Small pieces, and what products keep of their factors.
+/// Small pieces, and what candle's products keep of their factors.
 const REST: f64 = (16 << 20) as f64;
+/// Small pieces, where kernels of our own do all.
+const REST_OF_FUSED: f64 = (8 << 20) as f64;
 
 /// What decides how much memory a request takes.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +21,13 @@ pub(crate) struct RequestSize {
     pub(crate) tokens: usize,
     pub(crate) rows: usize,
     pub(crate) capacity: usize,
+}
+
+/// Which parts of the network kernels of our own do all of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fused {
+    pub(crate) encoder: bool,
+    pub(crate) decoder: bool,
 }
 
 /// Bytes that a request takes at most beside the weights.
@@ -40,8 +49,9 @@ impl RequestMemory {
 }
 
 impl RequestSize {
-    /// What it takes at most: what `forward` and its like hold at once. With `is_fused` kernels of our own do all of it.
-    pub(crate) fn memory(&self, config: &Config, dtype: DType, is_fused: bool) -> RequestMemory {
+    /// What it takes at most: what `forward` and its like hold at once.
+    pub(crate) fn memory(&self, config: &Config, dtype: DType, fused: Fused) -> RequestMemory {
+        let is_fused = fused.encoder && fused.decoder;
         let product = |sides: &[usize]| sides.iter().map(|side| *side as f64).product::<f64>();
         let (v, t) = (&config.vision_config, &config.text_config);
         let stored = dtype.size_in_bytes() as f64;
@@ -65,11 +75,13 @@ impl RequestSize {
         // Of one picture at a time, and once more as patches.
         let pixels = value * product(&[2, self.side, self.side, 3]);
         let patches = config.patches_per_side(self.side).pow(2);
-        let vision = match is_fused {
-            // Queries, keys and values, once more as weights, and what is rounded.
+        let vision = match fused.encoder {
+            // States and their copies; queries, keys and values, of which two once more as bytes, as the other rows.
             true => {
-                product(&[9, patches, v.hidden_size])
-                    + 1.4 * product(&[patches, v.intermediate_size])
+                let head = padded_head(v.hidden_size / v.num_attention_heads);
+                product(&[5, patches, v.hidden_size])
+                    + 3.8 * product(&[patches, v.num_attention_heads, head])
+                    + 0.3 * product(&[patches, v.intermediate_size])
             }
             false => {
                 product(&[6, patches, v.hidden_size])
@@ -81,7 +93,7 @@ impl RequestSize {
         };
         let features = product(&[2, self.tokens, t.hidden_size]);
         let inner = t.num_attention_heads * t.head_dim();
-        let decoder = match is_fused {
+        let decoder = match fused.decoder {
             true => {
                 let heads = t.num_attention_heads + 2 * t.num_key_value_heads();
                 product(&[4, self.rows, t.hidden_size])
@@ -100,13 +112,14 @@ impl RequestSize {
         let heads = t.num_key_value_heads() * t.head_dim();
         let cache = stored * product(&[2, t.num_hidden_layers, self.capacity, heads]);
         // Sampling sorts them, each with its place.
-        let draft = if is_fused { MAX_DRAFT + 1 } else { 0 };
+        let draft = if fused.decoder { MAX_DRAFT + 1 } else { 0 };
         let logits = product(&[8 + draft, size_of::<f32>(), t.vocab_size]);
 
+        let rest = if is_fused { REST_OF_FUSED } else { REST };
         // The encoder's go before the decoder's come.
         let passes = value * vision.max(decoder);
         RequestMemory {
-            passing: (pixels + passes + weights + REST) as u64,
+            passing: (pixels + passes + weights + rest) as u64,
             held: (bytes + logits) as u64,
             cache: (cache + value * features) as u64,
         }

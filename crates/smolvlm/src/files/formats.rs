@@ -3,6 +3,7 @@
 use candle_core::{DType, quantized::GgmlDType};
 
 use vlmnarrate_engine::{DeviceKind, Quantization};
+use vlmnarrate_kernels::LANES;
 
 use crate::families::idefics3::names;
 
@@ -31,6 +32,8 @@ pub(crate) struct Formats {
     pub(crate) dtype: DType,
     /// Quantization of matrices that are dense in the file.
     pub(crate) quantization: Quantization,
+    /// Whether kernels of our own compute on a CPU.
+    pub(crate) is_cpu: bool,
 }
 
 impl Formats {
@@ -44,6 +47,16 @@ impl Formats {
             names::EMBED_TOKENS => self.embeddings(stored),
             _ if is_matrix && name.starts_with(names::DECODER_LAYERS) => {
                 matrix(decoder_dtype(self.quantization))
+            }
+            // Kernels of our own pad them.
+            _ if is_matrix
+                && name.starts_with(names::ENCODER_LAYERS)
+                && self.is_cpu
+                && encoder_dtype(self.quantization).is_some()
+                && dense_dtype(stored).is_some()
+                && shape.last().is_some_and(|row| row.is_multiple_of(LANES)) =>
+            {
+                Format::Quantized(GgmlDType::Q8_0)
             }
             _ if is_matrix
                 && (name.starts_with(names::ENCODER_LAYERS) || module == names::CONNECTOR) =>
@@ -231,6 +244,7 @@ mod tests {
                 let formats = Formats {
                     dtype: DType::F32,
                     quantization,
+                    is_cpu: false,
                 };
                 formats.format(name, stored, &[10, row]).unwrap()
             };
@@ -243,7 +257,15 @@ mod tests {
         let formats = Formats {
             dtype: DType::BF16,
             quantization: Quantization::None,
+            is_cpu: true,
         };
+        let on_cpu = Formats {
+            dtype: DType::F32,
+            quantization: Quantization::Q8_0,
+            is_cpu: true,
+        };
+        let format = |row| on_cpu.format(fc2, GgmlDType::BF16, &[10, row]);
+        assert_eq!([4304, 4300].map(format), [Some(q8), Some(f32)]);
         for (name, shape) in [
             (
                 "model.text_model.layers.0.input_layernorm.weight",

@@ -12,8 +12,8 @@ use crate::{
 use vlmnarrate_engine::Quantization;
 
 impl Weights {
-    /// Bytes of the loaded weights, on a CPU or another device.
-    pub(crate) fn size(&self, formats: Formats, is_cpu: bool) -> u64 {
+    /// Bytes of the loaded weights.
+    pub(crate) fn size(&self, formats: Formats) -> u64 {
         let size = |(name, entry): (&String, &TensorEntry)| {
             let format = formats.format(name, entry.dtype, &entry.shape);
             format.map_or(0, |format| format.bytes(entry.value_count()))
@@ -22,12 +22,12 @@ impl Weights {
             .entries()
             .iter()
             .map(size)
-            .chain([self.tied_size(formats, is_cpu)]);
+            .chain([self.tied_size(formats)]);
         sizes.fold(0, u64::saturating_add)
     }
 
     /// Bytes of a tied `lm_head` beside the token embeddings, 0 if it shares their memory.
-    fn tied_size(&self, formats: Formats, is_cpu: bool) -> u64 {
+    fn tied_size(&self, formats: Formats) -> u64 {
         let (None, Some(embeddings)) = (
             self.entries().get(&names::weight(names::LM_HEAD)),
             self.entries().get(&names::weight(names::EMBED_TOKENS)),
@@ -36,7 +36,7 @@ impl Weights {
         };
         let head = formats.tied_head(embeddings.dtype, embeddings.row_len());
         let is_shared = match head {
-            Format::Quantized(blocks) if is_cpu && is_packed(blocks) => false,
+            Format::Quantized(blocks) if formats.is_cpu && is_packed(blocks) => false,
             head => {
                 formats.format(
                     &names::weight(names::EMBED_TOKENS),
@@ -55,10 +55,9 @@ impl Weights {
     pub(crate) fn check_memory(
         &self,
         formats: Formats,
-        is_cpu: bool,
         check_available: impl Fn(u64) -> Result<(), Shortage>,
     ) -> Result<()> {
-        let size = self.size(formats, is_cpu);
+        let size = self.size(formats);
         check_available(size).map_err(|shortage| {
             let remedy = match formats.quantization {
                 Quantization::Q4_0 => "Use a smaller model",
@@ -134,13 +133,14 @@ mod tests {
         let formats = |dtype, quantization| Formats {
             dtype,
             quantization,
+            is_cpu: true,
         };
-        let size = |dtype, quantization| weights(64).size(formats(dtype, quantization), true);
+        let size = |dtype, quantization| weights(64).size(formats(dtype, quantization));
         assert_eq!(size(DType::F32, Quantization::None), 64 * 64 * 4);
         assert_eq!(size(DType::BF16, Quantization::None), 64 * 64 * 2);
         assert_eq!(size(DType::F32, Quantization::Q8_0), 64 * 2 * 34);
         let check = |weights: Weights, quantization| {
-            weights.check_memory(formats(DType::F32, quantization), true, check_available)
+            weights.check_memory(formats(DType::F32, quantization), check_available)
         };
         assert!(check(weights(64), Quantization::None).is_ok());
         for (quantization, says, remedy) in [
@@ -179,11 +179,14 @@ mod tests {
                 vec![],
                 [(names::weight(names::EMBED_TOKENS), embeddings)].into(),
             );
-            let formats = Formats {
-                dtype: DType::F32,
-                quantization,
-            };
-            [true, false].map(|is_cpu| weights.size(formats, is_cpu) as usize / 64)
+            [true, false].map(|is_cpu| {
+                let formats = Formats {
+                    dtype: DType::F32,
+                    quantization,
+                    is_cpu,
+                };
+                weights.size(formats) as usize / 64
+            })
         };
         let (none, q8_0) = (Quantization::None, Quantization::Q8_0);
         assert_eq!(sizes(GgmlDType::BF16, 64, none), [4 * 64; 2]);

@@ -79,6 +79,7 @@ impl LoadOptions {
         Ok(Formats {
             dtype,
             quantization: self.quantization,
+            is_cpu: self.device == DeviceKind::Cpu,
         })
     }
 
@@ -92,7 +93,7 @@ impl LoadOptions {
         let formats = options.formats(checkpoint)?;
         let weights = &checkpoint.weights;
         Ok(match device::takes_blocks(options.device) {
-            true => weights.size(formats, options.device == DeviceKind::Cpu),
+            true => weights.size(formats),
             false => weights.parameter_count() * formats.dtype.size_in_bytes() as u64,
         })
     }

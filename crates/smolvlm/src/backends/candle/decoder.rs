@@ -308,6 +308,20 @@ impl Layer {
         })
     }
 
+    /// The layer as candle runs it.
+    pub(crate) fn quantized(self) -> CandleResult<Self> {
+        Ok(Self {
+            q_proj: self.q_proj.quantized()?,
+            k_proj: self.k_proj.quantized()?,
+            v_proj: self.v_proj.quantized()?,
+            o_proj: self.o_proj.quantized()?,
+            gate_proj: self.gate_proj.quantized()?,
+            up_proj: self.up_proj.quantized()?,
+            down_proj: self.down_proj.quantized()?,
+            ..self
+        })
+    }
+
     pub(crate) fn forward(
         &self,
         x: &Tensor,

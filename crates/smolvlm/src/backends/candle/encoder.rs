@@ -224,6 +224,19 @@ impl Layer {
         })
     }
 
+    /// The layer as candle runs it.
+    pub(crate) fn quantized(self) -> CandleResult<Self> {
+        Ok(Self {
+            q_proj: self.q_proj.quantized()?,
+            k_proj: self.k_proj.quantized()?,
+            v_proj: self.v_proj.quantized()?,
+            out_proj: self.out_proj.quantized()?,
+            fc1: self.fc1.quantized()?,
+            fc2: self.fc2.quantized()?,
+            ..self
+        })
+    }
+
     pub(crate) fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
         let x = (x + self.attention(&self.layer_norm1.forward(x)?)?)?;
         let mlp = self

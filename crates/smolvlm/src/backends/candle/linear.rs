@@ -46,6 +46,8 @@ impl Matrices<'_> {
 #[derive(Debug)]
 pub(crate) enum Linear {
     Dense(candle_nn::Linear),
+    /// Dense weights that are to be held in blocks: kernels of our own quantize them as they pack them.
+    Unquantized(Tensor, GgmlDType, Option<Tensor>),
     /// Blocks: those that the kernels know are packed when a whole layer is loaded, candle multiplies the others.
     Quantized(QMatMul, Option<Tensor>),
 }
@@ -74,7 +76,7 @@ impl Linear {
                 Self::Dense(candle_nn::Linear::new(weight.to_dtype(dtype)?, bias))
             }
             (WeightTensor::Dense(weight), Format::Quantized(blocks)) => {
-                Self::Quantized(QMatMul::from_qtensor(quantize(&weight, blocks)?)?, bias)
+                Self::Unquantized(weight, blocks, bias)
             }
             (WeightTensor::Quantized(weight), Format::Dense(dtype)) => {
                 let weight = weight.dequantize(&weight.device())?.to_dtype(dtype)?;
@@ -85,6 +87,27 @@ impl Linear {
             }
         })
     }
+}
+
+impl Linear {
+    /// The layer as candle multiplies it.
+    pub(crate) fn quantized(self) -> CandleResult<Self> {
+        Ok(match self {
+            Self::Unquantized(weight, blocks, bias) if fills(&weight, blocks)? => {
+                Self::Quantized(QMatMul::from_qtensor(quantize(&weight, blocks)?)?, bias)
+            }
+            // As 4304 in the encoder of the 2.2B. Quantized models compute in f32.
+            Self::Unquantized(weight, _, bias) => {
+                Self::Dense(candle_nn::Linear::new(weight.to_dtype(DType::F32)?, bias))
+            }
+            other => other,
+        })
+    }
+}
+
+/// Whether rows are whole numbers of blocks.
+fn fills(weight: &Tensor, blocks: GgmlDType) -> CandleResult<bool> {
+    Ok(weight.dims2()?.1.is_multiple_of(blocks.block_size()))
 }
 
 /// On the CPU, as candle does in any case, and a part at a time: it takes as much memory as the weights once
@@ -110,6 +133,11 @@ impl Module for Linear {
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
         match self {
             Self::Dense(linear) => linear.forward(x),
+            Self::Unquantized(weight, blocks, bias) => {
+                Self::Unquantized(weight.clone(), *blocks, bias.clone())
+                    .quantized()?
+                    .forward(x)
+            }
             Self::Quantized(weight, bias) => {
                 let y = match weight {
                     QMatMul::QTensor(blocks) if widens(x)? => {
@@ -194,7 +222,9 @@ mod tests {
             Some(blocks) => Format::Quantized(blocks),
             None => Format::Dense(DType::F32),
         };
-        Linear::new(WeightTensor::Dense(weight.unwrap()), Some(bias), format).unwrap()
+        Linear::new(WeightTensor::Dense(weight.unwrap()), Some(bias), format)
+            .and_then(Linear::quantized)
+            .unwrap()
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(crate) mod values;
 
 use std::fmt::Debug;
 
-use candle_core::{DType, Device, Module, Result as CandleResult, Tensor};
+use candle_core::{DType, Device, Error as CandleError, Module, Result as CandleResult, Tensor};
 use candle_nn::{RmsNorm, VarBuilder};
 use vlmnarrate_engine::{Observer, Picture};
 
@@ -23,7 +23,7 @@ use super::{
     Backend, BatchLimits, EncodeJob, Needs, SequenceSlot, StepInput, StepJob, StepOutput, Stepped,
     device::{OpenDevice, with_autorelease_pool},
     own,
-    request_size::{RequestMemory, RequestSize},
+    request_size::{Fused, RequestMemory, RequestSize},
 };
 use crate::{
     error::{Error, Result},
@@ -121,18 +121,19 @@ impl Parts for Candle {
     type Head = decoder::Head;
 
     fn encoder_layer(layer: encoder::Layer) -> CandleResult<encoder::Layer> {
-        Ok(layer)
+        layer.quantized()
     }
 
     fn connector(linear: Linear) -> CandleResult<Linear> {
-        Ok(linear)
+        linear.quantized()
     }
 
     fn decoder_layer(layer: decoder::Layer) -> CandleResult<decoder::Layer> {
-        Ok(layer)
+        layer.quantized()
     }
 
     fn head(norm: RmsNorm, lm_head: Linear) -> CandleResult<decoder::Head> {
+        let lm_head = lm_head.quantized()?;
         Ok(decoder::Head { norm, lm_head })
     }
 }
@@ -192,22 +193,27 @@ impl<P: Parts> TensorBackend<P> {
         let has_room = |bytes| device.check_available(bytes);
         let device = device.tensors();
         let dtype = formats.dtype;
-        checkpoint
-            .weights
-            .check_memory(formats, device.is_cpu(), has_room)?;
-        let loader = Loader {
-            weights: &checkpoint.weights,
-            device: &device,
-            progress,
-        };
-        let vb = VarBuilder::from_backend(Box::new(loader), dtype, device.clone());
-        let matrices = Matrices { loader, formats };
+        checkpoint.weights.check_memory(formats, has_room)?;
+        let pool = Pool::for_model(threads)?;
         let config = &checkpoint.config;
-        let encoder = Encoder::load(config, matrices, &vb)
-            .map_err(|error| failed(Checkpoint::encoder_error, error))?;
-        let decoder = Decoder::load(config, matrices, &vb)
-            .map_err(|error| failed(Checkpoint::decoder_error, error))?;
-        drop(vb);
+        type Loaded<P> =
+            Result<(Encoder<P>, Decoder<P>), (fn(&Checkpoint, String) -> Error, CandleError)>;
+        // Weights are quantized by all threads.
+        let loaded: Loaded<P> = pool.install(|| {
+            let loader = Loader {
+                weights: &checkpoint.weights,
+                device: &device,
+                progress,
+            };
+            let vb = VarBuilder::from_backend(Box::new(loader), dtype, device.clone());
+            let matrices = Matrices { loader, formats };
+            let encoder = Encoder::load(config, matrices, &vb);
+            let encoder = encoder.map_err(|error| (Checkpoint::encoder_error as _, error))?;
+            let decoder = Decoder::load(config, matrices, &vb);
+            let decoder = decoder.map_err(|error| (Checkpoint::decoder_error as _, error))?;
+            Ok((encoder, decoder))
+        });
+        let (encoder, decoder) = loaded.map_err(|(report, error)| failed(report, error))?;
         Ok(Self {
             encoder,
             decoder,
@@ -215,7 +221,7 @@ impl<P: Parts> TensorBackend<P> {
             preprocessor: checkpoint.preprocessor.clone(),
             dtype,
             device,
-            pool: Pool::for_model(threads)?,
+            pool,
         })
     }
 
@@ -277,9 +283,12 @@ impl<P: Parts> Backend for TensorBackend<P> {
     }
 
     fn memory(&self, size: &RequestSize) -> Option<RequestMemory> {
-        let is_fused = self.encoder.is_fused() && self.decoder.is_fused();
+        let fused = Fused {
+            encoder: self.encoder.is_fused(),
+            decoder: self.decoder.is_fused(),
+        };
         let is_cpu = self.device.is_cpu();
-        is_cpu.then(|| size.memory(&self.config, self.dtype, is_fused))
+        is_cpu.then(|| size.memory(&self.config, self.dtype, fused))
     }
 
     fn reserve(&self, slot: &mut dyn SequenceSlot, needs: &Needs) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The numbers in tensors.
 
-use std::cell::Cell;
+use std::{cell::Cell, ops::Deref};
 
 use candle_core::{
     CpuStorage, DType, Error as CandleError, InplaceOp1, Layout, Result, Storage, Tensor,
@@ -56,4 +56,54 @@ pub(crate) fn look_at<T>(x: &Tensor, look: impl FnOnce(&[f32]) -> T) -> Result<T
 /// A copy of the values of an f32 tensor.
 pub(crate) fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()
+}
+
+/// Rows of a matrix on the CPU, read where they lie.
+pub(crate) struct MatrixRows<'a> {
+    /// A guard, whose type is a matter of candle's.
+    storage: Box<dyn Deref<Target = Storage> + Sync + 'a>,
+    start: usize,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+}
+
+impl<'a> MatrixRows<'a> {
+    /// `None` if they lie elsewhere, or not one behind the other.
+    pub(crate) fn new(tensor: &'a Tensor) -> Result<Option<Self>> {
+        let (rows, columns) = tensor.dims2()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let is_known = matches!(
+            &*storage,
+            Storage::Cpu(CpuStorage::F32(_) | CpuStorage::BF16(_) | CpuStorage::F16(_))
+        );
+        Ok(match layout.contiguous_offsets() {
+            Some((start, _)) if is_known => Some(Self {
+                storage: Box::new(storage),
+                start,
+                rows,
+                columns,
+            }),
+            _ => None,
+        })
+    }
+
+    /// Widens a row to f32.
+    pub(crate) fn write(&self, row: usize, to: &mut [f32]) {
+        let start = self.start + row * self.columns;
+        let range = start..start + self.columns;
+        match &**self.storage {
+            Storage::Cpu(CpuStorage::F32(x)) => to.copy_from_slice(&x[range]),
+            Storage::Cpu(CpuStorage::BF16(x)) => {
+                for (x, to) in x[range].iter().zip(to) {
+                    *to = x.to_f32();
+                }
+            }
+            Storage::Cpu(CpuStorage::F16(x)) => {
+                for (x, to) in x[range].iter().zip(to) {
+                    *to = x.to_f32();
+                }
+            }
+            _ => unreachable!("known when it was made"),
+        }
+    }
 }

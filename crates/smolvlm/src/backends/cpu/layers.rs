@@ -1,18 +1,15 @@
 //! Layers of a quantized model on the CPU: the same arithmetic as candle's, fused and on plain slices.
 
-use candle_core::{
-    Device, Error as CandleError, Result as CandleResult, Tensor,
-    quantized::{GgmlDType, QMatMul, QTensor},
-};
-use candle_nn::{LayerNorm, RmsNorm};
-
-use crate::backends::candle::{decoder, encoder, linear::Linear, values::numbers};
+use candle_core::Result as CandleResult;
+use candle_nn::RmsNorm;
 use vlmnarrate_kernels::{
-    self as kernels, ActivationBuffers, BlockQ4_0x16, BlockQ8_0x16, Epilogue, F32Rows, GgmlBlock,
-    INT8_BLOCK, Int8Buffer, Int8Rows, Int8Weights, LANES, PackedWeights, QkvBlocks, QkvShape,
-    RowSource, SequenceRows, SwiGlu, bidirectional_attention, causal_attention, gelu_matmul_int8,
-    matmul, matmul_int8, matmul_int8_blocks,
+    self as kernels, ActivationBuffers, Epilogue, F32Rows, INT8_BLOCK, Int8Buffer, LANES,
+    QkvBlocks, QkvShape, SequenceRows, SwiGlu, bidirectional_attention, causal_attention,
+    gelu_matmul_int8, matmul_int8_blocks,
 };
+
+use super::matrix::{Int8Matrix, Matrix, Stack, biases, parameters, widened};
+use crate::backends::candle::{decoder, encoder, linear::Linear};
 
 /// What a forward pass needs beside its input, from layer to layer.
 #[derive(Default)]
@@ -28,122 +25,6 @@ pub(crate) struct Workspace {
 fn room(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
     values.resize(len, 0.0);
     values
-}
-
-/// The values of a norm or a bias, checked here because they are not checked when they are used.
-fn parameters(tensor: &Tensor) -> CandleResult<Vec<f32>> {
-    let numbers = numbers(tensor)?;
-    match numbers.iter().all(|x| x.is_finite()) {
-        true => Ok(numbers),
-        false => Err(CandleError::msg(
-            "a norm or a bias has values that are not finite",
-        )),
-    }
-}
-
-/// Linear layers with the same input, as one.
-#[derive(Debug)]
-pub(crate) struct Matrix {
-    weights: Weights,
-    bias: Option<Vec<f32>>,
-}
-
-#[derive(Debug)]
-enum Weights {
-    Q8_0(PackedWeights<BlockQ8_0x16>),
-    Q4_0(PackedWeights<BlockQ4_0x16>),
-}
-
-impl Matrix {
-    /// `None` if there is no kernel for them.
-    pub(crate) fn new(layers: &[&Linear]) -> CandleResult<Option<Self>> {
-        let mut parts = Vec::new();
-        for layer in layers {
-            match layer {
-                Linear::Quantized(QMatMul::QTensor(weights), _) => parts.push(weights.as_ref()),
-                _ => return Ok(None),
-            }
-        }
-        let (Some(first), true) = (parts.first(), parts.iter().all(|p| p.device().is_cpu())) else {
-            return Ok(None);
-        };
-        let (dtype, (_, length)) = (first.dtype(), first.shape().dims2()?);
-        for part in &parts {
-            if part.dtype() != dtype || part.shape().dims2()?.1 != length {
-                return Ok(None);
-            }
-        }
-        let weights = match dtype {
-            GgmlDType::Q8_0 => pack(&parts, length)?.map(Weights::Q8_0),
-            GgmlDType::Q4_0 => pack(&parts, length)?.map(Weights::Q4_0),
-            _ => None,
-        };
-        let biases = layers.iter().map(|layer| match layer {
-            Linear::Quantized(_, Some(bias)) => parameters(bias).map(Some),
-            _ => Ok(None),
-        });
-        let biases = biases.collect::<CandleResult<Option<Vec<_>>>>()?;
-        let bias = biases.map(|biases| biases.concat());
-        Ok(weights.map(|weights| Self { weights, bias }))
-    }
-
-    fn rows(&self) -> usize {
-        match &self.weights {
-            Weights::Q8_0(weights) => weights.rows(),
-            Weights::Q4_0(weights) => weights.rows(),
-        }
-    }
-
-    /// Of a tensor on the CPU, `[rows, length]` in whole lanes.
-    pub(crate) fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let (rows, length) = x.dims2()?;
-        let x = numbers(x)?;
-        let mut out = vec![0.0; rows * self.rows()];
-        self.multiply(
-            &F32Rows::new(&x, length),
-            &mut ActivationBuffers::default(),
-            Epilogue::Store,
-            &mut out,
-        );
-        Tensor::from_vec(out, (rows, self.rows()), &Device::Cpu)
-    }
-
-    /// Quantizes `x` and multiplies.
-    fn multiply(
-        &self,
-        x: &impl RowSource,
-        quantized: &mut ActivationBuffers,
-        epilogue: Epilogue,
-        out: &mut [f32],
-    ) {
-        let bias = self.bias.as_deref();
-        match &self.weights {
-            Weights::Q8_0(weights) => matmul(
-                quantized.i16_per_row.quantize(x),
-                weights,
-                bias,
-                epilogue,
-                out,
-            ),
-            Weights::Q4_0(weights) => matmul(
-                quantized.i8_per_block.quantize(x),
-                weights,
-                bias,
-                epilogue,
-                out,
-            ),
-        }
-    }
-}
-
-fn pack<B: GgmlBlock>(parts: &[&QTensor], length: usize) -> CandleResult<Option<PackedWeights<B>>> {
-    let data = parts.iter().map(|part| part.data());
-    let data = data.collect::<CandleResult<Vec<_>>>()?;
-    let rows = |part: &&QTensor| part.shape().dims()[0];
-    let rows: usize = parts.iter().map(rows).sum();
-    let bytes = data.iter().map(|data| data.len()).sum::<usize>() / rows;
-    let all = data.iter().flat_map(|data| data.chunks_exact(bytes));
-    Ok(PackedWeights::from_ggml(rows, length, all))
 }
 
 /// An RMS norm's parameters.
@@ -170,54 +51,11 @@ impl Norm {
     }
 }
 
-/// Linear layers with the same input, as one whose weights and activations have 8 bits.
-#[derive(Debug)]
-struct Int8Matrix {
-    weights: Int8Weights,
-    bias: Vec<f32>,
-}
-
-impl Int8Matrix {
-    /// Of layers that come behind `norm`, whose weights they take over. `None` if there is no kernel for them.
-    fn new(layers: &[&Linear], norm: Option<&LayerNorm>) -> CandleResult<Option<Self>> {
-        let (mut rows, mut bias) = (Vec::new(), Vec::new());
-        for layer in layers {
-            let Linear::Quantized(QMatMul::QTensor(weights), layer_bias) = layer else {
-                return Ok(None);
-            };
-            if weights.dtype() != GgmlDType::Q8_0 || !weights.device().is_cpu() {
-                return Ok(None);
-            }
-            let values = weights.dequantize(&Device::Cpu)?.to_vec2::<f32>()?;
-            match layer_bias {
-                Some(values) => bias.extend(parameters(values)?),
-                None => bias.resize(bias.len() + values.len(), 0.0),
-            }
-            rows.extend(values);
-        }
-        if let Some(norm) = norm {
-            let gains = parameters(norm.weight())?;
-            let shift = norm.bias().map(parameters).transpose()?.unwrap_or_default();
-            for (row, bias) in rows.iter_mut().zip(&mut bias) {
-                *bias += row.iter().zip(&shift).map(|(w, b)| w * b).sum::<f32>();
-                for (w, gain) in row.iter_mut().zip(&gains) {
-                    *w *= gain;
-                }
-            }
-        }
-        let columns = rows.first().map_or(0, Vec::len);
-        let weights = Int8Weights::quantize(rows.len(), columns, |row, to| {
-            to.copy_from_slice(&rows[row]);
-        });
-        Ok(weights.map(|weights| Self { weights, bias }))
-    }
-
-    fn rows(&self) -> usize {
-        self.weights.rows()
-    }
-
-    fn multiply(&self, x: Int8Rows<'_>, epilogue: Epilogue, out: &mut [f32]) {
-        matmul_int8(x, &self.weights, Some(&self.bias), epilogue, out);
+/// The head size that attention takes heads of this size in.
+pub(crate) fn padded_head(size: usize) -> usize {
+    match size < INT8_BLOCK {
+        true => size.next_power_of_two().max(LANES),
+        false => size.next_multiple_of(INT8_BLOCK),
     }
 }
 
@@ -235,6 +73,7 @@ pub(crate) struct EncoderLayer {
     /// Of both norms.
     epsilons: [f32; 2],
     heads: usize,
+    head_size: usize,
 }
 
 impl EncoderLayer {
@@ -242,22 +81,68 @@ impl EncoderLayer {
     pub(crate) fn new(layer: &encoder::Layer) -> CandleResult<Option<Self>> {
         let (norm1, norm2) = (&layer.layer_norm1, &layer.layer_norm2);
         let hidden = norm1.weight().elem_count();
+        let attention = [&layer.q_proj, &layer.k_proj, &layer.v_proj];
+        let all = [&layer.out_proj, &layer.fc1, &layer.fc2];
+        let (Some(attention_weights), Some(all)) = (widened(&attention)?, widened(&all)?) else {
+            return Ok(None);
+        };
         let (Some(qkv), Some(out_proj), Some(fc1), Some(fc2)) = (
-            Int8Matrix::new(&[&layer.q_proj, &layer.k_proj, &layer.v_proj], Some(norm1))?,
-            Int8Matrix::new(&[&layer.out_proj], None)?,
-            Int8Matrix::new(&[&layer.fc1], Some(norm2))?,
-            Int8Matrix::new(&[&layer.fc2], None)?,
+            Stack::new(&attention_weights)?,
+            Stack::new([&all[0]])?,
+            Stack::new([&all[1]])?,
+            Stack::new([&all[2]])?,
         ) else {
             return Ok(None);
         };
-        let fits = fits(hidden / layer.heads) && fits(fc1.rows());
-        Ok(fits.then_some(Self {
+        if !fits(hidden) || !fits(fc1.rows()) {
+            return Ok(None);
+        }
+        let heads = layer.heads;
+        let (head_size, padded) = (hidden / heads, padded_head(hidden / heads));
+        let width = heads * padded;
+        // Each head is followed by zeros.
+        let mut qkv_bias = vec![0.0; 3 * width];
+        let stored = biases(&attention, qkv.rows())?;
+        for (to, bias) in qkv_bias.chunks_mut(padded).zip(stored.chunks(head_size)) {
+            to[..head_size].copy_from_slice(bias);
+        }
+        let qkv = Int8Matrix::new(
+            (3 * width, hidden),
+            |row, to| match row % padded < head_size {
+                true => qkv.write(row / padded * head_size + row % padded, to),
+                false => to.fill(0.0),
+            },
+            qkv_bias,
+            Some(norm1),
+        )?;
+        let bias = biases(&[&layer.out_proj], hidden)?;
+        let out_proj = Int8Matrix::new(
+            (hidden, width),
+            |row, to| {
+                let mut values = vec![0.0; hidden];
+                out_proj.write(row, &mut values);
+                for (to, values) in to.chunks_mut(padded).zip(values.chunks(head_size)) {
+                    let (head, rest) = to.split_at_mut(head_size);
+                    head.copy_from_slice(values);
+                    rest.fill(0.0);
+                }
+            },
+            bias,
+            None,
+        )?;
+        let fc1 = Int8Matrix::of(&layer.fc1, &fc1, Some(norm2))?;
+        let fc2 = Int8Matrix::of(&layer.fc2, &fc2, None)?;
+        let (Some(qkv), Some(out_proj), Some(fc1), Some(fc2)) = (qkv, out_proj, fc1, fc2) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
             qkv,
             out_proj,
             fc1,
             fc2,
             epsilons: [norm1, norm2].map(|norm| norm.eps() as f32),
-            heads: layer.heads,
+            heads,
+            head_size,
         }))
     }
 
@@ -274,13 +159,12 @@ impl EncoderLayer {
         let qkv = room(qkv, patches * columns);
         let normed = narrow.quantize(&norm(x, hidden, self.epsilons[0]));
         matmul_int8_blocks(normed, &self.qkv.weights, Some(&self.qkv.bias), qkv);
-        let head_size = hidden / self.heads;
         let blocks = QkvBlocks {
             qkv,
             rows: patches,
             heads: self.heads,
-            head_size,
-            scale: 1.0 / (head_size as f32).sqrt(),
+            head_size: padded_head(self.head_size),
+            scale: 1.0 / (self.head_size as f32).sqrt(),
         };
         let attn_out = bidirectional_attention(blocks, narrow);
         self.out_proj.multiply(attn_out, Epilogue::Add, x);
@@ -396,7 +280,7 @@ impl Head {
     /// Scores of each of some states.
     pub(crate) fn forward(&self, x: &[f32], workspace: &mut Workspace) -> Vec<f32> {
         let x = self.norm.rms_norm(x);
-        let mut scores = vec![0.0; x.rows() * self.weights.rows()];
+        let mut scores = vec![0.0; kernels::RowSource::rows(&x) * self.weights.rows()];
         self.weights
             .multiply(&x, &mut workspace.quantized, Epilogue::Store, &mut scores);
         scores

@@ -1,6 +1,7 @@
 //! Quantized layers on CPUs, by kernels of our own; candle has the layers that the kernels don't know.
 
 pub(crate) mod layers;
+mod matrix;
 
 use candle_core::{DType, Device, Module, Result as CandleResult, Tensor};
 use candle_nn::RmsNorm;
@@ -9,7 +10,8 @@ use vlmnarrate_kernels::{PackedKv, SequenceRows};
 use super::candle::{
     self, LayerRows, Parts, decoder, encoder, kv_cache::LayerKv, linear::Linear, values::in_place,
 };
-use layers::{Matrix, Workspace};
+use layers::Workspace;
+use matrix::Matrix;
 
 /// Layers that the kernels know, fused; the others as candle has them.
 #[derive(Debug)]
@@ -25,28 +27,31 @@ impl Parts for Fused {
     fn encoder_layer(layer: encoder::Layer) -> CandleResult<EncoderLayer> {
         Ok(match layers::EncoderLayer::new(&layer)? {
             Some(layer) => EncoderLayer::Fused(layer.into()),
-            None => EncoderLayer::Candle(layer.into()),
+            None => EncoderLayer::Candle(layer.quantized()?.into()),
         })
     }
 
     fn connector(linear: Linear) -> CandleResult<Connector> {
         Ok(match Matrix::new(&[&linear])? {
             Some(matrix) => Connector::Fused(matrix),
-            None => Connector::Candle(linear),
+            None => Connector::Candle(linear.quantized()?),
         })
     }
 
     fn decoder_layer(layer: decoder::Layer) -> CandleResult<DecoderLayer> {
         Ok(match layers::DecoderLayer::new(&layer)? {
             Some(layer) => DecoderLayer::Fused(layer.into()),
-            None => DecoderLayer::Candle(layer.into()),
+            None => DecoderLayer::Candle(layer.quantized()?.into()),
         })
     }
 
     fn head(norm: RmsNorm, lm_head: Linear) -> CandleResult<Head> {
         Ok(match layers::Head::new(&norm, &lm_head)? {
             Some(head) => Head::Fused(head),
-            None => Head::Candle(decoder::Head { norm, lm_head }),
+            None => {
+                let lm_head = lm_head.quantized()?;
+                Head::Candle(decoder::Head { norm, lm_head })
+            }
         })
     }
 }
