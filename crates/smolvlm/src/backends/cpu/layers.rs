@@ -286,3 +286,92 @@ impl Head {
         scores
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor, quantized::GgmlDType};
+    use candle_nn::LayerNorm;
+
+    use super::*;
+    use crate::files::{formats::Format, weights::WeightTensor};
+
+    /// A layer of so many heads of a size that is padded, with rows that are no whole blocks, in f32 or to be quantized.
+    /// Some channels of the norms are `outlier` times as large, and the weights behind them as much smaller.
+    fn layer(outlier: f32, format: Format) -> encoder::Layer {
+        const HIDDEN: usize = 96;
+        const INNER: usize = 112;
+        let mut rng = fastrand::Rng::with_seed(4);
+        let mut noise = |len: usize, size: f32| -> Vec<f32> {
+            (0..len).map(|_| (rng.f32() - 0.5) * size).collect()
+        };
+        let gain = |channel: usize| if channel % 17 == 3 { outlier } else { 1.0 };
+        let tensor = |values: Vec<f32>, shape: &[usize]| {
+            Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+        };
+        let mut norm = || {
+            let parts = [1.0, 0.0].map(|middle| {
+                let values = noise(HIDDEN, 0.5).into_iter().enumerate();
+                let values = values.map(|(i, x)| (x + middle) * gain(i)).collect();
+                tensor(values, &[HIDDEN])
+            });
+            let [weight, bias] = parts;
+            LayerNorm::new(weight, bias, 1e-6)
+        };
+        let (layer_norm1, layer_norm2) = (norm(), norm());
+        let mut linear = |from: usize, to: usize, is_behind_norm: bool| {
+            let mut weight = noise(from * to, 0.6);
+            for (i, w) in weight.iter_mut().enumerate().filter(|_| is_behind_norm) {
+                *w /= gain(i % from);
+            }
+            let bias = tensor(noise(to, 0.5), &[to]);
+            let weight = WeightTensor::Dense(tensor(weight, &[to, from]));
+            Linear::new(weight, Some(bias), format).unwrap()
+        };
+        encoder::Layer {
+            q_proj: linear(HIDDEN, HIDDEN, true),
+            k_proj: linear(HIDDEN, HIDDEN, true),
+            v_proj: linear(HIDDEN, HIDDEN, true),
+            out_proj: linear(HIDDEN, HIDDEN, false),
+            fc1: linear(HIDDEN, INNER, true),
+            fc2: linear(INNER, HIDDEN, false),
+            layer_norm1,
+            layer_norm2,
+            heads: 4,
+        }
+    }
+
+    /// How far the fused layer is from candle's in f32, of what it adds to its input.
+    fn distance(outlier: f32) -> f64 {
+        const ROWS: usize = 70;
+        let mut rng = fastrand::Rng::with_seed(5);
+        let x: Vec<_> = (0..ROWS * 96).map(|_| rng.f32() * 4.0 - 2.0).collect();
+        let tensor = Tensor::from_vec(x.clone(), (ROWS, 96), &Device::Cpu).unwrap();
+        let exact = layer(outlier, Format::Dense(DType::F32)).forward(&tensor);
+        let exact = exact.unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let fused = layer(outlier, Format::Quantized(GgmlDType::Q8_0));
+        let fused = EncoderLayer::new(&fused).unwrap().expect("kernels");
+        let mut y = x.clone();
+        fused.forward(&mut y, &mut Workspace::default());
+        let (mut off, mut all) = (0.0, 0.0);
+        for ((y, exact), x) in y.into_iter().zip::<Vec<f32>>(exact).zip(x) {
+            off += f64::from(y - exact).powi(2);
+            all += f64::from(exact - x).powi(2);
+        }
+        (off / all).sqrt()
+    }
+
+    #[test]
+    fn heads_and_rows_of_any_size_come_out_as_candle_has_them() {
+        let off = distance(1.0);
+        assert!(off < 3e-2, "{off}");
+    }
+
+    #[test]
+    fn outliers_of_norms_cost_no_precision() {
+        let without = distance(1.0);
+        for outlier in [10.0, 100.0] {
+            let off = distance(outlier);
+            assert!(off < 1.1 * without, "{outlier}: {off}, {without} without");
+        }
+    }
+}
