@@ -2,7 +2,9 @@
 //!
 //! - [`matmul`] multiplies rows of activations with [`PackedWeights`], which are read from ggml's Q8_0 or Q4_0.
 //!   [`ActivationBuffers`] holds the activations, quantized on the way.
-//! - [`RowSource`]s compute what stands before a product: [`LayerNorm`], [`RmsNorm`], [`Gelu`], [`SwiGlu`].
+//! - [`matmul_int8`] does so for many rows, with [`Int8Weights`] and [`Int8Buffer`]s of activations, both in bytes;
+//!   [`gelu_matmul_int8`] goes on to the next product's activations.
+//! - [`RowSource`]s compute what stands before a product: [`LayerNorm`], [`RmsNorm`], [`SwiGlu`].
 //! - [`bidirectional_attention`] is a vision encoder's, [`causal_attention`] a decoder's, with its [`PackedKv`].
 //!
 //! Everything works on slices of f32 and on rayon's current thread pool. The instruction set is chosen at run time:
@@ -49,7 +51,7 @@ pub use int8::{
     INT8_BLOCK, Int8Buffer, Int8Rows, Int8Weights, gelu_matmul_int8, matmul_int8,
     matmul_int8_blocks,
 };
-pub use lanes::LANES;
+pub use lanes::{InstructionSet, LANES, limit_instructions};
 pub use matmul::{Epilogue, matmul};
 pub use pointwise::{F32Rows, LayerNorm, RmsNorm, SwiGlu};
 pub use weights::{BlockQ4_0x16, BlockQ8_0x16, GgmlBlock, PackedWeights};

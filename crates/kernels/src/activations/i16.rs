@@ -92,10 +92,10 @@ impl MatMul<BlockQ8_0x16> for I16PerRow {
     fn prepare<L: Lanes>(l: L, rows: usize, weights: &[BlockQ8_0x16], wide: &mut Self::Prepared) {
         wide.clear();
         if !L::SPLITS_I16 && widens(rows) {
-            wide.extend(weights.iter().map(
-                #[inline(always)]
-                |block| block.to_i16(l),
-            ));
+            // An iterator's closure would not be inlined.
+            for block in weights {
+                wide.push(block.to_i16(l));
+            }
         }
     }
 

@@ -165,7 +165,7 @@ impl Kernel for PackHead<'_> {
         let mut key_pairs = Vec::new();
         let tiles = 0..rows.div_ceil(TILE_ROWS);
         let quads = keys.rows(rows, head_size).quads(tiles);
-        widen_tiles::<L>(Sign::Signed, quads, &mut key_pairs);
+        widen_tiles(l, quads, &mut key_pairs);
 
         let head = qkv.head(VALUE, self.head);
         let mut values = Int8Weights::zeros(head_size, rows.next_multiple_of(INT8_BLOCK));
@@ -323,7 +323,7 @@ impl Kernel for AttendRows<'_, '_> {
             }
             combine(l, sums, scales);
             prob_pairs.clear();
-            widen_tiles::<L>(Sign::Unsigned, probs, prob_pairs);
+            widen_tiles(l, probs, prob_pairs);
             for (panel, means) in kv.value_means.iter().enumerate() {
                 let values = kv.values.panel(panel, (&kv.value_pairs, 0));
                 let column = head * qkv.head_size + panel * PANEL_ROWS;

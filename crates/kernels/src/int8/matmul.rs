@@ -230,7 +230,7 @@ impl<O: Output> Kernel for Gemm<'_, O> {
         for first in (0..tiles).step_by(cached) {
             let some = first..tiles.min(first + cached);
             tile_pairs.clear();
-            widen_tiles::<L>(Sign::Signed, self.x.quads(some.clone()), &mut tile_pairs);
+            widen_tiles(l, self.x.quads(some.clone()), &mut tile_pairs);
             for group in self.groups.clone() {
                 let panels =
                     group * GROUP_PANELS..self.weights.panels().min((group + 1) * GROUP_PANELS);

@@ -11,6 +11,8 @@ mod weights;
 
 use std::hint::black_box;
 
+use bytemuck::cast;
+
 pub use matmul::{gelu_matmul_int8, matmul_int8, matmul_int8_blocks};
 pub(crate) use rows::{I8_MAX, TileMut, largest_of, quantize_block, unsigned_byte};
 pub use rows::{Int8Buffer, Int8Rows};
@@ -70,21 +72,24 @@ pub(crate) type PanelPair = [[[i16; PAIR]; LANES]; HALVES];
 
 /// Appends tiles in pairs of 16 bits, if the processor multiplies these in less time than bytes.
 #[inline(always)]
-pub(crate) fn widen_tiles<L: Lanes>(sign: Sign, quads: &[TileQuad], to: &mut Vec<TilePair>) {
+pub(crate) fn widen_tiles<L: Lanes>(l: L, quads: &[TileQuad], to: &mut Vec<TilePair>) {
     if L::BYTE_OFFSET.is_some() {
         return;
     }
-    for rows in quads {
-        let mut pairs = [TilePair::default(); PAIR];
-        for (row, quad) in rows.iter().enumerate() {
-            for (i, byte) in quad.iter().enumerate() {
-                pairs[i / PAIR][row][i % PAIR] = match sign {
-                    Sign::Signed => byte.cast_signed().into(),
-                    Sign::Unsigned => (*byte).into(),
-                };
+    for two in quads.chunks(LANES / TILE_ROWS) {
+        let mut lanes = [[0; QUAD]; LANES];
+        for (lane, quad) in lanes.iter_mut().zip(two.as_flattened()) {
+            *lane = cast(*quad);
+        }
+        let mut pairs = [[[0; PAIR]; LANES]; PAIR];
+        let [first, last] = l.split_pairs(l.widen_quads(&lanes));
+        l.store_pairs(first, &mut pairs[0]);
+        l.store_pairs(last, &mut pairs[1]);
+        for i in 0..two.len() {
+            for pairs in &pairs {
+                to.push(pairs.as_chunks().0[i]);
             }
         }
-        to.extend(pairs);
     }
 }
 
@@ -138,7 +143,7 @@ pub(crate) fn multiply<L: Lanes, const VECTORS: usize>(
                         Some(offset) => {
                             multiply_bytes(l, (tile, sign, offset), panel, (row, half), y)
                         }
-                        None => multiply_pairs(l, tile, panel, (row, half), y),
+                        None => multiply_pairs(l, (tile, sign), panel, (row, half), y),
                     };
                     store(l, y, (row, at + half), out);
                 }
@@ -204,7 +209,7 @@ fn multiply_bytes<L: Lanes, const ROWS: usize, const PARTS: usize>(
 #[inline(always)]
 fn multiply_pairs<L: Lanes>(
     l: L,
-    tile: Tile<'_>,
+    (tile, sign): (Tile<'_>, Sign),
     panel: Panel<'_>,
     (row, half): (usize, usize),
     mut y: [[L::Float; 1]; FEW_ROWS],
@@ -213,7 +218,7 @@ fn multiply_pairs<L: Lanes>(
     let blocks = tile.pairs.chunks(block).zip(tile.scales);
     let weights = panel.pairs.chunks(block).zip(panel.params);
     for ((x, scales), (weights, params)) in blocks.zip(weights) {
-        let mut sums = [[l.splat_int(0); 1]; FEW_ROWS];
+        let mut sums = [[params.start(l, half, sign, 0); 1]; FEW_ROWS];
         for (x, weights) in x.iter().zip(weights) {
             let weights = l.load_pairs(&weights[half]);
             for ([sum], x) in sums.iter_mut().zip(&x[row..]) {

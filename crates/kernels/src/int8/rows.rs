@@ -155,16 +155,16 @@ impl<S: RowSource> Kernel for QuantizeTiles<'_, '_, S> {
 /// The largest integer of an activation or a weight.
 pub(crate) const I8_MAX: f32 = i8::MAX as f32;
 
-/// A signed value as the byte that [`Lanes::dot_quads`] takes, or as itself where it takes none.
+/// A signed value as the byte that [`Lanes::dot_quads`] takes; as itself where 16 bits are multiplied.
 #[inline(always)]
 pub(crate) fn signed_byte<L: Lanes>(x: i8) -> u8 {
     x.cast_unsigned() ^ L::BYTE_OFFSET.unwrap_or(0)
 }
 
-/// As [`signed_byte`], of a value without a sign.
+/// As [`signed_byte`], of a value without a sign: smaller by 128 where bytes have signs.
 #[inline(always)]
 pub(crate) fn unsigned_byte<L: Lanes>(x: u8) -> u8 {
-    x ^ L::BYTE_OFFSET.map_or(0, |offset| offset ^ 128)
+    x ^ L::BYTE_OFFSET.unwrap_or(0) ^ 128
 }
 
 /// The largest of a block, without its sign.

@@ -181,13 +181,21 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
 
     #[inline(always)]
     fn split_pairs(self, fours: Self::I16Quads) -> [Self::I16Pairs; 2] {
+        // No closures: what they call would not be inlined.
         let [a, b, c, d] = cast::<_, [__m256; 4]>(fours);
-        let halves = [[a, b], [c, d]];
-        let first = |[a, b]: [__m256; 2]| self.0.avx._mm256_shuffle_ps::<0b10_00_10_00>(a, b);
-        let last = |[a, b]: [__m256; 2]| self.0.avx._mm256_shuffle_ps::<0b11_01_11_01>(a, b);
+        let avx = self.0.avx;
+        let first = [
+            avx._mm256_shuffle_ps::<0b10_00_10_00>(a, b),
+            avx._mm256_shuffle_ps::<0b10_00_10_00>(c, d),
+        ];
+        let last = [
+            avx._mm256_shuffle_ps::<0b11_01_11_01>(a, b),
+            avx._mm256_shuffle_ps::<0b11_01_11_01>(c, d),
+        ];
+        let [first, last] = cast::<_, [[__m256i; 2]; 2]>([first, last]);
         [
-            map(halves, |half| self.swap_middle_quarters(cast(first(half)))),
-            map(halves, |half| self.swap_middle_quarters(cast(last(half)))),
+            map(first, |half| self.swap_middle_quarters(half)),
+            map(last, |half| self.swap_middle_quarters(half)),
         ]
     }
 

@@ -11,6 +11,8 @@ mod avx512;
 mod neon;
 mod scalar;
 
+use std::sync::atomic::{AtomicU8, Ordering};
+
 use bytemuck::{Pod, cast};
 
 use scalar::Scalar;
@@ -205,26 +207,55 @@ pub trait Kernel {
     fn run<L: Lanes>(self, lanes: L) -> Self::Output;
 }
 
+/// Instruction sets that kernels are compiled for, the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum InstructionSet {
+    /// What every processor has.
+    Plain,
+    /// AVX2 and FMA, or Neon.
+    Avx2OrNeon,
+    /// AVX-VNNI, or Neon with dot products.
+    AvxVnniOrNeonDot,
+    /// AVX-512 with VNNI.
+    Avx512,
+}
+
+static LIMIT: AtomicU8 = AtomicU8::new(InstructionSet::Avx512 as u8);
+
+/// From now on uses no more than these instructions in this process, to measure what a lesser processor would take.
+/// What is computed stays the same.
+///
+/// To be called before there are [`Int8Buffer`](crate::Int8Buffer)s and others, whose layout depends on it.
+pub fn limit_instructions(to: InstructionSet) {
+    LIMIT.store(to as u8, Ordering::Relaxed);
+}
+
 /// Runs an expression for each instruction set that this processor has, the best first, [`Scalar`] excluded.
 macro_rules! for_each_detected {
-    ($lanes:ident => $do:expr) => {
+    (($lanes:ident, $set:ident) => $do:expr) => {
         #[cfg(target_arch = "x86_64")]
         {
+            let $set = InstructionSet::Avx512;
             if let Some($lanes) = avx512::Avx512::detect() {
                 $do;
             }
+            let $set = InstructionSet::AvxVnniOrNeonDot;
             if let Some($lanes) = avx2::Avx2::<true>::detect() {
                 $do;
             }
+            let $set = InstructionSet::Avx2OrNeon;
             if let Some($lanes) = avx2::Avx2::<false>::detect() {
                 $do;
             }
         }
         #[cfg(target_arch = "aarch64")]
         {
+            let $set = InstructionSet::AvxVnniOrNeonDot;
             if let Some($lanes) = neon::NeonLanes::<true>::detect() {
                 $do;
             }
+            let $set = InstructionSet::Avx2OrNeon;
             if let Some($lanes) = neon::NeonLanes::<false>::detect() {
                 $do;
             }
@@ -236,7 +267,10 @@ macro_rules! for_each_detected {
 ///
 /// To be called on the thread that computes: a closure that another thread runs is compiled for any processor.
 pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
-    for_each_detected!(lanes => return run(lanes, kernel));
+    let limit = LIMIT.load(Ordering::Relaxed);
+    for_each_detected!((lanes, set) => if set as u8 <= limit {
+        return run(lanes, kernel);
+    });
     run(Scalar, kernel)
 }
 
@@ -244,7 +278,7 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
 #[cfg(test)]
 pub fn run_on_all<K: Kernel<Output: PartialEq> + Clone>(kernel: K) -> K::Output {
     let scalar = run(Scalar, kernel.clone());
-    for_each_detected!(lanes => {
+    for_each_detected!((lanes, _set) => {
         let name = std::any::type_name_of_val(&lanes);
         assert!(run(lanes, kernel.clone()) == scalar, "{name} gives something else");
     });

@@ -295,9 +295,9 @@ mod tests {
     use super::*;
     use crate::files::{formats::Format, weights::WeightTensor};
 
-    /// A layer of so many heads of a size that is padded, with rows that are no whole blocks, in f32 or to be quantized.
+    /// A layer with heads of a size that is padded and rows that are no whole blocks, in f32 or to be quantized.
     /// Some channels of the norms are `outlier` times as large, and the weights behind them as much smaller.
-    fn layer(outlier: f32, format: Format) -> encoder::Layer {
+    fn layer(heads: usize, outlier: f32, format: Format) -> encoder::Layer {
         const HIDDEN: usize = 96;
         const INNER: usize = 112;
         let mut rng = fastrand::Rng::with_seed(4);
@@ -336,19 +336,19 @@ mod tests {
             fc2: linear(INNER, HIDDEN, false),
             layer_norm1,
             layer_norm2,
-            heads: 4,
+            heads,
         }
     }
 
     /// How far the fused layer is from candle's in f32, of what it adds to its input.
-    fn distance(outlier: f32) -> f64 {
+    fn distance(heads: usize, outlier: f32) -> f64 {
         const ROWS: usize = 70;
         let mut rng = fastrand::Rng::with_seed(5);
         let x: Vec<_> = (0..ROWS * 96).map(|_| rng.f32() * 4.0 - 2.0).collect();
         let tensor = Tensor::from_vec(x.clone(), (ROWS, 96), &Device::Cpu).unwrap();
-        let exact = layer(outlier, Format::Dense(DType::F32)).forward(&tensor);
+        let exact = layer(heads, outlier, Format::Dense(DType::F32)).forward(&tensor);
         let exact = exact.unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let fused = layer(outlier, Format::Quantized(GgmlDType::Q8_0));
+        let fused = layer(heads, outlier, Format::Quantized(GgmlDType::Q8_0));
         let fused = EncoderLayer::new(&fused).unwrap().expect("kernels");
         let mut y = x.clone();
         fused.forward(&mut y, &mut Workspace::default());
@@ -362,15 +362,18 @@ mod tests {
 
     #[test]
     fn heads_and_rows_of_any_size_come_out_as_candle_has_them() {
-        let off = distance(1.0);
-        assert!(off < 3e-2, "{off}");
+        // Of 24 and 96 values.
+        for heads in [4, 1] {
+            let off = distance(heads, 1.0);
+            assert!(off < 3e-2, "{heads}: {off}");
+        }
     }
 
     #[test]
     fn outliers_of_norms_cost_no_precision() {
-        let without = distance(1.0);
+        let without = distance(4, 1.0);
         for outlier in [10.0, 100.0] {
-            let off = distance(outlier);
+            let off = distance(4, outlier);
             assert!(off < 1.1 * without, "{outlier}: {off}, {without} without");
         }
     }
