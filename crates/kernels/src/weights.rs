@@ -286,7 +286,7 @@ impl DotI8 for UnpackedQ4_0x16 {
     }
 }
 
-/// Blocks of sixteen rows: 12 bits for each weight, in 16, and scales in f32.
+/// Blocks of sixteen rows in 16 bits, with scales in f32.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(32))]
 pub struct BlockI16x16 {
