@@ -13,8 +13,7 @@ use crate::{
     int8::{
         BLOCK_QUADS, BlockParams, HALVES, INT8_BLOCK, Int8Buffer, Int8Rows, Int8Weights,
         PANEL_ROWS, Panel, PanelPair, PanelQuad, Sign, TILE_ROWS, Tile, TileMut, TilePair,
-        TileQuad, TileSums, largest_of, multiply, part, quantize_block, scale_of, widen_panel,
-        widen_tiles,
+        TileQuad, TileSums, multiply, part, scale_of, set_lane, widen_panel, widen_tiles,
     },
     lanes::{Kernel, LANES, Lanes, PAIR, QUAD, dispatch},
 };
@@ -377,13 +376,7 @@ impl Queries {
                 for (x, to) in head.block(row, block).iter().zip(&mut x) {
                     l.store(l.mul(l.load(x), factor), to);
                 }
-                let mut bytes = [[0; QUAD]; BLOCK_QUADS];
-                let scale = scale_of(largest_of(l, &x));
-                scales[half][lane] = scale;
-                quantize_block(l, &x, scale, &mut bytes);
-                for (quad, bytes) in quads.iter_mut().zip(bytes) {
-                    quad[half][lane] = bytes;
-                }
+                scales[half][lane] = set_lane(l, &x, (half, lane), quads);
             }
             self.params.push(BlockParams::new(scales, quads));
         }

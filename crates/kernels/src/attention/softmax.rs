@@ -36,22 +36,10 @@ pub(super) fn softmax_block<'a, L: Lanes>(
         let mut sum = l.splat(0.0);
         let (fours, rest) = scores.as_chunks::<QUAD>();
         for (scores, quad) in fours.iter().zip(&mut *quads) {
-            let mut rounded = [l.splat_int(0); QUAD];
-            for (score, to) in scores.iter().zip(&mut rounded) {
-                let prob = coarse_exp2(l, l.sub(l.load(&score[half]), base));
-                sum = l.add(sum, prob);
-                *to = l.round(prob);
-            }
-            l.store_bytes(rounded, quad);
+            sum = four(l, scores, half, (base, sum), quad);
         }
         if !rest.is_empty() {
-            let mut rounded = [l.splat_int(0); QUAD];
-            for (score, to) in rest.iter().zip(&mut rounded) {
-                let prob = coarse_exp2(l, l.sub(l.load(&score[half]), base));
-                sum = l.add(sum, prob);
-                *to = l.round(prob);
-            }
-            l.store_bytes(rounded, &mut quads[fours.len()]);
+            sum = four(l, rest, half, (base, sum), &mut quads[fours.len()]);
         }
         l.store(base, &mut part.base[half]);
         l.store(sum, &mut part.sums[half]);
@@ -65,6 +53,25 @@ pub(super) fn softmax_block<'a, L: Lanes>(
         }
     }
     part
+}
+
+/// Probabilities of up to four keys, and their sum with `sum`.
+#[inline(always)]
+fn four<L: Lanes>(
+    l: L,
+    scores: &[[[f32; LANES]; HALVES]],
+    half: usize,
+    (base, mut sum): (L::Float, L::Float),
+    to: &mut [[u8; QUAD]; LANES],
+) -> L::Float {
+    let mut rounded = [l.splat_int(0); QUAD];
+    for (score, to) in scores.iter().zip(&mut rounded) {
+        let prob = coarse_exp2(l, l.sub(l.load(&score[half]), base));
+        sum = l.add(sum, prob);
+        *to = l.round(prob);
+    }
+    l.store_bytes(rounded, to);
+    sum
 }
 
 /// The power of two that is the largest integer of a probability.

@@ -14,10 +14,11 @@ use std::hint::black_box;
 use bytemuck::cast;
 
 pub use matmul::{gelu_matmul_int8, matmul_int8, matmul_int8_blocks};
-pub(crate) use rows::{I8_MAX, TileMut, largest_of, quantize_block, unsigned_byte};
+use rows::{I8_MAX, largest_of, quantize_block};
 pub use rows::{Int8Buffer, Int8Rows};
+pub(crate) use rows::{TileMut, unsigned_byte};
 pub use weights::Int8Weights;
-pub(crate) use weights::{BlockParams, PanelQuad, scale_of};
+pub(crate) use weights::{BlockParams, PanelQuad, scale_of, set_lane};
 
 use crate::lanes::{LANES, Lanes, PAIR, QUAD};
 

@@ -199,15 +199,26 @@ impl Kernel for QuantizeRow<'_> {
             if !all_finite(row) {
                 return false;
             }
-            let mut bytes = [[0; QUAD]; BLOCK_QUADS];
             let row = row.as_chunks().0.first_chunk().expect("a whole block");
-            let scale = scale_of(largest_of(l, row));
-            scales[half][lane] = scale;
-            quantize_block(l, row, scale, &mut bytes);
-            for (quad, bytes) in quads.iter_mut().zip(bytes) {
-                quad[half][lane] = bytes;
-            }
+            scales[half][lane] = set_lane(l, row, (half, lane), quads);
         }
         true
     }
+}
+
+/// Quantizes a block of a row to its place in a panel, and returns its scale.
+#[inline(always)]
+pub(crate) fn set_lane<L: Lanes>(
+    l: L,
+    x: &[[f32; LANES]; INT8_BLOCK / LANES],
+    (half, lane): (usize, usize),
+    quads: &mut [PanelQuad],
+) -> f32 {
+    let mut bytes = [[0; QUAD]; BLOCK_QUADS];
+    let scale = scale_of(largest_of(l, x));
+    quantize_block(l, x, scale, &mut bytes);
+    for (quad, bytes) in quads.iter_mut().zip(bytes) {
+        quad[half][lane] = bytes;
+    }
+    scale
 }
